@@ -1,0 +1,2 @@
+//! The load generator of tarsier.
+fn main() {}

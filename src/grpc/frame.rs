@@ -1,0 +1,1 @@
+//! Length-prefixed messages out of and into chunks.

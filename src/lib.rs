@@ -1,0 +1,9 @@
+//! tarsier: a watch server with the etcd v3 API.
+
+pub mod backend;
+pub mod grpc;
+pub mod net;
+pub mod service;
+pub mod store;
+pub mod types;
+pub mod watch;

@@ -1,0 +1,92 @@
+//! The kernel's edge: sockets, and the HTTP/2 connections on them.
+//!
+//! A connection hands whole calls to a [`Handler`] and knows no service; the handler knows no socket. All of it runs on
+//! one thread, so nothing here is `Send` and nothing is locked.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::backend::Caller;
+use crate::grpc::status::Status;
+
+/// One call: the slot of its connection in this shard, and the slot of its stream in that connection. Slots are reused, so
+/// an id that outlives its call may name another one: what it can do is wake it, which is harmless.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct CallId {
+    pub connection: u32,
+    pub stream: u32,
+}
+
+/// What a call opens with.
+#[derive(Debug)]
+pub struct CallHead<'a> {
+    /// `/package.Service/Method`
+    pub path: &'a str,
+    pub caller: &'a Caller,
+    /// The first value of the metadata key `hasleader` is `true`.
+    pub requires_leader: bool,
+    /// The metadata key `client-api-version`, when it is not valid UTF-8.
+    pub client_api_version_is_garbled: bool,
+    /// `grpc-timeout`; the connection keeps it and ends the call with DEADLINE_EXCEEDED.
+    pub timeout: Option<Duration>,
+}
+
+/// How the connection reads a call.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CallKind {
+    /// Exactly one request message; the handler sees it when the client has half-closed (unary and server-streaming calls).
+    OneRequest,
+    /// Any number of request messages, each handed over as it arrives; response headers leave at once.
+    RequestStream,
+}
+
+/// What the handler makes of a call it accepts. `handle` is the handler's own index and comes back with each call of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Opened {
+    pub kind: CallKind,
+    pub handle: u32,
+}
+
+/// Whether the handler can take more request messages of this call now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Intake {
+    Continue,
+    /// Hand over no more until [`Ready`] names the call again. Flow control then slows the peer.
+    Pause,
+}
+
+/// What a call has to send.
+#[derive(Debug)]
+pub enum Output {
+    /// Nothing now; [`Ready`] will name the call when that changes.
+    Nothing,
+    /// Bytes of length-prefixed messages, cut anywhere. Ask again for more.
+    Bytes(Bytes),
+    /// The call ends with these trailers.
+    End(Status),
+    /// These bytes are the last; the call ends with OK behind them.
+    Last(Bytes),
+}
+
+/// Who serves the calls of a shard's connections.
+///
+/// The connection asks and the handler answers at once; what takes longer is announced through [`Ready`]. A handler must
+/// never call back into the connection from inside these methods.
+pub trait Handler {
+    /// A call has begun. An error ends it with that status, and its handle is never used.
+    fn open(&self, call: CallId, head: &CallHead<'_>) -> Result<Opened, Status>;
+
+    /// One whole request message, without its five-byte prefix.
+    fn message(&self, call: CallId, handle: u32, message: Bytes) -> Intake;
+
+    /// The client has half-closed; for [`CallKind::OneRequest`] this follows its message.
+    fn end_of_requests(&self, call: CallId, handle: u32);
+
+    /// What is there to send, at most `bytes_max` bytes of it, given that the peer's window has room.
+    fn output(&self, call: CallId, handle: u32, bytes_max: usize) -> Output;
+
+    /// The call is over without a word from the handler: reset, vanished, timed out. The handle is free from here on. Not
+    /// called behind [`Output::End`] and [`Output::Last`]: there the handler knows.
+    fn closed(&self, call: CallId, handle: u32);
+}

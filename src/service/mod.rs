@@ -1,0 +1,1 @@
+//! The services: wire types to core types and back.

@@ -1,0 +1,3 @@
+//! The multi-version store.
+
+pub mod command;

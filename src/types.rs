@@ -1,0 +1,250 @@
+//! The words that all layers share.
+//!
+//! Everything here is plain data: no clock, no IO, no knowledge of the wire. Keys are raw bytes and compare as raw bytes.
+
+pub mod encode;
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+/// A key as clients send it: any bytes, compared bytewise. Never empty once it is in the store.
+pub type Key = Bytes;
+
+/// The store's counter: an empty store is at 1, and each write that changes something adds exactly 1.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct Revision(pub i64);
+
+impl Revision {
+    /// Where an empty store stands (etcd: `currentRev: 1`).
+    pub const FIRST: Revision = Revision(1);
+    /// Older than every revision that a store can have.
+    pub const ZERO: Revision = Revision(0);
+
+    pub fn next(self) -> Revision {
+        Revision(self.0 + 1)
+    }
+
+    pub fn previous(self) -> Revision {
+        Revision(self.0 - 1)
+    }
+}
+
+impl fmt::Display for Revision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Wall-clock time in milliseconds since the Unix epoch. The core takes it as an argument and never reads a clock.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct Time(pub u64);
+
+/// The id of a lease; 0 on the wire means "none".
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct LeaseId(pub i64);
+
+impl LeaseId {
+    pub const NONE: LeaseId = LeaseId(0);
+}
+
+/// Which keys a request speaks of.
+///
+/// etcd writes this as `key` and `range_end`; [`KeyRange::from_wire`] is the one place that knows the convention.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum KeyRange {
+    /// Exactly this key.
+    One(Key),
+    /// Every key with `start <= key < end`; empty when `end <= start`.
+    Span { start: Key, end: Key },
+    /// Every key from this one on.
+    From(Key),
+}
+
+impl KeyRange {
+    /// The etcd convention: no `range_end` is one key, the single byte 0 is "every key from `key` on".
+    pub fn from_wire(key: Key, range_end: Bytes) -> KeyRange {
+        match &range_end[..] {
+            [] => KeyRange::One(key),
+            [0] => KeyRange::From(key),
+            _ => KeyRange::Span { start: key, end: range_end },
+        }
+    }
+
+    pub fn contains(&self, key: &[u8]) -> bool {
+        match self {
+            KeyRange::One(one) => one == key,
+            KeyRange::Span { start, end } => start <= key && key < &end[..],
+            KeyRange::From(start) => start <= key,
+        }
+    }
+
+    /// A span whose end does not lie above its start holds no key. A read of it is legal and finds nothing.
+    pub fn is_empty(&self) -> bool {
+        matches!(self, KeyRange::Span { start, end } if end <= start)
+    }
+
+    pub fn start(&self) -> &Key {
+        match self {
+            KeyRange::One(key) | KeyRange::From(key) => key,
+            KeyRange::Span { start, .. } => start,
+        }
+    }
+}
+
+/// One version of a key. Cloning copies a handle; the bytes are shared between the store, history and every reader.
+///
+/// One allocation holds a fixed head and then key and value, because a separate allocation each for key, value and
+/// numbers would cost 50 bytes more a stored version.
+#[derive(Clone, PartialEq, Eq)]
+pub struct KeyValue(Arc<[u8]>);
+
+/// create_revision, mod_revision, version, lease: 8 bytes each; then 4 bytes of key length.
+const HEAD_BYTES: usize = 36;
+
+impl KeyValue {
+    /// # Panics
+    /// When the key is longer than 4 GiB; request limits keep it far below.
+    pub fn new(
+        key: &[u8],
+        value: &[u8],
+        create_revision: Revision,
+        mod_revision: Revision,
+        version: i64,
+        lease: LeaseId,
+    ) -> KeyValue {
+        let key_len = u32::try_from(key.len()).expect("request limits keep a key below 4 GiB");
+        let mut bytes = Vec::with_capacity(HEAD_BYTES + key.len() + value.len());
+        for number in [create_revision.0, mod_revision.0, version, lease.0] {
+            bytes.extend_from_slice(&number.to_le_bytes());
+        }
+        bytes.extend_from_slice(&key_len.to_le_bytes());
+        bytes.extend_from_slice(key);
+        bytes.extend_from_slice(value);
+        KeyValue(bytes.into())
+    }
+
+    fn number(&self, at: usize) -> i64 {
+        i64::from_le_bytes(self.0[at * 8..at * 8 + 8].try_into().expect("the slice has 8 bytes"))
+    }
+
+    fn key_end(&self) -> usize {
+        let key_len = u32::from_le_bytes(self.0[32..HEAD_BYTES].try_into().expect("the slice has 4 bytes"));
+        HEAD_BYTES + key_len as usize
+    }
+
+    pub fn key(&self) -> &[u8] {
+        &self.0[HEAD_BYTES..self.key_end()]
+    }
+
+    pub fn value(&self) -> &[u8] {
+        &self.0[self.key_end()..]
+    }
+
+    /// The revision of the put that created the key or created it anew.
+    pub fn create_revision(&self) -> Revision {
+        Revision(self.number(0))
+    }
+
+    /// The revision of the put that wrote this version.
+    pub fn mod_revision(&self) -> Revision {
+        Revision(self.number(1))
+    }
+
+    /// 1 at creation, one more with each put.
+    pub fn version(&self) -> i64 {
+        self.number(2)
+    }
+
+    pub fn lease(&self) -> LeaseId {
+        LeaseId(self.number(3))
+    }
+
+    /// What one stored version takes, in bytes: the two reference counts, the head, key and value.
+    pub fn bytes(&self) -> usize {
+        16 + self.0.len()
+    }
+}
+
+impl fmt::Debug for KeyValue {
+    /// Values stay out of logs; the key and the numbers tell which version it is.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeyValue")
+            .field("key", &Bytes::copy_from_slice(self.key()))
+            .field("create_revision", &self.create_revision().0)
+            .field("mod_revision", &self.mod_revision().0)
+            .field("version", &self.version())
+            .field("lease", &self.lease().0)
+            .field("value_bytes", &self.value().len())
+            .finish()
+    }
+}
+
+/// What the store did to one key.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// `previous` is the state of the key before the whole *revision*, not before this change: etcd reads `prev_kv` at
+    /// `mod_revision - 1`.
+    Put { kv: KeyValue, previous: Option<KeyValue> },
+    Delete { key: Key, previous: Option<KeyValue> },
+}
+
+impl Change {
+    pub fn key(&self) -> &[u8] {
+        match self {
+            Change::Put { kv, .. } => kv.key(),
+            Change::Delete { key, .. } => key,
+        }
+    }
+
+    pub fn previous(&self) -> Option<&KeyValue> {
+        match self {
+            Change::Put { previous, .. } | Change::Delete { previous, .. } => previous.as_ref(),
+        }
+    }
+}
+
+/// All changes of one revision, in the order in which they were made (the sub revision is the index).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Batch {
+    pub revision: Revision,
+    pub time: Time,
+    pub changes: Box<[Change]>,
+}
+
+impl Batch {
+    /// What this batch keeps in memory, in bytes, previous versions not counted: they belong to the batch that wrote them.
+    pub fn bytes(&self) -> usize {
+        let changes = self.changes.iter().map(|change| match change {
+            Change::Put { kv, .. } => kv.bytes(),
+            Change::Delete { key, .. } => key.len(),
+        });
+        size_of::<Batch>() + 16 + size_of_val(&*self.changes) + changes.sum::<usize>()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_value_gives_back_what_went_in() {
+        let kv = KeyValue::new(b"key", b"value", Revision(2), Revision(9), 4, LeaseId(-7));
+        assert_eq!((kv.key(), kv.value()), (&b"key"[..], &b"value"[..]));
+        assert_eq!((kv.create_revision(), kv.mod_revision()), (Revision(2), Revision(9)));
+        assert_eq!((kv.version(), kv.lease()), (4, LeaseId(-7)));
+        let empty = KeyValue::new(b"k", b"", Revision(2), Revision(2), 1, LeaseId::NONE);
+        assert_eq!((empty.key(), empty.value()), (&b"k"[..], &b""[..]));
+    }
+
+    #[test]
+    fn a_range_end_of_one_zero_byte_means_every_key_from_here_on() {
+        let range = |key: &'static [u8], end: &'static [u8]| KeyRange::from_wire(Bytes::from(key), Bytes::from(end));
+        assert_eq!(range(b"a", b""), KeyRange::One("a".into()));
+        assert_eq!(range(b"a", b"\0"), KeyRange::From("a".into()));
+        assert!(range(b"a", b"\0").contains(b"\xff\xff"));
+        assert!(range(b"a", b"c").contains(b"b") && !range(b"a", b"c").contains(b"c"));
+        assert!(range(b"b", b"a").is_empty() && range(b"b", b"b").is_empty() && !range(b"b", b"b\0").is_empty());
+    }
+}

@@ -1,0 +1,1 @@
+//! Event and KeyValue to bytes by hand.
