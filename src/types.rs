@@ -186,8 +186,14 @@ impl fmt::Debug for KeyValue {
 pub enum Change {
     /// `previous` is the state of the key before the whole *revision*, not before this change: etcd reads `prev_kv` at
     /// `mod_revision - 1`.
-    Put { kv: KeyValue, previous: Option<KeyValue> },
-    Delete { key: Key, previous: Option<KeyValue> },
+    Put {
+        kv: KeyValue,
+        previous: Option<KeyValue>,
+    },
+    Delete {
+        key: Key,
+        previous: Option<KeyValue>,
+    },
 }
 
 impl Change {
