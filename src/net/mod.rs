@@ -23,8 +23,6 @@ pub mod ring;
 pub mod server;
 mod socket;
 mod stream;
-#[cfg(test)]
-mod tests;
 mod timers;
 
 use std::time::Duration;
@@ -117,3 +115,6 @@ pub trait Handler {
     /// called behind [`Output::End`] and [`Output::Last`]: there the handler knows.
     fn closed(&self, call: CallId, handle: u32);
 }
+
+#[cfg(test)]
+mod tests;

@@ -110,25 +110,40 @@ impl Row {
 
     /// One bounded look: requests in, output out. `announced` when the handler named the call.
     pub fn look(&mut self, around: &Surroundings<'_>, context: &mut Context<'_>, announced: bool) -> Look {
-        if announced {
-            self.is_output_due = true;
-            if self.reading == Reading::Paused {
-                self.reading = Reading::Open;
-            }
+        self.is_output_due |= announced;
+        match self.read_and_write(around, context, announced) {
+            Err(look) => look,
+            Ok(more) => self.look_for_reset(context, more),
         }
+    }
+
+    /// Output goes first: a handler that paused the call makes room by it.
+    fn read_and_write(
+        &mut self,
+        around: &Surroundings<'_>,
+        context: &mut Context<'_>,
+        announced: bool,
+    ) -> Result<bool, Look> {
+        if announced && self.reading == Reading::Paused {
+            self.reading = Reading::Open;
+        }
+        if self.is_output_due && self.write(around, context)? {
+            return Ok(true);
+        }
+        // What a closed window has left due waits for its wake, whatever is read meanwhile.
+        let blocked = std::mem::take(&mut self.is_output_due);
         let mut more = false;
         if self.reading == Reading::Open {
-            match self.read(around, context) {
-                Ok(is_cut) => more = is_cut,
-                Err(look) => return look,
-            }
+            more = self.read(around, context)?;
         }
-        if self.is_output_due {
-            match self.write(around, context) {
-                Ok(is_cut) => more |= is_cut,
-                Err(look) => return look,
-            }
+        if self.is_output_due && !blocked {
+            more |= self.write(around, context)?;
         }
+        self.is_output_due |= blocked;
+        Ok(more)
+    }
+
+    fn look_for_reset(&mut self, context: &mut Context<'_>, more: bool) -> Look {
         let reset = match &mut self.sender {
             Sender::Response(respond) => respond.poll_reset(context),
             Sender::Stream(stream) => stream.poll_reset(context),
