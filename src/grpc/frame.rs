@@ -106,9 +106,10 @@ impl Deframer {
         Ok(Some(partial.body.into()))
     }
 
-    /// A message has begun and is not whole yet.
+    /// The body of a message has begun, or is due, and is not whole yet. A cut prefix does not count: grpc-go takes an
+    /// end there for the end of the messages.
     pub fn is_amid_message(&self) -> bool {
-        self.partial.is_some()
+        self.partial.as_ref().is_some_and(|partial| usize::from(partial.prefix_bytes) == PREFIX_BYTES)
     }
 
     /// What is held for the message that is cut, in bytes.

@@ -295,7 +295,7 @@ impl ReceivePool {
     fn flush(&self) {
         let mut ids = self.returned.borrow_mut();
         ids.sort_unstable();
-        let joined = |left: &u16, right: &u16| left + 1 == *right && right % BUFFERS_PER_BLOCK != 0;
+        let joined = |left: &u16, right: &u16| left + 1 == *right && !right.is_multiple_of(BUFFERS_PER_BLOCK);
         for run in ids.chunk_by(joined) {
             self.provide(run[0], run.len() as u16);
         }

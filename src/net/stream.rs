@@ -32,13 +32,12 @@ pub struct Row {
     body: RecvStream,
     sender: Sender,
     deframer: Deframer,
-    /// The request of a [`CallKind::OneRequest`] until its client half-closes, or what a pause has cut off a chunk.
+    /// What a pause has cut off a chunk.
     held: Option<Box<Bytes>>,
     pub deadline: Option<Instant>,
     pub handle: u32,
     pub kind: CallKind,
     reading: Reading,
-    has_request: bool,
     /// The handler may have something to send.
     is_output_due: bool,
 }
@@ -93,7 +92,6 @@ impl Row {
             handle: 0,
             kind: CallKind::OneRequest,
             reading: Reading::Open,
-            has_request: false,
             is_output_due: false,
         }
     }
@@ -158,14 +156,14 @@ impl Row {
     /// Takes request messages until there are none. `Ok(true)` when it stopped for the sake of others.
     fn read(&mut self, around: &Surroundings<'_>, context: &mut Context<'_>) -> Result<bool, Look> {
         let mut messages_left = MESSAGES_PER_LOOK;
-        let mut chunk = match self.kind {
-            CallKind::RequestStream => self.held.take().map_or_else(Bytes::new, |rest| *rest),
-            CallKind::OneRequest => Bytes::new(),
-        };
+        let mut chunk = self.held.take().map_or_else(Bytes::new, |rest| *rest);
         loop {
             while let Some(message) = self.next_message(&mut chunk, around)? {
-                let intake = self.take(message, around)?;
+                let intake = self.take(message, around);
                 messages_left -= 1;
+                if self.reading == Reading::Ended {
+                    return Ok(false);
+                }
                 if intake == Intake::Pause {
                     self.reading = Reading::Paused;
                 }
@@ -192,32 +190,28 @@ impl Row {
         self.deframer.next(chunk, around.request_bytes_max).map_err(|error| self.fail(&error.status()))
     }
 
-    fn take(&mut self, message: Bytes, around: &Surroundings<'_>) -> Result<Intake, Look> {
-        if self.kind == CallKind::RequestStream {
-            self.is_output_due = true;
-            return Ok(around.handler.message(around.call, self.handle, message));
+    fn take(&mut self, message: Bytes, around: &Surroundings<'_>) -> Intake {
+        self.is_output_due = true;
+        let intake = around.handler.message(around.call, self.handle, message);
+        match self.kind {
+            CallKind::RequestStream => intake,
+            CallKind::OneRequest => {
+                self.reading = Reading::Ended;
+                around.handler.end_of_requests(around.call, self.handle);
+                intake
+            }
         }
-        if self.has_request {
-            let text = "cardinality violation: received multiple request messages for non-client-streaming RPC";
-            return Err(self.fail(&Status::new(Code::Internal, text)));
-        }
-        self.has_request = true;
-        self.held = Some(Box::new(message));
-        Ok(Intake::Continue)
     }
 
+    /// In the words of grpc-go, as etcd 3.7 answers.
     fn end_of_requests(&mut self, around: &Surroundings<'_>) -> Result<(), Look> {
         self.reading = Reading::Ended;
-        if self.deframer.is_amid_message() {
-            return Err(self.fail(&Status::new(Code::Internal, "unexpected EOF")));
-        }
-        if self.kind == CallKind::OneRequest {
-            let Some(request) = self.held.take() else {
-                let text = "cardinality violation: received no request message from non-client-streaming RPC";
-                return Err(self.fail(&Status::new(Code::Internal, text)));
-            };
-            // There is one message only, so there is nothing to pause.
-            let _ = around.handler.message(around.call, self.handle, *request);
+        let is_cut = self.deframer.is_amid_message();
+        match self.kind {
+            CallKind::OneRequest if is_cut => return Err(self.fail(&Status::new(Code::Unknown, "unexpected EOF"))),
+            CallKind::OneRequest => return Err(self.fail(&Status::new(Code::Unknown, "EOF"))),
+            CallKind::RequestStream if is_cut => return Err(self.fail(&Status::new(Code::Internal, "unexpected EOF"))),
+            CallKind::RequestStream => {}
         }
         around.handler.end_of_requests(around.call, self.handle);
         self.is_output_due = true;
@@ -289,6 +283,11 @@ impl Row {
         self.send_headers()?;
         let Sender::Stream(stream) = &mut self.sender else { unreachable!("headers have just been sent") };
         stream.send_data(bytes, false).map_err(|_| Look::Broken(Broken::ByPeer))
+    }
+
+    /// What is held of requests, in bytes.
+    pub fn held_bytes(&self) -> usize {
+        self.deframer.bytes() + self.held.as_ref().map_or(0, |held| held.len())
     }
 
     /// The last that the peer hears of this call. A stream that is reset already hears nothing, and needs nothing.
