@@ -3,6 +3,7 @@
 pub mod backend;
 pub mod grpc;
 pub mod net;
+pub mod pb;
 pub mod service;
 pub mod store;
 pub mod types;
