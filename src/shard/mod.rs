@@ -9,7 +9,9 @@
 pub mod clock;
 pub mod cores;
 pub mod durability;
+pub mod embedded;
 pub mod history;
+pub mod intake;
 pub mod memory;
 pub mod mesh;
 pub mod start;
@@ -32,17 +34,15 @@ use crate::service::{Route, Services};
 use crate::types::Revision;
 use crate::watch::hub::{Hub, StreamId};
 
-use durability::Durability;
-use history::{Appender, Committed, Reader};
-use mesh::{Link, Port, Request, Response, Token};
-use writer::{Origin, Writer};
+use embedded::Embedded;
+use history::Committed;
+use intake::Intake as HubIntake;
+use mesh::{Link, Request, Response, Token};
 
 /// Commands the writer takes in one turn, over all shards. Beyond it the other work of shard 0 would wait too long.
 const COMMANDS_PER_TURN: usize = 512;
 /// Replies a shard takes in one turn.
 const REPLIES_PER_TURN: usize = 512;
-/// Batches that may stand in the hub unhandled; the rest waits in shared history.
-const HUB_BATCHES_AHEAD: i64 = 256;
 /// Members, list rows or changes that the hub touches in one turn: some 200 us of work.
 const HUB_WORK_PER_TURN: usize = 2_000;
 /// Streams announced to their connections in one turn.
@@ -53,27 +53,17 @@ const HISTORY_TOKEN: Token = Token::MAX;
 /// Tells the handle of a watch stream from that of a unary call.
 const WATCH_HANDLE: u32 = 1 << 31;
 
-/// The writer's side of shard 0.
-pub struct WriterSide {
-    pub writer: Writer,
-    pub durability: Box<dyn Durability>,
-    pub appender: Appender,
-    /// One port a shard, by its index.
-    pub ports: Vec<Port>,
-}
-
 /// What the connections and the turn share on this thread.
 struct Core {
     hub: Hub,
     services: Services,
     link: Link,
-    reader: Reader,
-    writer: Option<WriterSide>,
+    intake: HubIntake,
+    embedded: Option<Embedded>,
     /// Watch streams that end with a status once what is queued for them has left.
     ending: HashMap<u32, Status>,
     /// When each stream with progress watches has its next tick.
     progress: BTreeSet<(Instant, StreamId)>,
-    compacted: Option<Revision>,
 }
 
 /// One shard. It lives on its thread and never leaves it.
@@ -128,7 +118,7 @@ impl Shard {
         let core = &mut *self.core.borrow_mut();
         let mut more = self.turn_writer(core);
         more |= self.take_replies(core);
-        more |= self.feed_hub(core);
+        more |= core.intake.feed(&mut core.hub);
         more |= core.hub.turn(HUB_WORK_PER_TURN);
         if let Some(from) = core.hub.next_history_request() {
             self.send(core, HISTORY_TOKEN, Command::History { from });
@@ -137,33 +127,12 @@ impl Shard {
         more
     }
 
-    /// Shard 0: the log first, then the commands, then a piece of the long reads and removals.
+    /// Shard 0: the log and the commands.
     fn turn_writer(&self, core: &mut Core) -> bool {
-        let Some(side) = &mut core.writer else { return false };
-        let mut told = side.release();
-        let time = clock::wall();
-        let mut taken = 0;
-        for (index, port) in side.ports.iter_mut().enumerate() {
-            // An even share each, so that one shard's flood leaves room for the others' commands.
-            for _ in 0..COMMANDS_PER_TURN.div_ceil(self.bells.len()) {
-                let Some(Request { token, command }) = port.receive() else { break };
-                side.writer.command(Origin { shard: index as u16, token }, command, time);
-                taken += 1;
-            }
-        }
-        if let Some((position, batches)) = side.writer.seal() {
-            side.durability.append(position, batches);
-        }
-        told |= side.release();
-        let more = side.writer.step() || (taken > 0 && side.ports.iter().any(Port::has_request));
-        let mut replied = vec![false; 0];
-        replied.resize(self.bells.len(), told);
-        while let Some((origin, reply)) = side.writer.next_reply() {
-            side.ports[origin.shard as usize].reply(Response { token: origin.token, reply });
-            replied[origin.shard as usize] = true;
-        }
+        let Some(embedded) = &mut core.embedded else { return false };
+        let more = embedded.turn(clock::wall(), COMMANDS_PER_TURN);
         for (index, bell) in self.bells.iter().enumerate() {
-            if replied[index] && index != self.index as usize {
+            if embedded.has_told(index) && index != usize::from(self.index) {
                 bell.ring();
             }
         }
@@ -191,22 +160,6 @@ impl Shard {
         core.link.has_response() || core.services.has_work()
     }
 
-    fn feed_hub(&self, core: &mut Core) -> bool {
-        let compacted = self.committed.compacted();
-        let committed = self.committed.revision();
-        while core.hub.received().0 < core.hub.revision().0 + HUB_BATCHES_AHEAD {
-            let Some(batch) = core.reader.next() else { break };
-            core.hub.handle_batch(batch);
-        }
-        if compacted != core.compacted
-            && let Some(revision) = compacted
-        {
-            core.compacted = compacted;
-            core.hub.handle_compaction(revision);
-        }
-        core.hub.received() < committed
-    }
-
     fn announce(&self, core: &mut Core) -> bool {
         for _ in 0..READY_PER_TURN {
             let Some((_, token)) = core.hub.next_ready() else { return false };
@@ -223,20 +176,6 @@ impl Shard {
 
     fn wake_writer(&self) {
         if self.index == 0 { self.wake() } else { self.bells[0].ring() }
-    }
-}
-
-impl WriterSide {
-    /// Publishes what became durable. True when there was something to tell.
-    fn release(&mut self) -> bool {
-        let mut told = false;
-        while let Some(position) = self.durability.completed() {
-            if let Some(release) = self.writer.durable(position) {
-                self.appender.publish(release.batches.into_iter(), release.revision, release.compacted);
-                told = true;
-            }
-        }
-        told
     }
 }
 

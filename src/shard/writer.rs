@@ -21,13 +21,23 @@ use crate::store::command::{Answer, Error, Read, Write};
 use crate::store::{CompactProgress, ReadJob, Store};
 use crate::types::{Batch, Revision, Time};
 
-/// Rows a read visits before the next one has its turn: some 100 us of work.
-const READ_ROWS_PER_TURN: usize = 1_000;
-/// Versions a compaction visits in a turn: some 100 us of work.
-const COMPACT_VISITS_PER_TURN: usize = 500;
-/// What one answer about history may carry: late watchers ask again.
-const HISTORY_BATCHES_MAX: usize = 1_000;
-const HISTORY_BYTES_MAX: usize = 1 << 20;
+/// How much of the long work is done at a time. The simulator takes small steps, so that everything interleaves.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// Rows a read visits before the next one has its turn: some 100 us of work.
+    pub read_rows: usize,
+    /// Versions a compaction visits in a turn: some 100 us of work.
+    pub compact_visits: usize,
+    /// What one answer about history may carry. Late watchers ask again.
+    pub history_batches: usize,
+    pub history_bytes: usize,
+}
+
+impl Default for Pace {
+    fn default() -> Pace {
+        Pace { read_rows: 1_000, compact_visits: 500, history_batches: 1_000, history_bytes: 1 << 20 }
+    }
+}
 
 /// Which request of which shard a reply belongs to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -80,6 +90,7 @@ struct RunningRead {
 
 pub struct Writer {
     store: Store,
+    pace: Pace,
     open: Group,
     sealed: VecDeque<Group>,
     committed: Revision,
@@ -100,10 +111,11 @@ pub(crate) struct Planted {
 }
 
 impl Writer {
-    pub fn new(store: Store) -> Writer {
+    pub fn new(store: Store, pace: Pace) -> Writer {
         let (revision, compacted) = (store.revision(), store.compacted());
         Writer {
             store,
+            pace,
             open: Group::new(Position(1), revision, compacted),
             sealed: VecDeque::new(),
             committed: revision,
@@ -128,7 +140,7 @@ impl Writer {
             command if self.store.compacted() > Some(self.committed) => self.unreleased().reads.push((origin, command)),
             Command::Read(read) => self.read(origin, &read),
             Command::History { from } => {
-                let batches = self.store.history(from, self.committed, HISTORY_BATCHES_MAX, HISTORY_BYTES_MAX);
+                let batches = self.store.history(from, self.committed, self.pace.history_batches, self.pace.history_bytes);
                 let reply = batches.map_err(|compacted| HistoryError::Compacted(compacted.0));
                 self.outbox.push_back((origin, Reply::History(reply)));
             }
@@ -155,7 +167,7 @@ impl Writer {
 
     fn read(&mut self, origin: Origin, read: &Read) {
         match self.store.read(read, self.committed) {
-            Ok(mut job) => match self.store.step(&mut job, READ_ROWS_PER_TURN) {
+            Ok(mut job) => match self.store.step(&mut job, self.pace.read_rows) {
                 Some(result) => self.finish_read(origin, result),
                 None => self.reads.push_back(RunningRead { origin, job }),
             },
@@ -219,14 +231,14 @@ impl Writer {
     /// A bounded piece of the long work: one turn of one read, and one of the removal. True when there is more.
     pub fn step(&mut self) -> bool {
         if let Some(mut read) = self.reads.pop_front() {
-            match self.store.step(&mut read.job, READ_ROWS_PER_TURN) {
+            match self.store.step(&mut read.job, self.pace.read_rows) {
                 Some(result) => self.finish_read(read.origin, result),
                 None => self.reads.push_back(read),
             }
         }
         if self.removing {
             let pinned = self.reads.iter().map(|read| read.job.pinned()).min();
-            match self.store.compact_step(COMPACT_VISITS_PER_TURN, pinned) {
+            match self.store.compact_step(self.pace.compact_visits, pinned) {
                 CompactProgress::More => {}
                 CompactProgress::Done => self.end_removal(),
             }
@@ -275,7 +287,7 @@ mod tests {
 
     #[test]
     fn a_reply_waits_for_its_group_and_a_batch_is_told_first() {
-        let mut writer = Writer::new(Store::new());
+        let mut writer = Writer::new(Store::new(), Pace::default());
         writer.command(origin(1), put("a"), Time(1));
         let (first, batches) = writer.seal().map(|(position, batches)| (position, batches.len())).expect("a group");
         assert_eq!(batches, 1);
@@ -292,7 +304,7 @@ mod tests {
 
     #[test]
     fn a_refusal_leaves_with_the_group_it_depends_on() {
-        let mut writer = Writer::new(Store::new());
+        let mut writer = Writer::new(Store::new(), Pace::default());
         writer.command(origin(1), put("a"), Time(1));
         writer.command(origin(2), compact(2), Time(1));
         writer.command(origin(3), compact(2), Time(1));
@@ -307,7 +319,7 @@ mod tests {
 
     #[test]
     fn a_read_beside_a_compaction_that_is_not_durable_waits_for_it() {
-        let mut writer = Writer::new(Store::new());
+        let mut writer = Writer::new(Store::new(), Pace::default());
         writer.command(origin(1), put("a"), Time(1));
         writer.command(origin(2), compact(2), Time(1));
         writer.command(origin(3), history(2), Time(1));
@@ -319,7 +331,7 @@ mod tests {
 
     #[test]
     fn history_ends_at_the_committed_revision() {
-        let mut writer = Writer::new(Store::new());
+        let mut writer = Writer::new(Store::new(), Pace::default());
         writer.command(origin(1), put("a"), Time(1));
         let (position, _) = writer.seal().expect("a group");
         writer.durable(position);
