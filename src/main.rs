@@ -34,18 +34,19 @@ fn serve(config: Config, warnings: &[Warning]) -> ExitCode {
     match shard::run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            log::fatal(log_config, &format!("{error}"));
+            log::fatal(log_config, &error.to_string());
             ExitCode::FAILURE
         }
     }
 }
 
 fn print_start(config: &Config, warnings: &[Warning]) {
+    let addresses: Vec<String> = config.listen.iter().map(|listen| listen.address.to_string()).collect();
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         etcd_api_version = tarsier::config::ETCD_API_VERSION,
         name = config.name,
-        listen = ?config.listen.iter().map(|listen| listen.address).collect::<Vec<_>>(),
+        listen = addresses.join(","),
         "starting tarsier"
     );
     tracing::warn!("state is in memory only and is lost when the process ends: durability is not built yet");

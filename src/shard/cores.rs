@@ -288,17 +288,17 @@ mod tests {
     }
 
     #[test]
-    fn this_process_gets_at_least_one_shard_and_can_be_pinned_to_its_cores() {
-        let plan = plan(None).unwrap();
-        for core in &plan.pins {
-            let core = *core;
+    fn this_process_never_gets_more_shards_than_its_mask_has_cores() {
+        assert!(plan(None).unwrap().shards.get() <= allowed_cores().unwrap().len());
+    }
+
+    #[test]
+    fn a_pinned_thread_is_left_with_that_core_alone() {
+        for core in allowed_cores().unwrap() {
             // On a thread of its own: other tests keep their freedom.
-            std::thread::spawn(move || {
-                pin(core).unwrap();
-                assert_eq!(allowed_cores().unwrap(), [core]);
-            })
-            .join()
-            .unwrap();
+            let left = std::thread::spawn(move || pin(core).and_then(|()| allowed_cores())).join().unwrap();
+            assert_eq!(left.unwrap(), [core]);
         }
+        assert!(pin(CpuSet::MAX_CPU - 1).is_err(), "a core that this machine does not have");
     }
 }
