@@ -302,4 +302,15 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn the_readme_lists_every_supported_flag_with_its_default() {
+        let readme = include_str!("../../README.md");
+        for flag in FLAGS.iter().filter(|flag| flag.meaning == Meaning::Supported && flag.name != "logger") {
+            let row = readme.lines().find(|line| line.starts_with(&format!("| `--{}` |", flag.name)));
+            let row = row.unwrap_or_else(|| panic!("--{} has no row in the README", flag.name));
+            let default = row.split('|').nth(2).unwrap();
+            assert!(default.contains(flag.default), "--{}: {default}", flag.name);
+        }
+    }
 }
