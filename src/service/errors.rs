@@ -175,10 +175,14 @@ pub fn response_too_large(bytes: u64, bytes_max: u64) -> Status {
     )
 }
 
-/// What is answered to a `:path` that no method has. Kubernetes falls back to older calls on this code.
+/// What is answered to a `:path` that nothing serves: grpc-go's words for one that the API does not have, ours for one that
+/// it has. Kubernetes falls back to older calls on this code.
 pub fn unknown_path(path: &str) -> Status {
     let text = match path.strip_prefix('/').unwrap_or(path).rsplit_once('/') {
         None => format!("malformed method name: {path:?}"),
+        Some((service, method)) if pb::method(path).is_some() => {
+            format!("tarsier does not serve {service}/{method} yet")
+        }
         Some((service, method)) if pb::has_service(service) => format!("unknown method {method} for service {service}"),
         Some((service, _)) => format!("unknown service {service}"),
     };
@@ -219,6 +223,7 @@ mod tests {
     fn an_unknown_path_says_whether_the_service_or_the_method_is_unknown() {
         let expected = [
             ("/etcdserverpb.KV/Nope", "unknown method Nope for service etcdserverpb.KV"),
+            ("/etcdserverpb.Maintenance/Hash", "tarsier does not serve etcdserverpb.Maintenance/Hash yet"),
             ("/etcdserverpb.Nope/Range", "unknown service etcdserverpb.Nope"),
             ("/a/b/c", "unknown service a/b"),
             ("/Range", "malformed method name: \"/Range\""),

@@ -166,6 +166,11 @@ impl Response {
         self.bytes
     }
 
+    /// Whether all of it is prepared and given away.
+    pub fn is_finished(&self) -> bool {
+        self.bytes == 0
+    }
+
     /// The next piece of the message; none once all of it is given away. A piece is no longer than `bytes_max`, unless a
     /// single row is, or `bytes_max` is less than a header takes.
     ///

@@ -3,13 +3,11 @@
 //! Everything here is a pure function of its arguments: no IO, no clock, no waiting. A request passes three files:
 //! `scan` looks at a transaction's bytes before anything is built from them, `decode` builds the command and refuses what
 //! etcd refuses whatever the state of the store, `overlap` finds keys that a transaction writes twice. What depends on the
-//! state is the store's to judge, and who may ask is the caller's. The way back is `encode`: a [`Response`] gives its
+//! state is the store's to judge, and who may ask is the caller's. The way back is `encode`: a [`encode::Response`] gives its
 //! message away in pieces, so that a range of a million rows is work for many short turns.
 
-mod decode;
-mod encode;
+pub mod decode;
+pub mod encode;
+
 mod overlap;
 mod scan;
-
-pub use decode::{KvMethod, Limits, decode};
-pub use encode::Response;

@@ -17,9 +17,8 @@ use crate::service::wire::{Fields, Malformed};
 /// Levels of nested transactions.
 const DEPTH_MAX: usize = 48;
 
-/// Comparisons and operations of all levels together, for each one that a single list may have: 16,384 by default, which
-/// decode into some 2 MiB.
-const TOTAL_PER_ALLOWED: usize = 128;
+/// Comparisons and operations of all levels together, for each one that a single list may have: 8,192 by default.
+const TOTAL_PER_ALLOWED: usize = 64;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ScanError {
@@ -157,8 +156,10 @@ mod tests {
             success: vec![op(Request::RequestTxn(inner)); count],
             ..Default::default()
         };
-        assert_eq!(scan_of(&wide(60, wide(8, ranges(20)))), Ok(()), "some 10,000");
-        assert_eq!(scan_of(&wide(60, wide(15, ranges(20)))), Err(ScanError::TooManyOps), "some 20,000");
+        assert_eq!(scan_of(&wide(60, wide(6, ranges(20)))), Ok(()), "some 8,000");
+        assert_eq!(scan_of(&wide(60, wide(7, ranges(20)))), Err(ScanError::TooManyOps), "some 9,000");
+        let built_bytes = 128 * TOTAL_PER_ALLOWED * (size_of::<RequestOp>() + size_of::<crate::store::command::Op>());
+        assert!(built_bytes <= 4 << 20, "what the decoder builds and the command together: {built_bytes}");
     }
 
     #[test]
