@@ -7,6 +7,12 @@
 pub mod errors;
 pub mod kv;
 pub mod watch;
+pub mod watch_request;
+
+mod wire;
+
+#[cfg(test)]
+mod random;
 
 use std::collections::VecDeque;
 
@@ -16,7 +22,6 @@ use slab::Slab;
 use crate::backend::{Command, Identity, Reply};
 use crate::grpc::status::{Code, Status};
 use crate::net::{CallHead, CallId, Output};
-use crate::pb;
 
 use kv::decode::KvMethod;
 use kv::encode::Response;
@@ -44,24 +49,9 @@ impl Route {
             "/etcdserverpb.KV/DeleteRange" => Ok(Route::Kv(KvMethod::DeleteRange)),
             "/etcdserverpb.KV/Compact" => Ok(Route::Kv(KvMethod::Compact)),
             "/etcdserverpb.Watch/Watch" => Ok(Route::Watch),
-            _ => Err(unimplemented(path)),
+            _ => Err(errors::unknown_path(path)),
         }
     }
-}
-
-/// grpc-go's words for a method that the server does not have, and ours for one of the etcd API that is not built yet.
-fn unimplemented(path: &str) -> Status {
-    let (service, method) = path.strip_prefix('/').unwrap_or(path).split_once('/').unwrap_or((path, ""));
-    let served = |candidate: &&pb::Method| candidate.path[1..].split_once('/').is_some_and(|(name, _)| name == service);
-    let message = match pb::METHODS.iter().find(served) {
-        _ if !path.starts_with('/') || method.is_empty() => format!("malformed method name: {path:?}"),
-        None => format!("unknown service {service}"),
-        Some(_) if pb::METHODS.iter().any(|candidate| candidate.path == path) => {
-            format!("tarsier does not serve {service}/{method} yet")
-        }
-        Some(_) => format!("unknown method {method} for service {service}"),
-    };
-    Status::new(Code::Unimplemented, message)
 }
 
 /// Where a unary call stands.
@@ -137,7 +127,7 @@ impl Services {
         }
         call.state = match reply {
             Reply::Answer(Ok(answer)) => Unary::Preparing(Response::new(answer, self.identity)),
-            Reply::Answer(Err(error)) => Unary::Failed(errors::status(&error)),
+            Reply::Answer(Err(error)) => Unary::Failed(error.into()),
             Reply::History(_) => unreachable!("the shard keeps history for its hub"),
         };
         self.prepare_call(handle)
@@ -146,12 +136,18 @@ impl Services {
     fn prepare_call(&mut self, handle: u32) -> Option<CallId> {
         let call = &mut self.calls[handle as usize];
         if let Unary::Preparing(response) = &mut call.state {
-            if !response.prepare(PREPARE_ROWS_PER_TURN) {
-                self.preparing.push_back(handle);
-                return None;
+            match response.prepare(PREPARE_ROWS_PER_TURN) {
+                Ok(false) => {
+                    self.preparing.push_back(handle);
+                    return None;
+                }
+                Ok(true) => {
+                    let state = std::mem::replace(&mut call.state, Unary::Waiting);
+                    let Unary::Preparing(response) = state else { return None };
+                    call.state = Unary::Answering(response);
+                }
+                Err(status) => call.state = Unary::Failed(status),
             }
-            let Unary::Preparing(response) = std::mem::replace(&mut call.state, Unary::Waiting) else { return None };
-            call.state = Unary::Answering(response);
         }
         Some(call.id)
     }
