@@ -11,3 +11,6 @@ pub mod shard;
 pub mod store;
 pub mod types;
 pub mod watch;
+
+#[cfg(test)]
+mod tidy;
