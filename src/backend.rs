@@ -36,7 +36,9 @@ pub enum Command {
     CompactPhysical(Revision),
     Read(Read),
     /// Batches from this revision on, for watchers that are behind further than recent history reaches.
-    History { from: Revision },
+    History {
+        from: Revision,
+    },
 }
 
 /// What the backend answers to a [`Command`].
