@@ -13,4 +13,6 @@ pub mod types;
 pub mod watch;
 
 #[cfg(test)]
+mod sim;
+#[cfg(test)]
 mod tidy;

@@ -1,15 +1,16 @@
 //! Tests only: the rules that we care about, held by reading the source.
 //!
-//! A module imports what lies downstream of it, so that the core can be run without its edges and a newcomer can read it
-//! without them. Time, the ring and the generated messages each have one place, so that they can be replaced there. A new
-//! module has to be drawn into [`LAYERS`] before anything may import it, or it anything.
+//! A module imports what lies downstream of it, so that the core can be run without its edges and a newcomer can read
+//! it without them. Time, the ring and the generated messages each have one place, so that they can be replaced there.
+//! A new module has to be drawn into [`LAYERS`] before anything may import it, or it anything.
 //!
 //! Code of tests is held to the leftovers and the length alone: a test may look at anything.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Each module of the crate with what it may name of the others: a whole module, or a path into one. From the bottom up.
+/// Each module of the crate with what it may name of the others: a whole module, or a path into one. From the bottom
+/// up.
 const LAYERS: &[(&str, &[&str])] = &[
     ("types", &[]),
     ("grpc", &[]),
@@ -23,7 +24,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("config", &["types"]),
     ("wal", &["shard::clock", "types"]),
     ("net", &["backend", "grpc", "shard::clock", "types"]),
-    // Of the connection's edge, a service knows the words for a call and for what it sends, and nothing that moves bytes.
+    // Of the connection's edge, a service knows the words for a call and for what it sends, and nothing that moves
+    // bytes.
     (
         "service",
         &[

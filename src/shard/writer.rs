@@ -141,7 +141,7 @@ impl Writer {
             Command::Read(read) => self.read(origin, &read),
             Command::History { from } => {
                 let batches = self.store.history(from, self.committed, self.pace.history_batches, self.pace.history_bytes);
-                let reply = batches.map_err(|compacted| HistoryError::Compacted(compacted.0));
+                let reply = batches.map_err(|refused| HistoryError::Compacted(refused.compacted));
                 self.outbox.push_back((origin, Reply::History(reply)));
             }
         }
@@ -236,14 +236,23 @@ impl Writer {
                 None => self.reads.push_back(read),
             }
         }
-        if self.removing {
-            let pinned = self.reads.iter().map(|read| read.job.pinned()).min();
-            match self.store.compact_step(self.pace.compact_visits, pinned) {
-                CompactProgress::More => {}
-                CompactProgress::Done => self.end_removal(),
-            }
+        self.remove() || !self.reads.is_empty()
+    }
+
+    /// A bounded piece of the removal behind a compaction. What running reads or the committed revision still need waits
+    /// for the turn in which they have gone on.
+    fn remove(&mut self) -> bool {
+        if !self.removing {
+            return false;
         }
-        self.removing || !self.reads.is_empty()
+        let oldest = self.reads.iter().map(|read| read.job.oldest()).min();
+        // The next read will begin at the committed revision.
+        let pinned = oldest.map_or(self.committed, |oldest| oldest.min(self.committed));
+        let progress = self.store.compact_step(self.pace.compact_visits, Some(pinned));
+        if self.store.is_compact() {
+            self.end_removal();
+        }
+        progress == CompactProgress::More
     }
 
     fn end_removal(&mut self) {
