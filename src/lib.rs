@@ -14,3 +14,5 @@ pub mod watch;
 
 #[cfg(test)]
 mod sim;
+#[cfg(test)]
+mod tidy;

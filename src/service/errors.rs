@@ -1,9 +1,9 @@
 //! The one table from what is refused to the code and the words that clients hear.
 //!
-//! Clients match on the exact text (the Go client and jetcd look the whole message up, Patroni and kube-apiserver compare
-//! it), so the texts are part of the API and stand here literally, as etcd sends them. The layers below name causes; no
-//! other file turns a cause into words. Texts that gRPC itself sends are grpc-go's, since that is what stands in front of
-//! etcd.
+//! Clients match on the exact text (the Go client and jetcd look the whole message up, Patroni and kube-apiserver
+//! compare it), so the texts are part of the API and stand here literally, as etcd sends them. The layers below name
+//! causes; no other file turns a cause into words. Texts that gRPC itself sends are grpc-go's, since that is what
+//! stands in front of etcd.
 
 use std::fmt;
 
@@ -15,8 +15,8 @@ use crate::store::command::Error;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Refusal {
     EmptyKey,
-    /// A put that keeps the value or lease of a key that is not there, and also an operation of a transaction that names
-    /// no request.
+    /// A put that keeps the value or lease of a key that is not there, and also an operation of a transaction that
+    /// names no request.
     KeyNotFound,
     ValueProvided,
     LeaseProvided,
@@ -159,7 +159,8 @@ pub fn malformed_request() -> Status {
     Status::new(Code::Internal, "grpc: error unmarshalling request: proto: cannot parse invalid wire-format data")
 }
 
-/// A message on a stream is not a message of its type; grpc-go has other words for it than for the one request of a call.
+/// A message on a stream is not a message of its type; grpc-go has other words for it than for the one request of a
+/// call.
 pub fn malformed_message() -> Status {
     Status::new(
         Code::Internal,
@@ -175,8 +176,8 @@ pub fn response_too_large(bytes: u64, bytes_max: u64) -> Status {
     )
 }
 
-/// What is answered to a `:path` that nothing serves: grpc-go's words for one that the API does not have, ours for one that
-/// it has. Kubernetes falls back to older calls on this code.
+/// What is answered to a `:path` that nothing serves: grpc-go's words for one that the API does not have, ours for one
+/// that it has. Kubernetes falls back to older calls on this code.
 pub fn unknown_path(path: &str) -> Status {
     let text = match path.strip_prefix('/').unwrap_or(path).rsplit_once('/') {
         None => format!("malformed method name: {path:?}"),

@@ -1,8 +1,8 @@
 //! The wire format of Protocol Buffers, read field by field without building anything.
 //!
-//! For the two places where generated messages cost too much: the look at a transaction before it is built, and the watch
-//! requests of a client that creates a million of them. It knows no message; it accepts and refuses exactly what prost does
-//! with fields of the same types, so that what is read here and decoded there is judged alike.
+//! For the two places where generated messages cost too much: the look at a transaction before it is built, and the
+//! watch requests of a client that creates a million of them. It knows no message; it accepts and refuses exactly what
+//! prost does with fields of the same types, so that what is read here and decoded there is judged alike.
 
 /// Bytes that are not a message.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -19,8 +19,8 @@ pub enum Value<'a> {
 
 impl<'a> Value<'a> {
     /// # Errors
-    /// When the field is of another wire type. (Go's decoder skips such a field as an unknown one; prost refuses it, and no
-    /// client of the API sends it.)
+    /// When the field is of another wire type. (Go's decoder skips such a field as an unknown one; prost refuses it,
+    /// and no client of the API sends it.)
     pub fn varint(self) -> Result<u64, Malformed> {
         if let Value::Varint(number) = self { Ok(number) } else { Err(Malformed) }
     }

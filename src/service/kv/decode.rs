@@ -1,8 +1,8 @@
 //! Requests to commands.
 //!
-//! What etcd refuses before it proposes is refused here, with its words and in its order: a request that is wrong in two
-//! ways is told the first. Only the shape of a request is judged; whether a key, lease or revision exists is the store's
-//! matter.
+//! What etcd refuses before it proposes is refused here, with its words and in its order: a request that is wrong in
+//! two ways is told the first. Only the shape of a request is judged; whether a key, lease or revision exists is the
+//! store's matter.
 
 use bytes::Bytes;
 use prost::Message;
@@ -154,7 +154,8 @@ fn check_op(op: &wire::RequestOp) -> Result<(), Refusal> {
     }
 }
 
-/// A transaction without any operation only looks, too. One that nests another does not, whatever is in it: etcd proposes it.
+/// A transaction without any operation only looks, too. One that nests another does not, whatever is in it: etcd
+/// proposes it.
 fn is_read_only(request: &wire::TxnRequest) -> bool {
     let mut ops = request.success.iter().chain(&request.failure);
     ops.all(|op| matches!(op.request, Some(Request::RequestRange(_))))

@@ -1,13 +1,14 @@
 //! Answers to bytes.
 //!
-//! A [`Response`] is one gRPC message, prefix included, that is given away in pieces. The prefix holds the length of the
-//! whole, and each nested message that of its own, so the lengths come first: [`Response::prepare`] walks the rows in turns,
-//! then [`Response::next`] encodes them in turns. A row is let go as it is encoded, since to drop a million of them at once
-//! would stall everybody else on the core. Nothing is built in between: the answer is flattened into items, one for each
-//! message that starts or ends and one for each operation's result, and a reply without rows is a single small buffer.
+//! A [`Response`] is one gRPC message, prefix included, that is given away in pieces. The prefix holds the length of
+//! the whole, and each nested message that of its own, so the lengths come first: [`Response::prepare`] walks the rows
+//! in turns, then [`Response::next`] encodes them in turns. A row is let go as it is encoded, since to drop a million
+//! of them at once would stall everybody else on the core. Nothing is built in between: the answer is flattened into
+//! items, one for each message that starts or ends and one for each operation's result, and a reply without rows is a
+//! single small buffer.
 //!
-//! Header rules of etcd: ids and term stand in the outermost header only, an operation of a transaction has a header with
-//! a revision alone, and a nested transaction one that is present and empty.
+//! Header rules of etcd: ids and term stand in the outermost header only, an operation of a transaction has a header
+//! with a revision alone, and a nested transaction one that is present and empty.
 
 use std::vec;
 
@@ -61,8 +62,8 @@ enum State {
     Encoding,
 }
 
-/// All responses of the service are the same shape: a header, a number, rows, two numbers. What one of them lacks is 0 or
-/// empty, and so is not on the wire.
+/// All responses of the service are the same shape: a header, a number, rows, two numbers. What one of them lacks is 0
+/// or empty, and so is not on the wire.
 #[derive(Debug)]
 enum Item {
     /// A nested message starts: its key, and the length that measuring finds out.
@@ -171,8 +172,8 @@ impl Response {
         self.bytes == 0
     }
 
-    /// The next piece of the message; none once all of it is given away. A piece is no longer than `bytes_max`, unless a
-    /// single row is, or `bytes_max` is less than a header takes.
+    /// The next piece of the message; none once all of it is given away. A piece is no longer than `bytes_max`, unless
+    /// a single row is, or `bytes_max` is less than a header takes.
     ///
     /// # Panics
     /// When the response is not prepared: its length, which stands at its beginning, is not known then.
@@ -200,8 +201,8 @@ impl Response {
         Some(piece.into())
     }
 
-    /// Lets go of some of the rows, at most `rows_max` of them, and says whether those were the last. For a client that goes
-    /// away: dropping a response drops all that it holds at once.
+    /// Lets go of some of the rows, at most `rows_max` of them, and says whether those were the last. For a client that
+    /// goes away: dropping a response drops all that it holds at once.
     pub fn discard(&mut self, rows_max: usize) -> bool {
         let mut left = rows_max;
         self.bytes = 0;
@@ -272,8 +273,8 @@ fn grow(open: &mut Item, by: u64) {
 }
 
 impl Item {
-    /// Appends the item, or the rows of it that fit, and says whether that was all of it. A piece that is empty takes one
-    /// item or row whatever its length.
+    /// Appends the item, or the rows of it that fit, and says whether that was all of it. A piece that is empty takes
+    /// one item or row whatever its length.
     fn encode(&mut self, piece: &mut Vec<u8>, bytes_max: usize) -> bool {
         if let Item::Rows { key, show, rows } = self {
             return encode_rows(*key, *show, rows, piece, bytes_max);

@@ -3,10 +3,10 @@
 //! All changes of a transaction share one revision, so etcd refuses a key that is put twice, or put and deleted, in one
 //! branch. This keeps etcd's rule with its two holes, because a transaction that etcd takes must work here:
 //!
-//! - a delete of "every key from this one on" (`range_end` is a zero byte) is compared as if it ended before the key `\0`,
-//!   and so meets no put;
-//! - nested transactions are looked at in order, and the deletes of one are remembered only after it: a put in one and a
-//!   delete in a later sibling do not meet. The other way around they do.
+//! - a delete of "every key from this one on" (`range_end` is a zero byte) is compared as if it ended before the key
+//!   `\0`, and so meets no put;
+//! - nested transactions are looked at in order, and the deletes of one are remembered only after it: a put in one and
+//!   a delete in a later sibling do not meet. The other way around they do.
 //!
 //! What slips through runs in order, and both events carry the one revision.
 
@@ -78,7 +78,8 @@ impl Written {
     }
 }
 
-/// The smaller set moves into the larger one, so that a chain of nested transactions does not copy its keys at each level.
+/// The smaller set moves into the larger one, so that a chain of nested transactions does not copy its keys at each
+/// level.
 fn union(a: HashSet<Bytes>, b: HashSet<Bytes>) -> HashSet<Bytes> {
     let (mut large, small) = if a.len() < b.len() { (b, a) } else { (a, b) };
     large.extend(small);

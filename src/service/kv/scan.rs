@@ -1,14 +1,15 @@
 //! A look at a transaction's bytes before it is built.
 //!
-//! An operation that names nothing takes two bytes on the wire and 140 once decoded: 1.5 MiB of them would become more than
-//! 100 MB. So the operations are counted first, and the count stops at the limit. A scan that passes bounds what the decoder
-//! builds; it does not say that the message is valid, since it reads only what nests.
+//! An operation that names nothing takes two bytes on the wire and 140 once decoded: 1.5 MiB of them would become more
+//! than 100 MB. So the operations are counted first, and the count stops at the limit. A scan that passes bounds what
+//! the decoder builds; it does not say that the message is valid, since it reads only what nests.
 //!
-//! The counts are etcd's: each list of a transaction is held to an allowance, and a nested transaction to what the longest
-//! list around it left. Three things differ. etcd judges the counts of a nested transaction only after the keys of the
-//! comparisons around it, so of two mistakes we may name the other. etcd has no limit on all lists together, which nested
-//! transactions can multiply to as many operations as fit the message; ours is [`TOTAL_PER_ALLOWED`] times the allowance.
-//! And the generated decoder holds 50 levels of nesting, where etcd's allowance ends at 128; we stop at [`DEPTH_MAX`].
+//! The counts are etcd's: each list of a transaction is held to an allowance, and a nested transaction to what the
+//! longest list around it left. Three things differ. etcd judges the counts of a nested transaction only after the keys
+//! of the comparisons around it, so of two mistakes we may name the other. etcd has no limit on all lists together,
+//! which nested transactions can multiply to as many operations as fit the message; ours is [`TOTAL_PER_ALLOWED`] times
+//! the allowance. And the generated decoder holds 50 levels of nesting, where etcd's allowance ends at 128; we stop at
+//! [`DEPTH_MAX`].
 
 use crate::grpc::status::Status;
 use crate::service::errors::{Refusal, malformed_request};
