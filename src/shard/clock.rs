@@ -2,7 +2,7 @@
 //!
 //! Everything else takes a [`Time`] or an [`Instant`] as an argument, so that a simulator can hand in its own.
 
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::types::Time;
 
@@ -16,6 +16,11 @@ pub fn wall() -> Time {
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     // 2^64 milliseconds are 584 million years.
     Time(u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// Waits, on the timers of this thread's runtime.
+pub async fn sleep(duration: Duration) {
+    tokio::time::sleep(duration).await;
 }
 
 #[cfg(test)]

@@ -6,7 +6,9 @@
 //! yields through the ring, so that socket operations are submitted in between; one that leaves none waits to be woken, by
 //! a task of its own thread or by another shard's [`Doorbell`].
 
+pub mod accounting;
 pub mod clock;
+mod control;
 pub mod cores;
 pub mod durability;
 pub mod embedded;
@@ -14,30 +16,33 @@ pub mod history;
 pub mod intake;
 pub mod memory;
 pub mod mesh;
+mod progress;
 pub mod start;
 pub mod writer;
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::future::poll_fn;
-use std::sync::Arc;
+use std::rc::{Rc, Weak};
 use std::task::{Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::backend::{Command, Reply};
+use crate::backend::{Command, HistoryError, Identity, Reply};
 use crate::grpc::status::Status;
-use crate::net::{CallHead, CallId, CallKind, Handler, Intake, Opened, Output, Ready};
-use crate::service::kv::decode::KvMethod;
-use crate::service::{Route, Services};
+use crate::net::ring::{self, Doorbell};
+use crate::net::{CallHead, CallId, CallKind, Handler, Intake, Opened, Output, Ready, Server};
+use crate::service::{Limits, Route, Services, watch};
 use crate::types::Revision;
-use crate::watch::hub::{Hub, StreamId};
+use crate::watch::hub::{Hub, HubConfig, Request, StreamId};
 
+use accounting::Account;
+use control::Control;
 use embedded::Embedded;
-use history::Committed;
 use intake::Intake as HubIntake;
-use mesh::{Link, Request, Response, Token};
+use mesh::{Link, Request as Sent, Response, Token};
+use progress::ProgressTimers;
 
 /// Commands the writer takes in one turn, over all shards. Beyond it the other work of shard 0 would wait too long.
 const COMMANDS_PER_TURN: usize = 512;
@@ -47,6 +52,11 @@ const REPLIES_PER_TURN: usize = 512;
 const HUB_WORK_PER_TURN: usize = 2_000;
 /// Streams announced to their connections in one turn.
 const READY_PER_TURN: usize = 4_096;
+
+/// How often a shard looks at what no event announces.
+const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
+/// Freed memory that is worth a walk of the allocator through its pages.
+const COLLECT_BYTES: usize = 8 << 20;
 
 /// The request for history that the hub has under way; calls have the indexes below.
 const HISTORY_TOKEN: Token = Token::MAX;
@@ -62,24 +72,102 @@ struct Core {
     embedded: Option<Embedded>,
     /// Watch streams that end with a status once what is queued for them has left.
     ending: HashMap<u32, Status>,
-    /// When each stream with progress watches has its next tick.
-    progress: BTreeSet<(Instant, StreamId)>,
+    progress: ProgressTimers,
 }
 
 /// One shard. It lives on its thread and never leaves it.
 pub struct Shard {
-    index: u16,
+    index: usize,
     core: RefCell<Core>,
-    committed: Arc<Committed>,
     ready: Ready,
     /// Rings the shard of that index.
     bells: Vec<Doorbell>,
-    progress_interval: Duration,
+    control: Control,
+    /// The connections of this shard, for the account alone: they call in, nobody calls out.
+    server: RefCell<Weak<Server>>,
     woken: Cell<bool>,
     sleeper: RefCell<Option<Waker>>,
+    /// The most bytes held since the allocator was last told to give memory back, and those of the last look.
+    peak_bytes: Cell<usize>,
+    last_bytes: Cell<usize>,
+}
+
+/// What a shard is put together from.
+pub struct Parts {
+    pub index: usize,
+    pub identity: Identity,
+    pub limits: Limits,
+    pub history_bytes_max: usize,
+    pub message_bytes_max: usize,
+    pub progress_interval: Duration,
+    pub link: Link,
+    pub intake: HubIntake,
+    pub embedded: Option<Embedded>,
+    pub ready: Ready,
+    pub bells: Vec<Doorbell>,
+    pub control: Control,
 }
 
 impl Shard {
+    pub fn new(parts: Parts) -> Shard {
+        let config = HubConfig {
+            identity: parts.identity.into(),
+            fragment_bytes: parts.message_bytes_max,
+            history_bytes_max: parts.history_bytes_max,
+            ..HubConfig::default()
+        };
+        let core = Core {
+            hub: Hub::new(config, parts.intake.committed()),
+            services: Services::new(parts.identity, parts.limits),
+            link: parts.link,
+            intake: parts.intake,
+            embedded: parts.embedded,
+            ending: HashMap::new(),
+            progress: ProgressTimers::new(parts.progress_interval),
+        };
+        Shard {
+            index: parts.index,
+            core: RefCell::new(core),
+            ready: parts.ready,
+            bells: parts.bells,
+            control: parts.control,
+            server: RefCell::default(),
+            woken: Cell::new(false),
+            sleeper: RefCell::default(),
+            peak_bytes: Cell::new(0),
+            last_bytes: Cell::new(0),
+        }
+    }
+
+    /// Tells the shard whose memory its connections are to be counted by.
+    pub fn attach(&self, server: &Rc<Server>) {
+        self.server.replace(Rc::downgrade(server));
+    }
+
+    /// Starts the tasks that live as long as the shard.
+    pub fn spawn_loops(self: &Rc<Self>, bell: Doorbell) {
+        let shard = Rc::clone(self);
+        ring::spawn(async move { shard.run().await });
+        let shard = Rc::clone(self);
+        ring::spawn(async move {
+            loop {
+                bell.wait().await;
+                shard.wake();
+            }
+        });
+        let shard = Rc::clone(self);
+        ring::spawn(async move {
+            loop {
+                clock::sleep(shard.keep_house()).await;
+            }
+        });
+    }
+
+    /// Until the main thread has told this shard to drain.
+    pub async fn drained(&self) {
+        self.control.drained().await;
+    }
+
     /// Work is due: the loop takes another turn before it sleeps.
     pub fn wake(&self) {
         if !self.woken.replace(true)
@@ -102,7 +190,7 @@ impl Shard {
     }
 
     /// Turns for as long as the shard lives.
-    pub async fn run(&self) {
+    async fn run(&self) {
         loop {
             self.woken.set(false);
             if self.turn() {
@@ -124,6 +212,10 @@ impl Shard {
             self.send(core, HISTORY_TOKEN, Command::History { from });
         }
         more |= self.announce(core);
+        while let Some(account) = self.control.next_account() {
+            // Nobody waits any more when the send fails: then nobody wants the account.
+            let _ = account.send(self.account(core));
+        }
         more
     }
 
@@ -132,7 +224,7 @@ impl Shard {
         let Some(embedded) = &mut core.embedded else { return false };
         let more = embedded.turn(clock::wall(), COMMANDS_PER_TURN);
         for (index, bell) in self.bells.iter().enumerate() {
-            if embedded.has_told(index) && index != usize::from(self.index) {
+            if embedded.has_told(index) && index != self.index {
                 bell.ring();
             }
         }
@@ -143,7 +235,7 @@ impl Shard {
         for _ in 0..REPLIES_PER_TURN {
             let Some(Response { token, reply }) = core.link.receive() else { break };
             match (token, reply) {
-                (HISTORY_TOKEN, Reply::History(history)) => core.hub.handle_history(history),
+                (HISTORY_TOKEN, Reply::History(history)) => core.hub.handle_history(history.map_err(compacted)),
                 (token, reply) => {
                     if let Some(call) = core.services.reply(token, reply) {
                         self.ready.ready(call);
@@ -168,8 +260,58 @@ impl Shard {
         true
     }
 
+    /// One message of a watch stream. The hub judges it by the committed revision of this moment.
+    fn watch_request(&self, core: &mut Core, call: CallId, stream: StreamId, message: &Bytes) -> Intake {
+        match watch::request(message) {
+            Ok(None) => {}
+            Ok(Some(request)) => {
+                let notifies = matches!(&request, Request::Create(create) if create.progress_notify);
+                core.hub.request(stream, core.intake.committed(), request);
+                if notifies {
+                    core.progress.start(stream, clock::now());
+                }
+                self.wake();
+            }
+            Err(status) => {
+                core.ending.insert(stream.0 | WATCH_HANDLE, status);
+                self.ready.ready(call);
+                return Intake::Pause;
+            }
+        }
+        if core.hub.can_take_requests(stream) { Intake::Continue } else { Intake::Pause }
+    }
+
+    fn close_stream(&self, core: &mut Core, stream: StreamId) {
+        core.progress.stop(stream);
+        core.hub.close_stream(stream);
+        // What its watches leave behind is swept in turns.
+        self.wake();
+    }
+
+    /// What is due by the clock alone. Gives the time until the next look.
+    fn keep_house(&self) -> Duration {
+        let core = &mut *self.core.borrow_mut();
+        let time = clock::now();
+        while let Some(stream) = core.progress.next_due(time) {
+            core.hub.progress_due(stream);
+            self.wake();
+        }
+        self.give_memory_back(self.account(core).sum());
+        core.progress.until_next(time).min(HOUSEKEEPING_INTERVAL)
+    }
+
+    /// After a mass exit, once it is over, has the allocator return what was freed.
+    fn give_memory_back(&self, bytes: usize) {
+        let is_quiet = self.last_bytes.replace(bytes) == bytes;
+        self.peak_bytes.set(self.peak_bytes.get().max(bytes));
+        if is_quiet && self.peak_bytes.get() - bytes > COLLECT_BYTES {
+            memory::collect();
+            self.peak_bytes.set(bytes);
+        }
+    }
+
     fn send(&self, core: &mut Core, token: Token, command: Command) {
-        if core.link.send(Request { token, command }) {
+        if core.link.send(Sent { token, command }) {
             self.wake_writer();
         }
     }
@@ -177,6 +319,11 @@ impl Shard {
     fn wake_writer(&self) {
         if self.index == 0 { self.wake() } else { self.bells[0].ring() }
     }
+}
+
+/// What the hub is told of a history that is gone.
+fn compacted(HistoryError::Compacted(revision): HistoryError) -> Revision {
+    revision
 }
 
 impl Handler for Shard {
@@ -193,7 +340,7 @@ impl Handler for Shard {
         })
     }
 
-    fn message(&self, _call: CallId, handle: u32, message: Bytes) -> Intake {
+    fn message(&self, call: CallId, handle: u32, message: Bytes) -> Intake {
         let core = &mut *self.core.borrow_mut();
         if handle & WATCH_HANDLE == 0 {
             if let Some(command) = core.services.request(handle, message) {
@@ -201,7 +348,7 @@ impl Handler for Shard {
             }
             return Intake::Continue;
         }
-        self.watch_request(core, StreamId(handle & !WATCH_HANDLE), message)
+        self.watch_request(core, call, StreamId(handle & !WATCH_HANDLE), &message)
     }
 
     fn end_of_requests(&self, _call: CallId, _handle: u32) {
@@ -220,8 +367,7 @@ impl Handler for Shard {
         }
         match core.ending.remove(&handle) {
             Some(status) => {
-                core.hub.close_stream(stream);
-                self.wake();
+                self.close_stream(core, stream);
                 Output::End(status)
             }
             None => Output::Nothing,
@@ -234,7 +380,6 @@ impl Handler for Shard {
             return core.services.closed(handle);
         }
         core.ending.remove(&handle);
-        core.hub.close_stream(StreamId(handle & !WATCH_HANDLE));
-        self.wake();
+        self.close_stream(core, StreamId(handle & !WATCH_HANDLE));
     }
 }
