@@ -88,10 +88,10 @@ impl Source {
     /// The lines that are built into the binary: no tests, no comments.
     fn code(&self) -> Vec<(usize, &str)> {
         let is_test =
-            |place: &&str| if place.ends_with('/') { self.path.starts_with(*place) } else { self.path == **place };
+            |place: &&str| if place.ends_with('/') { self.path.starts_with(place) } else { self.path == place };
         if self.path.ends_with("/tests.rs")
             || self.path.contains("/tests/")
-            || TEST_FILES.iter().any(|place| is_test(&place))
+            || TEST_FILES.iter().any(|place| is_test(place))
         {
             return Vec::new();
         }
