@@ -30,6 +30,10 @@ pub mod command;
 mod compact;
 mod history;
 mod key_index;
+#[cfg(test)]
+pub(crate) mod model;
+#[cfg(test)]
+mod random;
 mod range;
 mod sort;
 mod txn;
