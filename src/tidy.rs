@@ -51,9 +51,6 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("main", &["config", "log", "metrics", "shard"]),
 ];
 
-/// Files of tests: whole files, and folders where they end with a slash.
-const TEST_FILES: &[&str] = &["sim/", "tidy.rs", "service/random.rs"];
-
 /// A word of the code with the only places that may use it.
 const PLACES: &[(&str, &[&str])] = &[
     ("Instant::now", &["shard/clock.rs"]),
@@ -78,21 +75,18 @@ const LEFTOVERS: &[&str] = &[
 
 const LINES_MAX: usize = 700;
 
-/// A source file, its path below `src/`.
+/// A source file, its path below the folder that was asked for.
 struct Source {
     path: String,
     text: String,
+    /// Declared under `#[cfg(test)]`, or below a module that is.
+    is_test: bool,
 }
 
 impl Source {
     /// The lines that are built into the binary: no tests, no comments.
     fn code(&self) -> Vec<(usize, &str)> {
-        let is_test =
-            |place: &&str| if place.ends_with('/') { self.path.starts_with(*place) } else { self.path == **place };
-        if self.path.ends_with("/tests.rs")
-            || self.path.contains("/tests/")
-            || TEST_FILES.iter().any(|place| is_test(&place))
-        {
+        if self.is_test {
             return Vec::new();
         }
         let lines: Vec<&str> = self.text.lines().collect();
@@ -104,6 +98,21 @@ impl Source {
     /// The module of the crate that the file belongs to.
     fn layer(&self) -> &str {
         self.path.split(['/', '.']).next().unwrap_or("")
+    }
+
+    /// The modules that the file declares for tests alone, as paths without their ending.
+    fn test_modules(&self) -> Vec<String> {
+        let folder = match self.path.rsplit_once('/') {
+            Some((folder, "mod.rs")) => format!("{folder}/"),
+            None if ["lib.rs", "main.rs"].contains(&&*self.path) => String::new(),
+            _ => format!("{}/", self.path.trim_end_matches(".rs")),
+        };
+        let lines: Vec<&str> = self.text.lines().collect();
+        let declared = lines.windows(2).filter(|pair| pair[0].trim() == "#[cfg(test)]").filter_map(|pair| {
+            let name = pair[1].split_once("mod ")?.1.strip_suffix(';')?;
+            Some(format!("{folder}{name}"))
+        });
+        declared.collect()
     }
 
     /// How far below the root of the crate its module lies.
@@ -241,8 +250,20 @@ fn sources(folder: &str) -> Vec<Source> {
     let source = |file: PathBuf| Source {
         path: file.strip_prefix(&root).unwrap().to_str().unwrap().to_owned(),
         text: fs::read_to_string(&file).unwrap(),
+        is_test: false,
     };
-    files.into_iter().map(source).collect()
+    let mut sources: Vec<_> = files.into_iter().map(source).collect();
+    mark_tests(&mut sources);
+    sources
+}
+
+fn mark_tests(sources: &mut [Source]) {
+    let modules: Vec<_> = sources.iter().flat_map(Source::test_modules).collect();
+    let is_below =
+        |path: &str, module: &str| path.strip_prefix(module).is_some_and(|rest| rest == ".rs" || rest.starts_with('/'));
+    for source in sources {
+        source.is_test = modules.iter().any(|module| is_below(&source.path, module));
+    }
 }
 
 fn check(folders: &[&str], rule: fn(&Source) -> Vec<String>) {
@@ -284,8 +305,12 @@ fn the_layers_are_drawn_from_the_bottom_up() {
     }
 }
 
+fn planted_source(path: &str, text: &str) -> Source {
+    Source { path: path.to_owned(), text: text.to_owned(), is_test: false }
+}
+
 fn planted(path: &str, text: &str, rule: fn(&Source) -> Vec<String>) -> usize {
-    rule(&Source { path: path.to_owned(), text: text.to_owned() }).len()
+    rule(&planted_source(path, text)).len()
 }
 
 #[test]
@@ -335,4 +360,20 @@ fn leftovers_and_long_files_are_found() {
     }
     assert_eq!(planted("store/mod.rs", &"\n".repeat(LINES_MAX), too_long), 0);
     assert_eq!(planted("store/mod.rs", &"\n".repeat(LINES_MAX + 1), too_long), 1);
+}
+
+#[test]
+fn modules_declared_for_tests_are_known_as_such() {
+    let mut sources = [
+        planted_source("lib.rs", "pub mod store;\n\n#[cfg(test)]\nmod sim;\n"),
+        planted_source("sim/world.rs", ""),
+        planted_source("simple.rs", ""),
+        planted_source("store/mod.rs", "#[cfg(test)]\npub mod model;\nmod txn;"),
+        planted_source("store/model.rs", ""),
+        planted_source("store/txn.rs", "#[cfg(test)]\nmod tests;"),
+        planted_source("store/txn/tests.rs", ""),
+    ];
+    mark_tests(&mut sources);
+    let tests: Vec<_> = sources.iter().filter(|source| source.is_test).map(|source| &*source.path).collect();
+    assert_eq!(tests, ["sim/world.rs", "store/model.rs", "store/txn/tests.rs"]);
 }
