@@ -80,11 +80,13 @@ pub struct Services {
     limits: Limits,
     calls: Slab<Call>,
     preparing: VecDeque<u32>,
+    /// Answers that nobody waits for any more. To drop a million rows at once would stall everybody else.
+    discarding: VecDeque<Response>,
 }
 
 impl Services {
     pub fn new(identity: Identity, limits: Limits) -> Services {
-        Services { identity, limits, calls: Slab::new(), preparing: VecDeque::new() }
+        Services { identity, limits, calls: Slab::new(), preparing: VecDeque::new(), discarding: VecDeque::new() }
     }
 
     /// What etcd's interceptors check before any service sees the call.
@@ -121,15 +123,20 @@ impl Services {
     pub fn reply(&mut self, handle: u32, reply: Reply) -> Option<CallId> {
         let call = &mut self.calls[handle as usize];
         call.submitted = false;
-        if matches!(call.state, Unary::Abandoned) {
-            self.calls.remove(handle as usize);
-            return None;
-        }
+        let is_abandoned = matches!(call.state, Unary::Abandoned);
         call.state = match reply {
+            Reply::Answer(Ok(answer)) if is_abandoned => {
+                self.discarding.push_back(Response::new(answer, self.identity));
+                Unary::Abandoned
+            }
             Reply::Answer(Ok(answer)) => Unary::Preparing(Response::new(answer, self.identity)),
             Reply::Answer(Err(error)) => Unary::Failed(error.into()),
             Reply::History(_) => unreachable!("the shard keeps history for its hub"),
         };
+        if is_abandoned {
+            self.calls.remove(handle as usize);
+            return None;
+        }
         self.prepare_call(handle)
     }
 
@@ -146,7 +153,11 @@ impl Services {
                     let Unary::Preparing(response) = state else { return None };
                     call.state = Unary::Answering(response);
                 }
-                Err(status) => call.state = Unary::Failed(status),
+                Err(status) => {
+                    let state = std::mem::replace(&mut call.state, Unary::Failed(status));
+                    self.discard(state);
+                    return Some(self.calls[handle as usize].id);
+                }
             }
         }
         Some(call.id)
@@ -154,6 +165,11 @@ impl Services {
 
     /// A bounded piece of the work on large answers; names a call that became ready.
     pub fn turn(&mut self) -> Option<CallId> {
+        if let Some(response) = self.discarding.front_mut()
+            && response.discard(PREPARE_ROWS_PER_TURN)
+        {
+            self.discarding.pop_front();
+        }
         let handle = self.preparing.pop_front()?;
         if matches!(self.calls[handle as usize].state, Unary::Abandoned) {
             self.calls.remove(handle as usize);
@@ -163,7 +179,13 @@ impl Services {
     }
 
     pub fn has_work(&self) -> bool {
-        !self.preparing.is_empty()
+        !self.preparing.is_empty() || !self.discarding.is_empty()
+    }
+
+    fn discard(&mut self, state: Unary) {
+        if let Unary::Preparing(response) | Unary::Answering(response) = state {
+            self.discarding.push_back(response);
+        }
     }
 
     /// What a call has to send. The call is over with its last bytes or its status.
@@ -185,14 +207,14 @@ impl Services {
         }
     }
 
-    /// The peer has gone.
+    /// The peer has gone. The slot stays for as long as a reply or a turn will still name it.
     pub fn closed(&mut self, handle: u32) {
         let call = &mut self.calls[handle as usize];
-        if call.submitted || matches!(call.state, Unary::Preparing(_)) {
-            call.state = Unary::Abandoned;
-        } else {
+        let state = std::mem::replace(&mut call.state, Unary::Abandoned);
+        if !call.submitted && !matches!(state, Unary::Preparing(_)) {
             self.calls.remove(handle as usize);
         }
+        self.discard(state);
     }
 
     /// Calls under way, and the bytes their rows take.

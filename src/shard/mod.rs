@@ -377,7 +377,11 @@ impl Handler for Shard {
     fn closed(&self, _call: CallId, handle: u32) {
         let core = &mut *self.core.borrow_mut();
         if handle & WATCH_HANDLE == 0 {
-            return core.services.closed(handle);
+            core.services.closed(handle);
+            if core.services.has_work() {
+                self.wake();
+            }
+            return;
         }
         core.ending.remove(&handle);
         self.close_stream(core, StreamId(handle & !WATCH_HANDLE));
