@@ -35,6 +35,8 @@ pub(crate) mod model;
 #[cfg(test)]
 mod random;
 mod range;
+#[cfg(test)]
+mod script;
 mod sort;
 mod txn;
 
