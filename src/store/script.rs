@@ -343,14 +343,18 @@ fn a_missing_key_compares_as_zero_and_its_value_as_nothing() {
         "txn if create a = 0, mod a = 0, ver a = 0, lease a = 0 -> 1 yes [];
          txn if val a != x -> 1 no [];  txn if val a < x -> 1 no []",
     );
-    check("txn if ver a..c > 0 -> 1 no [];  put b=1 -> 2;  txn if ver a..c > 0 -> 2 yes [];  put a=1 -> 3;
-           txn if mod a.. = 3 -> 3 no [];  txn if val a.. = 1 -> 3 yes [];  txn if val a ~ 2 -> 3 yes []");
+    check(
+        "txn if ver a..c > 0 -> 1 no [];  put b=1 -> 2;  txn if ver a..c > 0 -> 2 yes [];  put a=1 -> 3;
+           txn if mod a.. = 3 -> 3 no [];  txn if val a.. = 1 -> 3 yes [];  txn if val a ~ 2 -> 3 yes []",
+    );
 }
 
 #[test]
 fn compares_of_a_nested_transaction_see_the_state_before_the_outer_one() {
-    check("txn then put a=1, (txn if create a = 0 then put b=1 else put c=1) -> 2 yes [2 | 0 yes [2]];
-           get a.. -> 2: a=1(2,2,1) b=1(2,2,1) count 2");
+    check(
+        "txn then put a=1, (txn if create a = 0 then put b=1 else put c=1) -> 2 yes [2 | 0 yes [2]];
+           get a.. -> 2: a=1(2,2,1) b=1(2,2,1) count 2",
+    );
 }
 
 #[test]
@@ -365,8 +369,10 @@ fn a_transaction_that_fails_leaves_no_trace() {
 
 #[test]
 fn the_lease_of_a_put_is_looked_for_before_its_key() {
-    check("put a=* lease 7 -> lease 7 not found;  put a=* -> key not found;  put a=1 lease keep -> key not found;
-           put a=1 -> 2;  put a=* lease keep -> 3;  get a -> 3: a=1(2,3,2) count 1");
+    check(
+        "put a=* lease 7 -> lease 7 not found;  put a=* -> key not found;  put a=1 lease keep -> key not found;
+           put a=1 -> 2;  put a=* lease keep -> 3;  get a -> 3: a=1(2,3,2) count 1",
+    );
 }
 
 #[test]
@@ -387,20 +393,26 @@ fn a_compaction_forgets_what_lies_below_it() {
          get a rev 5 -> future 4;  events a.. from 2 -> compacted 3;  compact 4 -> ok;
          get a.. -> 4: a=2(2,3,2) b=1(4,4,1) count 2",
     );
-    check("compact -1 -> compacted -1;  compact 0 -> ok;  compact 0 -> compacted 0;  compact 1 -> ok;  get a -> 1: count 0");
+    check(
+        "compact -1 -> compacted -1;  compact 0 -> ok;  compact 0 -> compacted 0;  compact 1 -> ok;  get a -> 1: count 0",
+    );
 }
 
 #[test]
 fn a_delete_at_the_compacted_revision_is_still_told() {
-    check("put a=1 -> 2;  del a -> 3 deleted 1;  put b=1 -> 4;  compact 3 -> ok;
-           events a.. from 3 -> 3 del a, 4 put b=1(4,4,1);  get a rev 3 -> 4: count 0");
+    check(
+        "put a=1 -> 2;  del a -> 3 deleted 1;  put b=1 -> 4;  compact 3 -> ok;
+           events a.. from 3 -> 3 del a, 4 put b=1(4,4,1);  get a rev 3 -> 4: count 0",
+    );
 }
 
 #[test]
 fn the_changes_of_a_transaction_share_one_revision_in_their_order() {
-    check("txn then put c=1, put a=1, put b=1 -> 2 yes [2 | 2 | 2];
+    check(
+        "txn then put c=1, put a=1, put b=1 -> 2 yes [2 | 2 | 2];
            events a.. from 2 -> 2 put c=1(2,2,1), 2 put a=1(2,2,1), 2 put b=1(2,2,1);
-           del a.. -> 3 deleted 3;  events a..b from 3 -> 3 del a was a=1(2,2,1)");
+           del a.. -> 3 deleted 3;  events a..b from 3 -> 3 del a was a=1(2,2,1)",
+    );
 }
 
 #[test]
