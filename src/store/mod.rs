@@ -12,8 +12,8 @@
 //! - `compact`: what a compaction made unreachable leaves in bounded turns.
 //!
 //! Invariants: the revision grows by exactly 1 with each write that changes something, and that write has exactly one
-//! batch with at least one change; `removed <= compacted <= revision`; reads at `removed` and above are whole; the batch
-//! of the compacted revision stays readable.
+//! batch with at least one change; the compacted revision never lies above it, and what is removed was superseded at or
+//! below the compacted one; reads at the removed revision and above are whole; the batch of the compacted revision stays.
 //!
 //! What it costs, in bytes (64-bit; a test holds the table true):
 //!

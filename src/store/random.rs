@@ -6,8 +6,8 @@ use super::command::*;
 use super::model::Model;
 use super::{CompactProgress, ReadJob, Store};
 
-const SEEDS: u64 = 48;
-const STEPS: usize = 3_000;
+const SEEDS: u64 = 64;
+const STEPS: usize = 5_000;
 
 /// splitmix64: small, and the same on every machine.
 struct Random(u64);
