@@ -32,8 +32,6 @@ use crate::types::{Batch, Revision};
 const REVISIONS_PER_RESPONSE: usize = 1_000;
 /// A group that has gathered this much is flushed before the end of the pass.
 const GATHERED_BYTES_MAX: usize = 1 << 20;
-/// All groups together; past it, all are flushed.
-const GATHERED_TOTAL_BYTES_MAX: usize = 32 << 20;
 
 /// A watcher that takes part in passes, with the next revision that it needs.
 struct Behind {
@@ -302,7 +300,8 @@ impl Hub {
         catch_up.pass = Some(Pass {
             number: catch_up.passes,
             start,
-            position: start,
+            // The revision of the empty store has no batch.
+            position: start.max(Revision::FIRST.next()),
             change: 0,
             full: Vec::new(),
             cursor: 0,
@@ -324,7 +323,7 @@ impl Hub {
                 self.catch_up.wanted = Some(position);
                 break;
             };
-            used += 1 + self.gather(&batch, budget - used);
+            used += self.gather(&batch, budget - used);
         }
         used.max(1)
     }
@@ -348,12 +347,12 @@ impl Hub {
     }
 
     fn gather(&mut self, batch: &Batch, budget: usize) -> usize {
-        let Hub { catch_up, groups, compacted, .. } = self;
+        let Hub { catch_up, groups, compacted, config, .. } = self;
         let CatchUp { pass, groups: behind, gathered_bytes, .. } = catch_up;
         let pass = pass.as_mut().expect("only a pass reads history");
         let keeps_previous = previous_is_kept(batch.revision, *compacted);
         let mut used = 0;
-        while pass.change < batch.changes.len() && used <= budget {
+        while pass.change < batch.changes.len() && used < budget {
             let change = &batch.changes[pass.change];
             groups.stab(change.key(), &mut |group, options| {
                 used += 1;
@@ -380,7 +379,7 @@ impl Hub {
         if pass.change == batch.changes.len() {
             pass.change = 0;
             pass.position = pass.position.next();
-            if *gathered_bytes > GATHERED_TOTAL_BYTES_MAX {
+            if *gathered_bytes > config.gathered_bytes_max {
                 pass.relief = Some(pass.cursor);
             }
         }
@@ -433,7 +432,7 @@ impl Hub {
     }
 
     fn flush_step(&mut self, mut flush: Flush, budget: usize) -> usize {
-        let mut used = 1;
+        let mut used = 0;
         loop {
             let entry = self.catch_up.groups.get(&flush.group).expect("a group is flushed while it is in the table");
             let Some(Behind { member, next }) = entry.members.get(flush.at) else { break };
@@ -456,7 +455,7 @@ impl Hub {
             }
         }
         self.end_flush(flush);
-        used
+        used + 1
     }
 
     /// The watcher needs more than what was gathered: an older revision, which may be gone for good.

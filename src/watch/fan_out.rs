@@ -78,7 +78,7 @@ impl Hub {
         while used < budget {
             used += 1;
             match self.fan_out.run.take() {
-                Some(run) => used += self.deliver(&batch, run, budget - used),
+                Some(run) => used += self.deliver(&batch, run, (budget - used).max(1)),
                 None if self.fan_out.at < self.fan_out.hits.len() => self.start_run(&batch),
                 None => {
                     self.fan_out.batch = None;

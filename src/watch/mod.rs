@@ -12,3 +12,6 @@ mod stream;
 
 #[cfg(test)]
 mod random;
+
+#[cfg(test)]
+mod world;
