@@ -17,8 +17,10 @@ pub mod intake;
 pub mod memory;
 pub mod mesh;
 mod progress;
-pub mod start;
+mod start;
 pub mod writer;
+
+pub use start::run;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -35,7 +37,7 @@ use crate::net::ring::{self, Doorbell};
 use crate::net::{CallHead, CallId, CallKind, Handler, Intake, Opened, Output, Ready, Server};
 use crate::service::{Limits, Route, Services, watch};
 use crate::types::Revision;
-use crate::watch::hub::{Hub, HubConfig, Request, StreamId};
+use crate::watch::hub::{Hub, HubConfig, StreamId};
 
 use accounting::Account;
 use control::Control;
@@ -212,6 +214,9 @@ impl Shard {
             self.send(core, HISTORY_TOKEN, Command::History { from });
         }
         more |= self.announce(core);
+        while let Some(stream) = core.hub.next_progress_stream() {
+            core.progress.start(stream, clock::now());
+        }
         while let Some(account) = self.control.next_account() {
             // Nobody waits any more when the send fails: then nobody wants the account.
             let _ = account.send(self.account(core));
@@ -265,11 +270,7 @@ impl Shard {
         match watch::request(message) {
             Ok(None) => {}
             Ok(Some(request)) => {
-                let notifies = matches!(&request, Request::Create(create) if create.progress_notify);
                 core.hub.request(stream, core.intake.committed(), request);
-                if notifies {
-                    core.progress.start(stream, clock::now());
-                }
                 self.wake();
             }
             Err(status) => {
@@ -293,8 +294,11 @@ impl Shard {
         let core = &mut *self.core.borrow_mut();
         let time = clock::now();
         while let Some(stream) = core.progress.next_due(time) {
-            core.hub.progress_due(stream);
-            self.wake();
+            if core.hub.progress_due(stream) {
+                self.wake();
+            } else {
+                core.progress.stop(stream);
+            }
         }
         self.give_memory_back(self.account(core).sum());
         core.progress.until_next(time).min(HOUSEKEEPING_INTERVAL)
@@ -308,6 +312,36 @@ impl Shard {
             memory::collect();
             self.peak_bytes.set(bytes);
         }
+    }
+
+    /// What this shard holds. Everything is counted as it comes and goes; this only adds up.
+    fn account(&self, core: &Core) -> Account {
+        let (hub, counters) = (core.hub.bytes(), core.hub.counters());
+        let (calls, call_bytes) = core.services.bytes();
+        let mut account = Account {
+            calls,
+            call_bytes,
+            streams: counters.streams as usize,
+            stream_bytes: hub.streams,
+            watchings: counters.watches as usize,
+            watching_bytes: hub.watchings,
+            groups: counters.groups as usize,
+            group_bytes: hub.groups,
+            behind: counters.behind as usize,
+            behind_bytes: hub.apart,
+            backlog_bytes: hub.backlog,
+            ..Account::default()
+        };
+        if let Some(server) = self.server.borrow().upgrade() {
+            account.connections = server.counters().connections_open.get() as usize;
+            account.connection_bytes = server.bytes() as usize;
+        }
+        if let Some(embedded) = &core.embedded {
+            let store = embedded.writer().store();
+            account.store_keys = store.keys();
+            account.store_bytes = store.bytes().total();
+        }
+        account
     }
 
     fn send(&self, core: &mut Core, token: Token, command: Command) {

@@ -15,12 +15,11 @@
 //! | `progress` | `progress 7`, or `nothing` |
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
 
 use bytes::Bytes;
 use prost::Message;
 
-use crate::backend::{Command, Identity, Reply};
+use crate::backend::{Command, HistoryError, Identity, Reply};
 use crate::pb::etcdserverpb::WatchResponse;
 use crate::pb::mvccpb::event::EventType;
 use crate::shard::durability::InMemory;
@@ -111,7 +110,7 @@ impl Stage {
                 let Some(Reply::History(history)) = self.link.receive().map(|response| response.reply) else {
                     panic!("history was asked")
                 };
-                self.hub.handle_history(history);
+                self.hub.handle_history(history.map_err(|HistoryError::Compacted(revision)| revision));
                 more = true;
             }
             let mut bytes = Vec::new();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::backend::{Command, Identity, Reply};
+use crate::backend::{Command, HistoryError, Identity, Reply};
 use crate::shard::durability::Durability;
 use crate::shard::embedded::Embedded;
 use crate::shard::history::{Appender, Committed};
@@ -386,6 +386,7 @@ impl World {
             match reply {
                 Reply::History(history) => {
                     assert_eq!(token, HISTORY_TOKEN);
+                    let history = history.map_err(|HistoryError::Compacted(revision)| revision);
                     self.shards[index].hub.handle_history(history);
                 }
                 Reply::Answer(answer) => self.answered(index, token, answer),

@@ -68,7 +68,7 @@ impl History {
         let mut bytes = 0;
         let mut read = Vec::new();
         for kept in self.batches.iter().skip(skip).take(batches_max) {
-            if kept.batch.revision > upto || bytes >= bytes_max {
+            if kept.batch.revision > upto || (bytes >= bytes_max && !read.is_empty()) {
                 break;
             }
             bytes += kept.batch.bytes();
@@ -88,6 +88,12 @@ impl History {
         });
         let changes = changes.collect();
         kept.batch = Arc::new(Batch { revision: kept.batch.revision, time: kept.batch.time, changes });
+    }
+
+    /// The sum, counted anew.
+    #[cfg(test)]
+    pub fn recount(&self) -> usize {
+        self.batches.iter().map(|kept| kept.bytes).sum()
     }
 
     /// The planted fault behind [`super::Planted::lost_delete_at_compaction`].

@@ -19,8 +19,10 @@ use crate::types::{KeyRange, KeyValue, Revision};
 
 /// What the tree itself takes for a key, in bytes: handle and entry, at the two thirds to which a B-tree node is filled.
 pub const KEY_BYTES: usize = (size_of::<Box<[u8]>>() + size_of::<Versions>()) * 3 / 2;
-/// What a version takes in a list, in bytes, its key and value not counted.
-pub const VERSION_BYTES: usize = size_of::<Version>();
+/// What the list of older versions takes for a key that has one, in bytes.
+pub const LIST_BYTES: usize = size_of::<VecDeque<Version>>();
+/// What a version takes in that list, in bytes: a handle, and half as much again for the room a list grows by.
+pub const LISTED_BYTES: usize = size_of::<Version>() * 3 / 2;
 
 /// A put is its own record of when it happened; a tombstone is only a revision. Both fit the 16 bytes of one handle.
 #[derive(Clone, Debug)]
@@ -44,8 +46,16 @@ impl Version {
         }
     }
 
+    fn into_live(self) -> Option<KeyValue> {
+        match self {
+            Version::Put(kv) => Some(kv),
+            Version::Tombstone(_) => None,
+        }
+    }
+
+    /// Beside its place, which is counted with the key or with the list.
     fn bytes(&self) -> usize {
-        VERSION_BYTES + self.live().map_or(0, KeyValue::bytes)
+        self.live().map_or(0, KeyValue::bytes)
     }
 }
 
@@ -84,8 +94,22 @@ impl Versions {
         if before.revision() == self.latest.revision() {
             return Some(before);
         }
-        self.older.get_or_insert_default().push_back(before);
+        // Room for one at first: most keys are written once or twice between two compactions.
+        self.older.get_or_insert_with(|| Box::new(VecDeque::with_capacity(1))).push_back(before);
         None
+    }
+
+    fn list_bytes(&self) -> usize {
+        self.older.as_deref().map_or(0, |older| LIST_BYTES + older.len() * LISTED_BYTES)
+    }
+
+    fn pop_newest(&mut self) -> Option<Version> {
+        let older = self.older.as_deref_mut()?;
+        let newest = older.pop_back();
+        if older.is_empty() {
+            self.older = None;
+        }
+        newest
     }
 
     fn pop_oldest(&mut self) -> Option<Version> {
@@ -150,7 +174,7 @@ impl KeyIndex {
 
     /// Makes a version the newest of its key.
     pub fn put(&mut self, kv: KeyValue) -> Changed {
-        self.versions_bytes += VERSION_BYTES + kv.bytes();
+        self.versions_bytes += kv.bytes();
         let revision = kv.mod_revision();
         // Looked up twice when the key is new: an entry would copy the key for every put to an old one.
         let Some(versions) = self.keys.get_mut(kv.key()) else {
@@ -159,8 +183,11 @@ impl KeyIndex {
             return Changed { before_revision: None, replaced: None };
         };
         let before_revision = versions.before(revision).cloned();
-        let replaced = versions.push(Version::Put(kv));
-        Changed { before_revision, replaced: self.forget(replaced) }
+        let list_bytes = versions.list_bytes();
+        let replaced = versions.push(Version::Put(kv)).and_then(Version::into_live);
+        self.versions_bytes += versions.list_bytes() - list_bytes;
+        self.versions_bytes -= replaced.as_ref().map_or(0, KeyValue::bytes);
+        Changed { before_revision, replaced }
     }
 
     /// Ends the life of every key of the range that is alive, in ascending order. `found` hears of each: its key, its state
@@ -171,16 +198,15 @@ impl KeyIndex {
         revision: Revision,
         mut found: impl FnMut(&[u8], KeyValue, Changed),
     ) {
-        let mut replaced_bytes = 0;
-        let mut added_bytes = 0;
+        let (mut added_bytes, mut replaced_bytes) = (0, 0);
         let walk: RangeMut<'_, Box<[u8]>, Versions> = self.keys.range_mut::<[u8], _>(bounds(range, None, None));
         for (key, versions) in walk {
             let Some(until_now) = versions.latest.live().cloned() else { continue };
             let before_revision = versions.before(revision).cloned();
-            let replaced = versions.push(Version::Tombstone(revision));
-            added_bytes += VERSION_BYTES;
-            replaced_bytes += replaced.as_ref().map_or(0, Version::bytes);
-            let replaced = replaced.and_then(|version| version.live().cloned());
+            let list_bytes = versions.list_bytes();
+            let replaced = versions.push(Version::Tombstone(revision)).and_then(Version::into_live);
+            added_bytes += versions.list_bytes() - list_bytes;
+            replaced_bytes += replaced.as_ref().map_or(0, KeyValue::bytes);
             found(key, until_now, Changed { before_revision, replaced });
         }
         self.versions_bytes = self.versions_bytes + added_bytes - replaced_bytes;
@@ -192,16 +218,15 @@ impl KeyIndex {
         if versions.latest.revision() != revision {
             return;
         }
-        self.versions_bytes -= versions.latest.bytes();
-        match versions.older.as_deref_mut().and_then(VecDeque::pop_back) {
-            Some(before) => versions.latest = before,
+        let bytes = versions.latest.bytes() + versions.list_bytes();
+        match versions.pop_newest() {
+            Some(before) => {
+                versions.latest = before;
+                self.versions_bytes += versions.list_bytes();
+            }
             None => self.remove(key),
         }
-        if let Some(versions) = self.keys.get_mut(key)
-            && versions.older.as_deref().is_some_and(VecDeque::is_empty)
-        {
-            versions.older = None;
-        }
+        self.versions_bytes -= bytes;
     }
 
     /// Removes what a change of this key at `revision` superseded, as compaction up to it allows: every version below,
@@ -218,13 +243,14 @@ impl KeyIndex {
             if !superseded && !dead {
                 return pruned;
             }
+            let list_bytes = versions.list_bytes();
             if let Some(gone) = versions.pop_oldest() {
-                self.versions_bytes -= gone.bytes();
+                self.versions_bytes -= list_bytes - versions.list_bytes() + gone.bytes();
                 pruned += 1;
             }
         }
         if versions.latest.live().is_none() && versions.latest.revision() <= revision {
-            self.versions_bytes -= versions.latest.bytes();
+            // A tombstone, and nothing older: its place goes with the key.
             self.remove(key);
             pruned += 1;
         }
@@ -237,10 +263,15 @@ impl KeyIndex {
         }
     }
 
-    fn forget(&mut self, replaced: Option<Version>) -> Option<KeyValue> {
-        let replaced = replaced?;
-        self.versions_bytes -= replaced.bytes();
-        replaced.live().cloned()
+    /// The two sums, counted anew.
+    #[cfg(test)]
+    pub fn recount(&self) -> (usize, usize) {
+        let keys = self.keys.keys().map(|key| KEY_BYTES + key.len()).sum();
+        let versions = self.keys.values().map(|versions| {
+            let older = versions.older.iter().flat_map(|older| older.iter());
+            versions.list_bytes() + versions.latest.bytes() + older.map(Version::bytes).sum::<usize>()
+        });
+        (keys, versions.sum())
     }
 }
 

@@ -244,8 +244,7 @@ impl Attempt<'_> {
 }
 
 fn holds(state: &State, compare: &Compare) -> bool {
-    let keys: Vec<&KeyValue> =
-        state.iter().filter(|(key, _)| compare.range.contains(key)).map(|(_, kv)| kv).collect();
+    let keys: Vec<&KeyValue> = state.iter().filter(|(key, _)| compare.range.contains(key)).map(|(_, kv)| kv).collect();
     if keys.is_empty() {
         if matches!(compare.operand, Operand::Value(_)) {
             return false;

@@ -1,13 +1,13 @@
 //! Random writes, reads, compactions and removals against the store and the model, step by step the same.
 
-use crate::types::{Key, KeyRange, LeaseId, Revision, Time};
+use crate::types::{Key, KeyRange, KeyValue, LeaseId, Revision, Time};
 
 use super::command::*;
 use super::model::Model;
 use super::{CompactProgress, ReadJob, Store};
 
-const SEEDS: u64 = 48;
-const STEPS: usize = 3_000;
+const SEEDS: u64 = 64;
+const STEPS: usize = 5_000;
 
 /// splitmix64: small, and the same on every machine.
 struct Random(u64);
@@ -99,6 +99,9 @@ impl World {
         let oldest = self.reads.iter().map(|(job, _)| job.oldest()).fold(self.committed, Revision::min);
         let visits_max = self.random.pick(&[0, 1, 3, 1000]);
         self.store.compact_step(visits_max, Some(oldest));
+        let bytes = self.store.bytes();
+        assert_eq!((bytes.keys, bytes.versions), self.store.index.recount());
+        assert_eq!(bytes.history, self.store.history.recount());
     }
 
     fn start_read(&mut self) {
@@ -170,7 +173,7 @@ impl World {
         let rows = self.model.range(&all_keys(), self.committed).unwrap().rows;
         assert_eq!(self.store.keys(), rows.len(), "only live keys are left");
         let keys: usize = rows.iter().map(|kv| super::key_index::KEY_BYTES + kv.key().len()).sum();
-        let versions: usize = rows.iter().map(|kv| super::key_index::VERSION_BYTES + kv.bytes()).sum();
+        let versions: usize = rows.iter().map(KeyValue::bytes).sum();
         let bytes = self.store.bytes();
         assert_eq!((bytes.keys, bytes.versions), (keys, versions), "every byte that was counted is counted off");
         let last_batch = self.store.history(self.committed, self.committed, 9, 9).unwrap();
@@ -246,8 +249,13 @@ impl World {
     }
 
     fn compare(&mut self) -> Compare {
-        let relation =
-            self.random.pick(&[Relation::Equal, Relation::Greater, Relation::Less, Relation::NotEqual, Relation::Unknown]);
+        let relation = self.random.pick(&[
+            Relation::Equal,
+            Relation::Greater,
+            Relation::Less,
+            Relation::NotEqual,
+            Relation::Unknown,
+        ]);
         let operand = match self.random.below(6) {
             0 => Operand::Version(self.random.below(3) as i64),
             1 => Operand::Create(self.near_revision() * self.random.below(2) as i64),
