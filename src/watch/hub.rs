@@ -18,29 +18,14 @@ use hashbrown::HashMap;
 
 use super::catch_up::CatchUp;
 use super::fan_out::FanOut;
-use super::group::{Groups, Member, Options};
+use super::group::{Groups, Options};
 pub use super::message::HeaderIds;
-use super::message::{Events, Head};
-use super::stream::{Row, Streams};
+use super::stream::Streams;
 use crate::types::{Batch, KeyRange, Revision};
-
-/// etcd's words, each with the prefix that it has there: clients look for them in the text.
-const COMPACTED: &str = "etcdserver: mvcc: required revision has been compacted";
-const EMPTY_RANGE: &str = "mvcc: watcher range is empty";
-const DUPLICATE_ID: &str = "mvcc: duplicate watch ID provided on the WatchStream";
-/// Ours: a shard names groups in 30 bits.
-const TOO_MANY: &str = "tarsier: too many different watches";
-
-/// In what is not about one watch, and in failed creates, the id is -1 (etcd: `InvalidWatchID`).
-const NO_WATCH: i64 = -1;
 
 /// Work on requests, late watchers and removals between two batches while more batches wait. Without it a steady stream of
 /// writes would starve them.
 const WORK_BETWEEN_BATCHES: usize = 256;
-/// A member of a group up to this size is looked for and removed when its watch ends; in a larger one it stays, dead,
-/// until a sweep.
-const EAGER_MEMBERS_MAX: usize = 64;
-
 /// A watch stream: the row of its state. Rows are used again.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct StreamId(pub u32);
@@ -69,7 +54,7 @@ pub struct Create {
 }
 
 impl Create {
-    fn options(&self) -> Options {
+    pub(super) fn options(&self) -> Options {
         Options::default()
             .with(Options::NO_PUT, self.no_put)
             .with(Options::NO_DELETE, self.no_delete)
@@ -175,20 +160,20 @@ pub struct Hub {
     recent_bytes: usize,
     waiting: VecDeque<Waiting>,
     /// Watches that start above the hub's revision: start, stream, row.
-    future: BTreeMap<(Revision, u32, u32), u32>,
+    pub(super) future: BTreeMap<(Revision, u32, u32), u32>,
     /// Where a watch stands in `future`.
-    starts: HashMap<(u32, u32), Revision>,
+    pub(super) starts: HashMap<(u32, u32), Revision>,
     /// Closed streams whose rows are still to be looked at, and the next row of the first of them.
-    closing: VecDeque<u32>,
-    closing_row: usize,
+    pub(super) closing: VecDeque<u32>,
+    pub(super) closing_row: usize,
     /// Groups with many dead members, and the next member of the first of them.
-    sweeps: VecDeque<u32>,
-    sweep_member: usize,
+    pub(super) sweeps: VecDeque<u32>,
+    pub(super) sweep_member: usize,
     /// Streams whose progress tick has come, and the next row of the first of them.
-    ticks: VecDeque<u32>,
-    tick_row: usize,
+    pub(super) ticks: VecDeque<u32>,
+    pub(super) tick_row: usize,
     /// Streams that got their first watch with notifications.
-    with_progress: VecDeque<u32>,
+    pub(super) with_progress: VecDeque<u32>,
     /// The next batch is in turn, and those who start with it join.
     joining: bool,
     /// What may still be done between batches before the next one is in turn.
@@ -253,11 +238,7 @@ impl Hub {
     pub fn request(&mut self, stream: StreamId, committed: Revision, request: Request) {
         #[cfg(test)]
         if self.planted.progress_before_events && matches!(request, Request::Progress) {
-            let head = Head { watch_id: NO_WATCH, ..Head::default() };
-            if self.streams.get(stream.0).live() > 0 {
-                self.streams.send(stream.0, &self.config.identity.header(committed), &head, Events::NONE);
-            }
-            return;
+            return self.tell_progress_at(stream.0, committed);
         }
         if self.waiting.is_empty() && committed <= self.revision && self.is_between_batches() {
             self.answer(stream.0, request);
@@ -471,212 +452,5 @@ impl Hub {
             events_sent: self.events_sent,
             slow_events: self.slow_events,
         }
-    }
-
-    fn answer(&mut self, stream: u32, request: Request) {
-        match request {
-            Request::Create(create) => self.create(stream, &create),
-            Request::Cancel { watch_id } => self.cancel(stream, watch_id),
-            Request::Progress => self.tell_progress(stream),
-        }
-    }
-
-    fn send_head(&mut self, stream: u32, head: Head<'_>) {
-        self.streams.send(stream, &self.config.identity.header(self.revision), &head, Events::NONE);
-    }
-
-    fn create(&mut self, stream: u32, create: &Create) {
-        let refused = |reason| Head {
-            watch_id: NO_WATCH,
-            created: true,
-            canceled: true,
-            cancel_reason: reason,
-            ..Head::default()
-        };
-        if create.start < 0 {
-            return self.send_head(stream, refused(COMPACTED));
-        }
-        if create.range.is_empty() {
-            return self.send_head(stream, refused(EMPTY_RANGE));
-        }
-        if create.watch_id != 0 && self.streams.get(stream).row_of(create.watch_id).is_some() {
-            return self.send_head(stream, refused(DUPLICATE_ID));
-        }
-        let Some(group) = self.groups.intern(&create.range, create.options()) else {
-            return self.send_head(stream, refused(TOO_MANY));
-        };
-        let start = if create.start == 0 { self.revision.next() } else { Revision(create.start) };
-        self.register(stream, create, group, start);
-    }
-
-    fn register(&mut self, stream: u32, create: &Create, group: u32, start: Revision) {
-        #[cfg(test)]
-        let start = if self.planted.resumes_too_early && start <= self.revision { start.previous() } else { start };
-        // A start above the hub's revision that was named is in the future, even when the next batch has it (etcd).
-        let synced = create.start == 0;
-        #[cfg(test)]
-        let synced = synced || (self.planted.future_sees_present && start > self.revision);
-        let progress = create.progress_notify;
-        let (row, watch_id) = self.streams.add(stream, create.watch_id, group, !synced, progress);
-        self.send_head(stream, Head { watch_id, created: true, ..Head::default() });
-        let member = Member { stream, row };
-        if synced {
-            self.groups.add(group, member);
-        } else {
-            self.groups.set_apart(group);
-            if start > self.revision {
-                self.future.insert((start, stream, row), group);
-                self.starts.insert((stream, row), start);
-            } else {
-                self.catch_up.insert(member, group, start, self.compacted);
-            }
-        }
-        if progress && self.streams.get(stream).progress() == 1 {
-            self.with_progress.push_back(stream);
-        }
-    }
-
-    /// One watch whose start the next batch is becomes a member of its group.
-    fn join_from_future(&mut self) {
-        let ((_, stream, row), group) = self.future.pop_first().expect("asked only when there is one");
-        self.starts.remove(&(stream, row));
-        self.join(Member { stream, row }, group);
-    }
-
-    /// An unknown id gets no answer (etcd).
-    fn cancel(&mut self, stream: u32, watch_id: i64) {
-        let Some(row) = self.streams.get(stream).row_of(watch_id) else { return };
-        let Row::Live { group, apart } = self.streams.get(stream).row(row) else {
-            panic!("an id in use names a live row")
-        };
-        let member = Member { stream, row };
-        self.end_watch(member, group);
-        if !apart {
-            self.remove_or_bury(member, group);
-        } else if self.leave_future(stream, row) {
-            self.drop_apart(member, group);
-        }
-        self.send_head(stream, Head { watch_id, canceled: true, ..Head::default() });
-    }
-
-    /// The watch is gone, its entry not yet.
-    pub(super) fn end_watch(&mut self, member: Member, group: u32) {
-        let options = self.groups.get(group).expect("a group lives while a watch is in it").options();
-        self.streams.end(member.stream, member.row, options.has(Options::PROGRESS));
-    }
-
-    /// A dead member of a small group is taken out; in a large one it is counted, so that ending a watch never costs as
-    /// much as the group is long.
-    fn remove_or_bury(&mut self, member: Member, group: u32) {
-        let members = self.groups.get(group).expect("a group lives while a member is in it").members();
-        if members.len() > EAGER_MEMBERS_MAX {
-            if self.groups.bury(group) {
-                self.sweeps.push_back(group);
-            }
-            return;
-        }
-        let at = members.iter().position(|other| *other == member).expect("a synced watch is a member of its group");
-        self.groups.swap_remove(group, at);
-        self.streams.drop_entry(member.stream, member.row);
-        self.groups.release(group);
-    }
-
-    fn leave_future(&mut self, stream: u32, row: u32) -> bool {
-        let Some(start) = self.starts.remove(&(stream, row)) else { return false };
-        self.future.remove(&(start, stream, row)).expect("both maps know a watch, or none");
-        true
-    }
-
-    /// Manual progress: only when every watch of the stream stands at the live edge, else nothing. Never put off.
-    fn tell_progress(&mut self, stream: u32) {
-        let entry = self.streams.get(stream);
-        if entry.live() > 0 && entry.is_synced() && self.streams.has_room(stream) {
-            self.send_head(stream, Head { watch_id: NO_WATCH, ..Head::default() });
-        }
-    }
-
-    /// Goes through the rows of a stream whose tick has come. A watch that was sent events since the last tick is passed
-    /// over, and so is one that is late or starts in the future (etcd).
-    fn tick(&mut self, stream: u32, budget: usize) -> usize {
-        let rows = match self.streams.try_get(stream) {
-            Some(entry) if !entry.is_closed() => entry.row_count(),
-            _ => 0,
-        };
-        let end = rows.min(self.tick_row + budget);
-        let used = end.saturating_sub(self.tick_row) + 1;
-        for row in self.tick_row as u32..end as u32 {
-            let Row::Live { group, apart } = self.streams.get(stream).row(row) else { continue };
-            let told = self.streams.take_told(stream, row);
-            let options = self.groups.get(group).expect("a group lives while a watch is in it").options();
-            if !told && !apart && options.has(Options::PROGRESS) && self.streams.has_room(stream) {
-                let watch_id = self.streams.get(stream).id_of(row);
-                self.send_head(stream, Head { watch_id, ..Head::default() });
-            }
-        }
-        self.tick_row = end;
-        if end == rows {
-            self.tick_row = 0;
-            self.ticks.pop_front();
-        }
-        used
-    }
-
-    /// Goes through the watches of a stream that is gone.
-    fn empty_stream(&mut self, stream: u32, budget: usize) -> usize {
-        let mut used = 0;
-        while used < budget {
-            used += 1;
-            if let Some((row, group)) = self.catch_up.take_parked(stream) {
-                self.drop_apart(Member { stream, row }, group);
-            } else if self.closing_row < self.streams.get(stream).row_count() {
-                self.empty_row(stream, self.closing_row as u32);
-                self.closing_row += 1;
-            } else {
-                self.closing_row = 0;
-                self.closing.pop_front();
-                self.streams.emptied(stream);
-                break;
-            }
-        }
-        used
-    }
-
-    fn empty_row(&mut self, stream: u32, row: u32) {
-        let Row::Live { group, apart } = self.streams.get(stream).row(row) else { return };
-        let member = Member { stream, row };
-        if !apart {
-            self.streams.mark_dead(stream, row);
-            self.remove_or_bury(member, group);
-        } else if self.leave_future(stream, row) {
-            self.drop_apart(member, group);
-        } else {
-            self.streams.mark_dead(stream, row);
-        }
-    }
-
-    /// Takes the dead out of a group.
-    fn sweep(&mut self, group: u32, budget: usize) -> usize {
-        let mut used = 0;
-        loop {
-            // The group may be gone since, or its row be another's: then there is nothing to find, and no harm in looking.
-            let entry = self.groups.get(group).filter(|entry| entry.dead() > 0);
-            let Some(member) = entry.and_then(|entry| entry.members().get(self.sweep_member)).copied() else { break };
-            if used >= budget {
-                return used;
-            }
-            used += 1;
-            if self.streams.get(member.stream).is_stale(member.row) {
-                self.remove_stale_member(group, self.sweep_member);
-            } else {
-                self.sweep_member += 1;
-            }
-        }
-        self.sweep_member = 0;
-        self.sweeps.pop_front();
-        if self.groups.get(group).is_some() {
-            self.groups.swept(group);
-            self.groups.release(group);
-        }
-        used + 1
     }
 }
