@@ -387,7 +387,8 @@ impl WatchStream {
             return Ok(());
         }
         let until = plan.watchings.min(self.created + crew.window);
-        let mut out = BytesMut::with_capacity((until - self.sent) as usize * (2 * plan.key_bytes + 16));
+        let create_bytes = plan.key_bytes + 16;
+        let mut out = BytesMut::with_capacity((until - self.sent) as usize * create_bytes);
         let (mut key, mut range_end) = (Vec::new(), Vec::new());
         for id in self.sent..until {
             let (first, past) = plan.span(first_watch + u64::from(id));
