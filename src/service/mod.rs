@@ -1,1 +1,206 @@
-//! The services: wire types to core types and back.
+//! The services: which call is which, wire types to core types and back.
+//!
+//! [`Services`] holds the calls of one shard that wait for the backend or for their peer. It is values in, values out: a
+//! message becomes a command for the backend, a reply becomes bytes for the peer. Watch streams are not kept here: they are
+//! rows of the watch hub, and [`watch`] only translates for them.
+
+pub mod errors;
+pub mod kv;
+pub mod watch;
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use slab::Slab;
+
+use crate::backend::{Command, Identity, Reply};
+use crate::grpc::status::{Code, Status};
+use crate::net::{CallHead, CallId, Output};
+use crate::pb;
+
+use kv::decode::KvMethod;
+use kv::encode::Response;
+
+pub use kv::decode::Limits;
+
+/// Rows of a large answer that are measured before the next answer has its turn: some 50 us of work.
+const PREPARE_ROWS_PER_TURN: usize = 2_000;
+
+/// Which service takes a call.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Route {
+    Kv(KvMethod),
+    Watch,
+}
+
+impl Route {
+    /// The service for a path, or the status that gRPC gives a path nobody serves. The KV and Watch paths come first: they
+    /// are what a watch server is asked for.
+    pub fn of(path: &str) -> Result<Route, Status> {
+        match path {
+            "/etcdserverpb.KV/Range" => Ok(Route::Kv(KvMethod::Range)),
+            "/etcdserverpb.KV/Put" => Ok(Route::Kv(KvMethod::Put)),
+            "/etcdserverpb.KV/Txn" => Ok(Route::Kv(KvMethod::Txn)),
+            "/etcdserverpb.KV/DeleteRange" => Ok(Route::Kv(KvMethod::DeleteRange)),
+            "/etcdserverpb.KV/Compact" => Ok(Route::Kv(KvMethod::Compact)),
+            "/etcdserverpb.Watch/Watch" => Ok(Route::Watch),
+            _ => Err(unimplemented(path)),
+        }
+    }
+}
+
+/// grpc-go's words for a method that the server does not have, and ours for one of the etcd API that is not built yet.
+fn unimplemented(path: &str) -> Status {
+    let (service, method) = path.strip_prefix('/').unwrap_or(path).split_once('/').unwrap_or((path, ""));
+    let served = |candidate: &&pb::Method| candidate.path[1..].split_once('/').is_some_and(|(name, _)| name == service);
+    let message = match pb::METHODS.iter().find(served) {
+        _ if !path.starts_with('/') || method.is_empty() => format!("malformed method name: {path:?}"),
+        None => format!("unknown service {service}"),
+        Some(_) if pb::METHODS.iter().any(|candidate| candidate.path == path) => {
+            format!("tarsier does not serve {service}/{method} yet")
+        }
+        Some(_) => format!("unknown method {method} for service {service}"),
+    };
+    Status::new(Code::Unimplemented, message)
+}
+
+/// Where a unary call stands.
+enum Unary {
+    /// The request is on its way: from the peer, or at the backend.
+    Waiting,
+    /// The length of a large answer is being computed, in turns.
+    Preparing(Response),
+    Answering(Response),
+    Failed(Status),
+    /// The peer has gone; the reply that is still to come is thrown away with the slot.
+    Abandoned,
+}
+
+struct Call {
+    id: CallId,
+    method: KvMethod,
+    state: Unary,
+    /// A request is at the backend, so a reply will come for this slot.
+    submitted: bool,
+}
+
+/// The unary calls of one shard.
+pub struct Services {
+    identity: Identity,
+    limits: Limits,
+    calls: Slab<Call>,
+    preparing: VecDeque<u32>,
+}
+
+impl Services {
+    pub fn new(identity: Identity, limits: Limits) -> Services {
+        Services { identity, limits, calls: Slab::new(), preparing: VecDeque::new() }
+    }
+
+    /// What etcd's interceptors check before any service sees the call.
+    pub fn admit(head: &CallHead<'_>) -> Result<(), Status> {
+        // `hasleader` is always satisfied: a single member leads as long as it serves.
+        if head.client_api_version_is_garbled {
+            return Err(Status::new(Code::InvalidArgument, "etcdserver: invalid client api version"));
+        }
+        Ok(())
+    }
+
+    /// Begins a unary call. Its index is the handle of the call and the token of its request.
+    pub fn open(&mut self, id: CallId, method: KvMethod) -> u32 {
+        let index = self.calls.insert(Call { id, method, state: Unary::Waiting, submitted: false });
+        u32::try_from(index).expect("a shard has fewer than 4 G calls, since each holds a stream")
+    }
+
+    /// The request of a call: a command for the backend, or a refusal that the call answers with.
+    pub fn request(&mut self, handle: u32, message: Bytes) -> Option<Command> {
+        let call = &mut self.calls[handle as usize];
+        match kv::decode::decode(call.method, message, &self.limits) {
+            Ok(command) => {
+                call.submitted = true;
+                Some(command)
+            }
+            Err(status) => {
+                call.state = Unary::Failed(status);
+                None
+            }
+        }
+    }
+
+    /// The backend's reply to the request of a call. Names the call when it has something to send.
+    pub fn reply(&mut self, handle: u32, reply: Reply) -> Option<CallId> {
+        let call = &mut self.calls[handle as usize];
+        call.submitted = false;
+        if matches!(call.state, Unary::Abandoned) {
+            self.calls.remove(handle as usize);
+            return None;
+        }
+        call.state = match reply {
+            Reply::Answer(Ok(answer)) => Unary::Preparing(Response::new(answer, self.identity)),
+            Reply::Answer(Err(error)) => Unary::Failed(errors::status(&error)),
+            Reply::History(_) => unreachable!("the shard keeps history for its hub"),
+        };
+        self.prepare_call(handle)
+    }
+
+    fn prepare_call(&mut self, handle: u32) -> Option<CallId> {
+        let call = &mut self.calls[handle as usize];
+        if let Unary::Preparing(response) = &mut call.state {
+            if !response.prepare(PREPARE_ROWS_PER_TURN) {
+                self.preparing.push_back(handle);
+                return None;
+            }
+            let Unary::Preparing(response) = std::mem::replace(&mut call.state, Unary::Waiting) else { return None };
+            call.state = Unary::Answering(response);
+        }
+        Some(call.id)
+    }
+
+    /// A bounded piece of the work on large answers; names a call that became ready.
+    pub fn turn(&mut self) -> Option<CallId> {
+        let handle = self.preparing.pop_front()?;
+        if matches!(self.calls[handle as usize].state, Unary::Abandoned) {
+            self.calls.remove(handle as usize);
+            return None;
+        }
+        self.prepare_call(handle)
+    }
+
+    pub fn has_work(&self) -> bool {
+        !self.preparing.is_empty()
+    }
+
+    /// What a call has to send. The call is over with its last bytes or its status.
+    pub fn output(&mut self, handle: u32, bytes_max: usize) -> Output {
+        match &mut self.calls[handle as usize].state {
+            Unary::Waiting | Unary::Preparing(_) | Unary::Abandoned => Output::Nothing,
+            Unary::Answering(response) => {
+                let bytes = response.next(bytes_max).unwrap_or_default();
+                if !response.is_finished() {
+                    return Output::Bytes(bytes);
+                }
+                self.calls.remove(handle as usize);
+                Output::Last(bytes)
+            }
+            Unary::Failed(_) => match self.calls.remove(handle as usize).state {
+                Unary::Failed(status) => Output::End(status),
+                _ => unreachable!("the state was matched above"),
+            },
+        }
+    }
+
+    /// The peer has gone.
+    pub fn closed(&mut self, handle: u32) {
+        let call = &mut self.calls[handle as usize];
+        if call.submitted || matches!(call.state, Unary::Preparing(_)) {
+            call.state = Unary::Abandoned;
+        } else {
+            self.calls.remove(handle as usize);
+        }
+    }
+
+    /// Calls under way, and the bytes their rows take.
+    pub fn bytes(&self) -> (usize, usize) {
+        (self.calls.len(), self.calls.capacity() * size_of::<Call>())
+    }
+}
