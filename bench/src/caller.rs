@@ -72,8 +72,9 @@ impl Caller {
         wire::header_revision(&body).map_err(|cause| Fault::Malformed { path: wire::PATH_RANGE, cause })
     }
 
+    /// Forgets what lies before a revision, and waits until it is gone.
     pub async fn compact(&self, revision: i64) -> Result<()> {
-        let request = pb::CompactionRequest { revision, physical: false };
+        let request = pb::CompactionRequest { revision, physical: true };
         self.call_message(wire::PATH_COMPACT, &request).await.map(drop)
     }
 
@@ -104,7 +105,9 @@ pub async fn wait_until_ready(
         };
         let outcome = match tokio::time::timeout_at(deadline, attempt).await {
             Ok(outcome) => outcome,
-            Err(_) => Err(Fault::Stalled { waiting_for: format!("an answer of {endpoint}"), seconds: patience.as_secs() }),
+            Err(_) => {
+                Err(Fault::Stalled { waiting_for: format!("an answer of {endpoint}"), seconds: patience.as_secs() })
+            }
         };
         still_alive()?;
         match outcome {

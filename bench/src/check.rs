@@ -159,7 +159,8 @@ impl Checker {
             self.verdict.expected += due as u64;
             if seen.count as usize != due {
                 let count = seen.count;
-                self.verdict.difference(|| format!("watch {watch} of keys {first}..{past} got {count} of {due} events"));
+                self.verdict
+                    .difference(|| format!("watch {watch} of keys {first}..{past} got {count} of {due} events"));
             }
             // Only a watch that was told something is written to, so that the others' pages stay untouched.
             if seen.count != 0 {

@@ -7,24 +7,53 @@ use crate::wire::Malformed;
 /// Why a run cannot go on.
 #[derive(Debug)]
 pub enum Fault {
-    Connect { endpoint: String, cause: std::io::Error },
+    Connect {
+        endpoint: String,
+        cause: std::io::Error,
+    },
     /// The peer does not speak HTTP/2, or broke the connection or a stream.
-    Http { endpoint: String, cause: h2::Error },
+    Http {
+        endpoint: String,
+        cause: h2::Error,
+    },
     /// The connection ended without an error.
-    Closed { endpoint: String },
+    Closed {
+        endpoint: String,
+    },
     /// A call ended with a status that is not OK.
-    Status { path: &'static str, code: String, message: String },
+    Status {
+        path: &'static str,
+        code: String,
+        message: String,
+    },
     /// An HTTP answer that is not gRPC.
-    NotGrpc { endpoint: String, status: http::StatusCode },
+    NotGrpc {
+        endpoint: String,
+        status: http::StatusCode,
+    },
     /// A call ended OK where an answer was due.
-    NoAnswer { path: &'static str },
-    Malformed { path: &'static str, cause: Malformed },
+    NoAnswer {
+        path: &'static str,
+    },
+    Malformed {
+        path: &'static str,
+        cause: Malformed,
+    },
     /// The server ended a watch that nobody canceled.
-    Canceled { watch: u64, reason: String },
+    Canceled {
+        watch: u64,
+        reason: String,
+    },
     /// Creates are answered in order with ids counted from 0; this one was not.
-    WatchId { expected: i64, found: i64 },
+    WatchId {
+        expected: i64,
+        found: i64,
+    },
     /// Nothing moved for too long.
-    Stalled { waiting_for: String, seconds: u64 },
+    Stalled {
+        waiting_for: String,
+        seconds: u64,
+    },
     /// Anything about this machine or the arguments.
     Refused(String),
     /// The server's process is gone.
@@ -47,7 +76,9 @@ impl fmt::Display for Fault {
             Fault::WatchId { expected, found } => {
                 write!(f, "a watch was created with id {found} where {expected} was due")
             }
-            Fault::Stalled { waiting_for, seconds } => write!(f, "nothing moved for {seconds} s; missing: {waiting_for}"),
+            Fault::Stalled { waiting_for, seconds } => {
+                write!(f, "nothing moved for {seconds} s; missing: {waiting_for}")
+            }
             Fault::Refused(text) | Fault::ServerDied(text) => f.write_str(text),
         }
     }

@@ -122,6 +122,11 @@ impl Fleet {
         self.wait(&self.progress.created, self.plan.watches(), "watches created", patience, tick).await
     }
 
+    /// Announces the next wait for events before they are caused, so that none before it wakes the waiter.
+    pub fn expect_delivered(&self, wanted: u64) {
+        self.progress.wanted.store(wanted, Ordering::Relaxed);
+    }
+
     /// Waits until so many events came in all.
     pub async fn wait_delivered(
         &self,
@@ -129,7 +134,7 @@ impl Fleet {
         patience: Duration,
         tick: impl FnMut(&Progress) -> Result<()>,
     ) -> Result<()> {
-        self.progress.wanted.store(wanted, Ordering::Relaxed);
+        self.expect_delivered(wanted);
         self.wait(&self.progress.delivered, wanted, "events delivered", patience, tick).await
     }
 
@@ -249,7 +254,8 @@ async fn hold(crew: Rc<Crew>, checker: Rc<RefCell<Checker>>, ramp: Arc<Semaphore
             let first_watch = u64::from(connection) * crew.plan.watches_a_connection();
             let streams = (0..crew.plan.streams).map(|_| None).collect();
             let missing = crew.plan.streams;
-            let mut held = Held { crew: crew.clone(), checker, first_watch, streams, creating: 0, missing, permit: Some(permit) };
+            let mut held =
+                Held { crew: crew.clone(), checker, first_watch, streams, creating: 0, missing, permit: Some(permit) };
             link.drive(&mut held).await
         }
     };
@@ -322,7 +328,8 @@ impl Held {
         let opened = turn.open(slot, &self.crew.head, false, cx);
         let http = |cause| Fault::Http { endpoint: self.crew.endpoint.to_string(), cause };
         let Some((response, send)) = opened.map_err(http)? else { return Ok(false) };
-        let stream = WatchStream { answer: Answer::Head(response), send, deframer: Deframer::default(), sent: 0, created: 0 };
+        let stream =
+            WatchStream { answer: Answer::Head(response), send, deframer: Deframer::default(), sent: 0, created: 0 };
         self.streams[slot as usize] = Some(stream);
         self.creating += 1;
         Ok(true)
@@ -363,7 +370,9 @@ impl WatchStream {
                 let event = event.map_err(malformed)?;
                 let Some(id) = u32::try_from(reply.watch_id).ok().filter(|id| id < known) else {
                     let id = reply.watch_id;
-                    return Err(Fault::Refused(format!("an event came for watch id {id}, which its stream does not have")));
+                    return Err(Fault::Refused(format!(
+                        "an event came for watch id {id}, which its stream does not have"
+                    )));
                 };
                 checker.event(first_watch + u64::from(id), &event);
                 delivered += 1;

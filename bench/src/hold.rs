@@ -235,7 +235,13 @@ fn report(verdict: &Verdict, puts: usize, seconds: f64, watches: u64) -> Result<
 }
 
 /// Puts each key once over one connection, `in_flight` at a time. The result is in the order of `keys`' lanes.
-pub async fn put_all(caller: &Caller, plan: &Plan, keys: &[u32], value_bytes: usize, in_flight: u32) -> Result<Vec<Put>> {
+pub async fn put_all(
+    caller: &Caller,
+    plan: &Plan,
+    keys: &[u32],
+    value_bytes: usize,
+    in_flight: u32,
+) -> Result<Vec<Put>> {
     let lanes = (in_flight.max(1) as usize).min(keys.len());
     let mut tasks = Vec::new();
     for lane in 0..lanes {
@@ -268,4 +274,3 @@ async fn leave(fleet: Fleet, watched: &Watched) -> Result<()> {
     }
     Ok(())
 }
-

@@ -40,10 +40,7 @@ impl Windows {
 }
 
 /// Connects and shakes hands. The two halves are driven by a [`Link`] or by a task.
-pub async fn connect(
-    endpoint: &str,
-    windows: Windows,
-) -> Result<(SendRequest<Bytes>, Connection<TcpStream, Bytes>)> {
+pub async fn connect(endpoint: &str, windows: Windows) -> Result<(SendRequest<Bytes>, Connection<TcpStream, Bytes>)> {
     let refused = |cause| Fault::Connect { endpoint: endpoint.to_owned(), cause };
     let socket = TcpStream::connect(endpoint).await.map_err(refused)?;
     socket.set_nodelay(true).map_err(refused)?;
@@ -134,8 +131,7 @@ impl Link {
     pub async fn open(endpoint: &Arc<str>, windows: Windows, slots: u32) -> Result<Link> {
         let (requests, connection) = connect(endpoint, windows).await?;
         let ready = Arc::new(Ready::default());
-        let slot_waker =
-            |slot| Arc::new(SlotWaker { ready: ready.clone(), slot, is_queued: AtomicBool::new(false) });
+        let slot_waker = |slot| Arc::new(SlotWaker { ready: ready.clone(), slot, is_queued: AtomicBool::new(false) });
         let connection_waker = slot_waker(CONNECTION);
         connection_waker.wake_by_ref();
         let slots: Vec<_> = (0..slots).map(slot_waker).collect();
@@ -188,8 +184,7 @@ impl Link {
             let waker = &self.slots[slot as usize];
             waker.is_queued.store(false, Ordering::Relaxed);
             let waker = Waker::from(waker.clone());
-            let mut turn =
-                Turn { requests: &mut self.requests, blocked: &mut self.blocked, slots: &self.slots };
+            let mut turn = Turn { requests: &mut self.requests, blocked: &mut self.blocked, slots: &self.slots };
             calls.poll_slot(&mut turn, slot, &mut Context::from_waker(&waker))?;
         }
         if connection_is_ready {
@@ -288,12 +283,7 @@ pub enum Piece {
 
 impl Answer {
     /// The next piece. Credit for its bytes is given back at once.
-    pub fn poll_piece(
-        &mut self,
-        endpoint: &str,
-        path: &'static str,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<Piece>> {
+    pub fn poll_piece(&mut self, endpoint: &str, path: &'static str, cx: &mut Context<'_>) -> Poll<Result<Piece>> {
         let http = |cause| Fault::Http { endpoint: endpoint.to_owned(), cause };
         loop {
             match self {

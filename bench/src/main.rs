@@ -7,21 +7,30 @@
 //! library, one task a connection, hand-written messages where they are many.
 //!
 //! ```text
-//! main ─► hold, compare ─► fleet (held watches)  ─► link (one h2 connection) ─► wire (bytes)
-//!                       ─► caller (single calls) ─┘
-//!                       ─► check (the judge)  keys (who watches what)  process (what the kernel knows)
+//! main ─► hold    ─┬─► fleet (held watches)  ──┬─► link (one h2 connection) ─► wire (bytes)
+//!      ─► compare ─┤   load (calls in a loop)  │
+//!                  │   caller (single calls) ──┘
+//!                  └─► check (the judge)  keys (who watches what)  process (what the kernel knows)
+//!          compare ──► scenes, bystander ─► server (started and stopped)  meter (what it cost)  report
 //! ```
 
+mod bystander;
 mod caller;
 mod check;
+mod compare;
 mod fault;
 mod fleet;
 mod hold;
 mod keys;
 mod link;
+mod load;
+mod meter;
 mod process;
 mod random;
+mod report;
+mod scenes;
 mod screen;
+mod server;
 mod wire;
 
 use std::process::ExitCode;
@@ -44,6 +53,8 @@ struct Arguments {
 enum Command {
     /// Hold very many watches, print what they cost the server, and prove that each gets its events
     Hold(hold::HoldArgs),
+    /// Run etcd and tarsier in turn and print what a unit of work costs each of them
+    Compare(Box<compare::CompareArgs>),
 }
 
 fn main() -> ExitCode {
@@ -64,6 +75,7 @@ fn run(arguments: Arguments) -> Result<()> {
         let work = async {
             match arguments.command {
                 Command::Hold(args) => hold::run(args).await,
+                Command::Compare(args) => compare::run(*args).await,
             }
         };
         // Dropping the work closes its connections and stops the servers that it started.

@@ -73,15 +73,36 @@ impl Process {
     }
 }
 
+/// What stands beside every published figure.
+pub struct Machine {
+    pub model: String,
+    pub cores: usize,
+    pub memory_bytes: u64,
+    pub kernel: String,
+}
+
+/// This machine, as far as it says what it is.
+pub fn machine() -> Machine {
+    let text = |path| fs::read_to_string(path).unwrap_or_default();
+    let cpus = text("/proc/cpuinfo");
+    let model = cpus.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    Machine {
+        model: model.map_or("an unnamed processor", |(_, name)| name).to_owned(),
+        cores: std::thread::available_parallelism().map_or(0, usize::from),
+        memory_bytes: kilobytes(&text("/proc/meminfo"), "MemTotal:").unwrap_or(0),
+        kernel: text("/proc/sys/kernel/osrelease").trim().to_owned(),
+    }
+}
+
 /// Refuses a load that needs more files than this process may open.
 pub fn check_files(needed: u64, for_what: &str) -> Result<()> {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     // Event loops, standard streams and what the coordinator opens.
     let needed = needed + 40;
     match limit {
-        Some(limit) if limit < needed => {
-            Err(Fault::Refused(format!("{for_what} needs {needed} open files and the limit is {limit}: raise ulimit -n")))
-        }
+        Some(limit) if limit < needed => Err(Fault::Refused(format!(
+            "{for_what} needs {needed} open files and the limit is {limit}: raise ulimit -n"
+        ))),
         _ => Ok(()),
     }
 }
