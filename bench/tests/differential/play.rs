@@ -154,19 +154,14 @@ impl Player {
     }
 
     async fn step(&mut self, step: &Step) -> Result<Vec<String>, String> {
-        let (times, request) = match step.request.strip_prefix("times ") {
-            None => (1, step.request.as_str()),
-            Some(rest) => {
-                let (count, request) = rest.split_once(' ').ok_or("nothing to do")?;
-                (count.parse().map_err(|_| "not a count")?, request)
-            }
+        let Some(repeated) = step.request.strip_prefix("times ") else {
+            return self.one(&step.request, &step.answer).await;
         };
+        let (count, request) = repeated.split_once(' ').ok_or("nothing to do")?;
+        let count: usize = count.parse().map_err(|_| "not a count")?;
         let mut answer = Vec::new();
-        for turn in 0..times {
-            let request = request.replace("$i", &format!("{turn:04}"));
-            // A field that counts for itself keeps its own turns.
-            let request = if times == 1 { step.request.as_str() } else { request.as_str() };
-            answer = self.one(request, &step.answer).await?;
+        for turn in 0..count {
+            answer = self.one(&request.replace("$i", &format!("{turn:04}")), &step.answer).await?;
         }
         Ok(answer)
     }
