@@ -230,7 +230,19 @@ pub fn lines(message: &DynamicMessage) -> Vec<String> {
 pub fn one_line(message: &DynamicMessage) -> String {
     match message.descriptor().name() {
         "ResponseHeader" => header_text(message),
-        _ => lines(message).join(" "),
+        _ => {
+            let lines = lines(message);
+            let runs = lines.chunk_by(|a, b| a == b);
+            runs.map(run_text).collect::<Vec<_>>().join(" ")
+        }
+    }
+}
+
+/// Fields that are alike, on one line.
+fn run_text(run: &[String]) -> String {
+    match run.len() {
+        0..=3 => run.join(" "),
+        times => format!("{} ({times} times)", run[0]),
     }
 }
 
