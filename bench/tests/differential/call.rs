@@ -44,8 +44,10 @@ impl Head {
 pub enum Received {
     /// A response whose status or content type is not gRPC's.
     NotGrpc(String),
-    /// The payload of one frame; the flag of an uncompressed one is not told.
+    /// The payload of one frame.
     Message(Bytes),
+    /// A frame with the compressed flag, which this client never offers to take.
+    Compressed,
     /// The end, with the status of the trailers.
     Status(i32, String),
     /// The end, without a status: a reset, a closed connection, a cut frame.
@@ -126,6 +128,11 @@ impl Stream {
     pub async fn next(&mut self) -> Option<Received> {
         self.received.recv().await
     }
+
+    /// The next thing that has already been received.
+    pub fn next_at_hand(&mut self) -> Option<Received> {
+        self.received.try_recv().ok()
+    }
 }
 
 impl Drop for Stream {
@@ -176,7 +183,7 @@ async fn read_all(response: ResponseFuture, to: &mpsc::UnboundedSender<Received>
         body.flow_control().release_capacity(chunk.len())?;
         buffer.extend_from_slice(&chunk);
         while let Some(message) = cut_frame(&mut buffer) {
-            let _ = to.send(Received::Message(message));
+            let _ = to.send(message);
         }
     }
     if !buffer.is_empty() {
@@ -191,15 +198,14 @@ async fn end(body: &mut RecvStream) -> Result<Received, h2::Error> {
     Ok(status.unwrap_or_else(|| Received::Broken("no grpc-status".to_owned())))
 }
 
-fn cut_frame(buffer: &mut BytesMut) -> Option<Bytes> {
+fn cut_frame(buffer: &mut BytesMut) -> Option<Received> {
     let head: [u8; 5] = buffer.get(..5)?.try_into().ok()?;
     let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize;
     if buffer.len() < 5 + length {
         return None;
     }
-    assert_eq!(head[0], 0, "this client does not offer compression");
-    let _ = buffer.split_to(5);
-    Some(buffer.split_to(length).freeze())
+    let payload = buffer.split_to(5 + length).freeze().slice(5..);
+    Some(if head[0] == 0 { Received::Message(payload) } else { Received::Compressed })
 }
 
 fn status(headers: &HeaderMap) -> Option<Received> {

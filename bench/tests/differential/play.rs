@@ -13,6 +13,7 @@
 //! reset w                           cancels the stream
 //! read w                            what has come on it: a line for each field, a blank `=` between messages
 //! read-merged w                     the same, where etcd is free to cut messages as it likes: see `Form`
+//! pause 300                         waits so many milliseconds, where etcd needs time and does not tell when it is done
 //! kill                              kills the server and starts it again on its data
 //! ```
 //!
@@ -53,7 +54,7 @@ impl Step {
     /// Whether something is asked of the server, as opposed to a `read` of what has been asked before.
     pub fn is_request(&self) -> bool {
         let word = self.request.split(' ').next().unwrap_or_default();
-        !["", "open", "read", "read-merged", "kill"].contains(&word)
+        !["", "open", "read", "read-merged", "pause", "kill"].contains(&word)
     }
 }
 
@@ -189,6 +190,10 @@ impl Player {
             "reset" => self.stream(name)?.stream.reset(),
             "read" => return self.read(name, Form::AsSent, expected).await,
             "read-merged" => return self.read(name, Form::Merged, expected).await,
+            "pause" => {
+                let milliseconds = rest.parse().map_err(|_| "not a number of milliseconds")?;
+                tokio::time::sleep(Duration::from_millis(milliseconds)).await;
+            }
             "kill" => {
                 self.streams.clear();
                 self.server.restart_after_kill();
@@ -252,7 +257,9 @@ impl Player {
         let stream = self.stream(name)?;
         let deadline = Instant::now() + COMPLETE_WITHIN;
         loop {
+            stream.received.extend(std::iter::from_fn(|| stream.stream.next_at_hand()));
             let lines = form.lines(&stream.received, &descriptor);
+            let expected = expected.split(|line| line.starts_with(UNREAD)).next().unwrap_or_default();
             let complete = pace == Pace::Record || lines == expected || expected.is_empty();
             let wait = if complete { pace.silence() } else { deadline.saturating_duration_since(Instant::now()) };
             match timeout(wait, stream.stream.next()).await {
@@ -273,7 +280,7 @@ impl Player {
         for name in names {
             let unread = self.read(&name, Form::AsSent, &[]).await.expect("the stream is open");
             if unread != [NOTHING] {
-                lines.extend(unread.into_iter().map(|line| format!("unread on {name}: {line}")));
+                lines.extend(unread.into_iter().map(|line| format!("{UNREAD}{name}: {line}").trim_end().to_owned()));
             }
         }
         lines
@@ -346,11 +353,15 @@ fn received_lines(received: &Received, descriptor: &MessageDescriptor) -> Vec<St
             Ok(message) => text::lines(&message),
             Err(error) => vec![format!("not a {}: {error}", descriptor.name())],
         },
+        Received::Compressed => vec!["a compressed message".to_owned()],
         Received::NotGrpc(head) => vec![head.clone()],
         Received::Status(code, message) => vec![format!("status {code} {message}").trim_end().to_owned()],
         Received::Broken(how) => vec![how.clone()],
     }
 }
+
+/// What stands before a line that no `read` has asked for.
+const UNREAD: &str = "unread on ";
 
 /// What a `read` says when nothing came.
 const NOTHING: &str = "nothing";
@@ -377,7 +388,14 @@ impl Form {
             Form::AsSent => as_sent(received, descriptor),
             Form::Merged => merged(received, descriptor),
         };
-        text::fold(groups.join(&String::new()))
+        // A blank line behind each message makes messages of one kind alike, the last one included.
+        let ended = groups.into_iter().flat_map(|mut lines| {
+            lines.push(String::new());
+            lines
+        });
+        let mut lines = text::fold(ended.collect());
+        lines.pop_if(|last| last.is_empty());
+        lines
     }
 }
 

@@ -318,38 +318,50 @@ fn escape(byte: u8) -> String {
     }
 }
 
-/// Lines that only count on are folded: the first stands, behind it how many follow and what each number of it grows by
-/// from line to line. Nothing is lost by it.
+/// Lines that only count on are folded: the first group of them stands, behind it how often it follows and what the
+/// numbers of each of its lines grow by from group to group. Nothing is lost by it.
 pub fn fold(lines: Vec<String>) -> Vec<String> {
     let mut folded = Vec::new();
     let mut rest = &lines[..];
-    while let Some(first) = rest.first() {
-        let (length, steps) = counting_run(rest);
-        folded.push(first.clone());
-        if length >= FOLD_MIN {
-            let steps = steps.iter().map(|step| format!("{step:+}")).collect::<Vec<_>>().join(" ");
-            folded.push(format!("  and {} more like it, its numbers by {steps}", length - 1));
-            rest = &rest[length..];
-        } else {
-            rest = &rest[1..];
+    while !rest.is_empty() {
+        let runs = (1..=PERIOD_MAX).map(|period| (period, counting_run(rest, period)));
+        let long = runs.filter(|(period, (groups, _))| *groups >= FOLD_MIN && period * groups >= 2 * FOLD_MIN);
+        // The shortest group wins among equals.
+        let best = long.rev().max_by_key(|(period, (groups, _))| period * groups);
+        let (period, groups) = best.as_ref().map_or((1, 1), |(period, (groups, _))| (*period, *groups));
+        folded.extend_from_slice(&rest[..period]);
+        if let Some((_, (_, steps))) = best {
+            let what = if period == 1 { "like it".to_owned() } else { format!("of these {period} lines") };
+            folded.push(format!("  and {} more {what}, the numbers by {steps}", groups - 1).trim_end().to_owned());
         }
+        rest = &rest[period * groups..];
     }
     folded
 }
 
-/// Fewer lines than this are easier to read as they are.
+/// Fewer groups than this are easier to read as they are.
 const FOLD_MIN: usize = 8;
+/// How many lines a group may have: the answer to a watch create has four, a blank one included.
+const PERIOD_MAX: usize = 6;
 
-/// How many lines from the first on differ by the same steps, and these steps.
-fn counting_run(lines: &[String]) -> (usize, Vec<i64>) {
-    let [first, second, ..] = lines else { return (1, Vec::new()) };
-    let (first, second) = (Counted::of(first), Counted::of(second));
-    if first.texts != second.texts {
-        return (1, Vec::new());
+/// How often the first `period` lines follow each other with the same steps, and these steps.
+fn counting_run(lines: &[String], period: usize) -> (usize, String) {
+    if lines.len() < 2 * period {
+        return (1, String::new());
     }
-    let steps: Vec<i64> = first.numbers.iter().zip(&second.numbers).map(|(a, b)| b.0 - a.0).collect();
-    let length = lines.iter().enumerate().take_while(|(turn, line)| first.after(*turn, &steps) == **line).count();
-    (length, steps)
+    let mut groups = lines.len() / period;
+    let mut all_steps = Vec::new();
+    for offset in 0..period {
+        let (first, second) = (Counted::of(&lines[offset]), Counted::of(&lines[offset + period]));
+        if first.texts != second.texts {
+            return (1, String::new());
+        }
+        let steps: Vec<i64> = first.numbers.iter().zip(&second.numbers).map(|(a, b)| b.0 - a.0).collect();
+        let column = lines[offset..].iter().step_by(period).enumerate();
+        groups = groups.min(column.take_while(|(turn, line)| first.after(*turn, &steps) == **line).count());
+        all_steps.push(steps.iter().map(|step| format!("{step:+}")).collect::<Vec<_>>().join(" "));
+    }
+    (groups, all_steps.join(" / "))
 }
 
 /// A line cut into its numbers, with the width of each, and the texts around them.
@@ -423,6 +435,10 @@ mod tests {
         let mut lines: Vec<String> = (5..25).map(|i| format!("k{i:04} at {}", 2 * i)).collect();
         lines.push("k0025 at 51".to_owned());
         let folded = fold(lines);
-        assert_eq!(folded, ["k0005 at 10", "  and 19 more like it, its numbers by +1 +2", "k0025 at 51"]);
+        assert_eq!(folded, ["k0005 at 10", "  and 19 more like it, the numbers by +1 +2", "k0025 at 51"]);
+        let pairs = (0..9).flat_map(|i| [format!("a {i}"), format!("b {}", 9 - i)]).collect();
+        assert_eq!(fold(pairs), ["a 0", "b 9", "  and 8 more of these 2 lines, the numbers by +1 / -1"]);
+        let few: Vec<String> = (0..5).map(|i| format!("a {i}")).collect();
+        assert_eq!(fold(few.clone()), few);
     }
 }
