@@ -1,5 +1,5 @@
-//! Compiles the .proto files with protox, so that nothing but cargo is needed, and writes the table of methods beside the
-//! generated messages.
+//! Compiles the .proto files with protox, so that nothing but cargo is needed, and writes the table of methods beside
+//! the generated messages.
 
 use std::env;
 use std::error::Error;

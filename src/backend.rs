@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use crate::store::command::{Answer, Error, Read, Write};
 use crate::types::{Batch, Revision};
+use crate::watch::hub::HeaderIds;
 
 /// Who asks. Every call carries it, so that permissions have one place to look when users are built.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -28,6 +29,13 @@ pub struct Identity {
     pub raft_term: u64,
 }
 
+impl From<Identity> for HeaderIds {
+    fn from(identity: Identity) -> HeaderIds {
+        let Identity { cluster_id, member_id, raft_term } = identity;
+        HeaderIds { cluster_id, member_id, raft_term }
+    }
+}
+
 /// One request to the backend.
 #[derive(Clone, Debug)]
 pub enum Command {
@@ -36,7 +44,9 @@ pub enum Command {
     CompactPhysical(Revision),
     Read(Read),
     /// Batches from this revision on, for watchers that are behind further than recent history reaches.
-    History { from: Revision },
+    History {
+        from: Revision,
+    },
 }
 
 /// What the backend answers to a [`Command`].

@@ -1,8 +1,8 @@
 //! The messages of the etcd v3 API, as Rust types, and the table of its methods.
 //!
-//! The .proto files beside this crate describe the API in our words; names and numbers are etcd's, and they are all that
-//! reaches the wire. The build script compiles them with protox, so nothing but cargo is needed. `bytes` fields are
-//! [`bytes::Bytes`]: a decoded key or value is a slice of the buffer that it came in.
+//! The .proto files beside this crate describe the API in our words; names and numbers are etcd's, and they are all
+//! that reaches the wire. The build script compiles them with protox, so nothing but cargo is needed. `bytes` fields
+//! are [`bytes::Bytes`]: a decoded key or value is a slice of the buffer that it came in.
 //!
 //! The modules carry the names of the packages, because those stand in the paths of the methods:
 //!

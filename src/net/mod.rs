@@ -2,6 +2,30 @@
 //!
 //! A connection hands whole calls to a [`Handler`] and knows no service; the handler knows no socket. All of it runs on
 //! one thread, so nothing here is `Send` and nothing is locked.
+//!
+//! From the kernel up: [`ring`] (operations), [`listener`], `socket`, `plain` (frame meter, write gathering),
+//! `connection` (one task that drives h2 and all its streams), `stream` (a row for each call), [`server`] (what the
+//! connections of a shard share). A shard is put together so, inside of [`ring::Ring::run`]:
+//!
+//! ```ignore
+//! let ready = Ready::new(shard);                                   // the handler announces calls with a clone of it
+//! let server = Server::new(handler, ready, NetConfig::new(clock::now));
+//! server.listen(Listener::bind(address)?);                         // serves from here on
+//! server.drain(status, Duration::from_secs(5)).await;              // closes listeners, ends calls, ends connections
+//! ```
+
+mod connection;
+pub mod counters;
+pub mod listener;
+mod plain;
+mod ready;
+pub mod ring;
+pub mod server;
+mod socket;
+mod stream;
+#[cfg(test)]
+mod tests;
+mod timers;
 
 use std::time::Duration;
 
@@ -9,6 +33,9 @@ use bytes::Bytes;
 
 use crate::backend::Caller;
 use crate::grpc::status::Status;
+
+pub use ready::Ready;
+pub use server::{NetConfig, Server};
 
 /// One call: the slot of its connection in this shard, and the slot of its stream in that connection. Slots are reused, so
 /// an id that outlives its call may name another one: what it can do is wake it, which is harmless.

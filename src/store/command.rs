@@ -143,9 +143,14 @@ pub struct Answer {
 #[derive(Clone, PartialEq, Debug)]
 pub enum Outcome {
     Range(Rows),
-    Put { previous: Option<KeyValue> },
+    Put {
+        previous: Option<KeyValue>,
+    },
     /// `previous` is empty unless `prev_kv` was asked.
-    DeleteRange { deleted: u64, previous: Vec<KeyValue> },
+    DeleteRange {
+        deleted: u64,
+        previous: Vec<KeyValue>,
+    },
     Txn(TxnOutcome),
     Compact,
 }

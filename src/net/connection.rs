@@ -1,0 +1,448 @@
+//! One HTTP/2 connection: one task that drives h2 and all of its streams.
+//!
+//! A *turn* is one poll of the task: complete the send in flight, let h2 read a few frames, look at the streams that are
+//! due (h2 or the handler named them), let h2 write, and so on for a bounded number of rounds; then everything gathered
+//! leaves in one send. A turn that ends with work left passes through the ring, so that others run and operations are
+//! submitted in between.
+//!
+//! States: *shaking hands* until the peer's preface is there, *open*, and *closing*: h2 is dropped, every call still open
+//! has been reported to the handler, the socket is shut down, and the task ends once no operation is in flight. Nothing
+//! is freed while the kernel may still write to it.
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+
+use bytes::Bytes;
+use h2::server::{Builder, Connection as H2, Handshake, SendResponse};
+use h2::{Ping, PingPong, RecvStream};
+use http::{Request, StatusCode};
+use slab::Slab;
+
+use super::plain::{self, Plain, Wire};
+use super::ready::Due;
+use super::ring::Nop;
+use super::server::{Drain, Server};
+use super::stream::{Broken, Look, Row, Surroundings};
+use super::{CallHead, CallId, CallKind};
+use crate::backend::Caller;
+use crate::grpc::head::{Head, Refusal};
+use crate::grpc::status::{Code, Status};
+
+/// Rounds of reading, serving and writing in one turn.
+const ROUNDS_PER_TURN: usize = 32;
+/// Streams that are looked at before h2 writes what they queued: its slabs never shrink.
+const STREAMS_PER_ROUND: usize = 16;
+/// Calls that are accepted before h2 writes.
+const CALLS_PER_ROUND: usize = 16;
+
+/// What an idle connection holds, h2's buffers and tables included. Measured as resident memory.
+pub const CONNECTION_BYTES: u64 = 16 * 1_024;
+/// What each further stream holds: our row and mark, h2's slot.
+pub const STREAM_SLOT_BYTES: u64 = 700;
+
+pub struct Connection {
+    server: Rc<Server>,
+    slot: u32,
+    peer: SocketAddr,
+    wire: Wire,
+    state: State,
+    rows: Slab<Row>,
+    rows_high_water: usize,
+    deadlines: BTreeSet<(Instant, u32)>,
+    liveness: Liveness,
+    /// The time at which the shard's timers wake this connection.
+    alarm: Option<Instant>,
+    /// What this connection does about the end of the server; `None` until then.
+    drain_until: Option<Instant>,
+    pause: Option<Nop>,
+    has_been_at_stream_limit: bool,
+}
+
+// A connection has one state, which lies in its task: a box would only add to what it holds.
+#[allow(clippy::large_enum_variant)]
+enum State {
+    Shaking(Handshake<Plain, Bytes>),
+    Open(H2<Plain, Bytes>),
+    Closing,
+}
+
+/// What is next to be done about a silent peer, and when.
+struct Liveness {
+    at: Instant,
+    step: LivenessStep,
+    /// Bytes received when the step was taken. Whatever has come since proves that the peer lives.
+    bytes_in: u64,
+    pings: Option<PingPong>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum LivenessStep {
+    CutHandshake,
+    Ask,
+    CutUnlessAnswered,
+}
+
+impl Connection {
+    pub fn new(server: Rc<Server>, slot: u32, client: OwnedFd, peer: SocketAddr) -> Connection {
+        let (plain, wire) = plain::open(client, server.counters.clone());
+        let handshake = builder(server.config.concurrent_streams_max).handshake(plain);
+        let at = (server.config.now)() + server.config.handshake_timeout;
+        Connection {
+            server,
+            slot,
+            peer,
+            wire,
+            state: State::Shaking(handshake),
+            rows: Slab::new(),
+            rows_high_water: 0,
+            deadlines: BTreeSet::new(),
+            liveness: Liveness { at, step: LivenessStep::CutHandshake, bytes_in: 0, pings: None },
+            alarm: None,
+            drain_until: None,
+            pause: None,
+            has_been_at_stream_limit: false,
+        }
+    }
+
+    fn turn(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        if matches!(self.state, State::Closing) {
+            return self.wire.poll_close(context);
+        }
+        self.look_at_the_time();
+        if let Some(pause) = &mut self.pause {
+            if Pin::new(pause).poll(context).is_pending() {
+                return Poll::Pending;
+            }
+            self.pause = None;
+        }
+        for _ in 0..ROUNDS_PER_TURN {
+            self.wire.send_completed(context);
+            if self.poll_h2(context).is_ready() {
+                self.close();
+                return self.wire.poll_close(context);
+            }
+            self.look_at_due_streams();
+            if !self.has_more() {
+                self.wire.send(context);
+                self.set_alarm();
+                return Poll::Pending;
+            }
+        }
+        self.wire.send(context);
+        self.set_alarm();
+        let mut pause = Nop::submit();
+        // It was submitted just now and completes in the kernel: this poll only leaves the waker.
+        let _ = Pin::new(&mut pause).poll(context);
+        self.pause = Some(pause);
+        Poll::Pending
+    }
+
+    fn has_more(&self) -> bool {
+        self.server.ready.take_woken(self.slot)
+            || self.wire.is_cut_short()
+            || self.server.ready.has_due(self.slot) && !self.wire.is_congested()
+    }
+
+    /// Lets h2 read and write, and opens the calls that it brings. Ready at the end of the connection.
+    fn poll_h2(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        self.wire.allow_frames();
+        if let State::Shaking(handshake) = &mut self.state {
+            match Pin::new(handshake).poll(context) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(open)) => self.opened(open),
+                Poll::Ready(Err(error)) => {
+                    self.server.counters.connections_broken.add(1);
+                    tracing::debug!(peer = %self.peer, %error, "no HTTP/2 preface");
+                    return Poll::Ready(());
+                }
+            }
+        }
+        for _ in 0..CALLS_PER_ROUND {
+            let State::Open(open) = &mut self.state else { return Poll::Ready(()) };
+            match open.poll_accept(context) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Some(Ok((request, respond)))) => self.open_call(request, respond),
+                Poll::Ready(Some(Err(error))) => {
+                    if !error.is_io() {
+                        self.server.counters.connections_broken.add(1);
+                        tracing::debug!(peer = %self.peer, %error, "connection broken");
+                    }
+                    return Poll::Ready(());
+                }
+                Poll::Ready(None) => return Poll::Ready(()),
+            }
+        }
+        // There may be more calls behind these.
+        self.server.ready.wake_connection(self.slot);
+        Poll::Pending
+    }
+
+    fn opened(&mut self, open: H2<Plain, Bytes>) {
+        self.state = State::Open(open);
+        let at = (self.server.config.now)() + self.server.config.keepalive_interval;
+        self.liveness = Liveness { at, step: LivenessStep::Ask, bytes_in: self.wire.bytes_in(), pings: None };
+    }
+
+    fn call(&self, stream: u32) -> CallId {
+        CallId { connection: self.slot, stream }
+    }
+
+    fn open_call(&mut self, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
+        let (parts, body) = request.into_parts();
+        self.server.counters.calls_opened.add(1);
+        let mut row = Row::new(body, respond);
+        let head = match Head::read(&parts) {
+            Ok(head) => head,
+            Err(Refusal { http, status }) => return row.end_with(http, &status),
+        };
+        let stream = u32::try_from(self.rows.vacant_key()).expect("a peer has at most 2^31 streams");
+        let caller = Caller { peer: self.peer, token: head.token, certificate_name: None };
+        let opened = self.server.handler.open(
+            self.call(stream),
+            &CallHead {
+                path: parts.uri.path(),
+                caller: &caller,
+                requires_leader: head.requires_leader,
+                client_api_version_is_garbled: head.client_api_version_is_garbled,
+                timeout: head.timeout,
+            },
+        );
+        let opened = match opened {
+            Ok(opened) => opened,
+            Err(status) => return row.end_with(StatusCode::OK, &status),
+        };
+        row.open(opened.kind, opened.handle);
+        if let Some(timeout) = head.timeout {
+            // A time that the clock cannot say never comes.
+            row.deadline = (self.server.config.now)().checked_add(timeout);
+            self.deadlines.extend(row.deadline.map(|at| (at, stream)));
+        }
+        self.rows.insert(row);
+        self.count_stream();
+        self.look(Due { stream, announced: false });
+    }
+
+    fn count_stream(&mut self) {
+        let counters = &self.server.counters;
+        counters.streams_open.add(1);
+        if self.rows.len() > self.rows_high_water {
+            self.rows_high_water = self.rows.len();
+            counters.stream_slots.add(1);
+        }
+        if self.rows.len() >= self.server.config.concurrent_streams_max as usize && !self.has_been_at_stream_limit {
+            self.has_been_at_stream_limit = true;
+            counters.at_stream_limit.add(1);
+            tracing::warn!(peer = %self.peer, streams = self.rows.len(), "a client has reached its limit of streams");
+        }
+    }
+
+    /// A bounded number of streams. While output waits for a slow peer they stay due: what they have to send had better
+    /// stay with the handler.
+    fn look_at_due_streams(&mut self) {
+        for _ in 0..STREAMS_PER_ROUND {
+            if self.wire.is_congested() {
+                return;
+            }
+            let Some(due) = self.server.ready.next(self.slot) else { return };
+            self.look(due);
+        }
+    }
+
+    fn look(&mut self, due: Due) {
+        let Due { stream, announced } = due;
+        let around = Surroundings {
+            handler: &*self.server.handler,
+            call: self.call(stream),
+            request_bytes_max: self.server.config.request_bytes_max,
+        };
+        let Some(row) = self.rows.get_mut(stream as usize) else { return };
+        let waker = self.server.ready.stream_waker(self.slot, stream);
+        self.server.ready.serve(self.slot, Some(stream));
+        let look = row.look(&around, &mut Context::from_waker(&waker), announced);
+        self.server.ready.serve(self.slot, None);
+        match look {
+            Look::Waits => {}
+            Look::More => waker.wake(),
+            Look::Ended => self.remove(stream),
+            Look::Broken(by) => self.break_off(stream, by),
+        }
+    }
+
+    fn break_off(&mut self, stream: u32, by: Broken) {
+        let handle = self.rows[stream as usize].handle;
+        self.remove(stream);
+        if by == Broken::ByPeer {
+            self.server.counters.calls_reset.add(1);
+        }
+        self.server.handler.closed(self.call(stream), handle);
+    }
+
+    fn remove(&mut self, stream: u32) {
+        let row = self.rows.remove(stream as usize);
+        if let Some(at) = row.deadline {
+            self.deadlines.remove(&(at, stream));
+        }
+        self.server.counters.streams_open.subtract(1);
+    }
+
+    /// Ends a call with a status of ours, and tells the handler.
+    fn end_call(&mut self, stream: u32, status: &Status) {
+        self.rows[stream as usize].end(status);
+        self.break_off(stream, Broken::ByUs);
+    }
+
+    /// Everything that happens because time passes: deadlines, keep-alive, and the end of the server.
+    fn look_at_the_time(&mut self) {
+        if self.drain_until.is_none() && self.server.is_draining() {
+            let drain = self.server.draining().expect("it was asked just now");
+            self.begin_drain(&drain);
+        }
+        let Some(alarm) = self.alarm else { return self.set_alarm() };
+        let now = (self.server.config.now)();
+        if now < alarm {
+            return;
+        }
+        self.alarm = None;
+        while let Some(&(_, stream)) = self.deadlines.first().filter(|(at, _)| *at <= now) {
+            self.server.counters.calls_past_deadline.add(1);
+            self.end_call(stream, &Status::new(Code::DeadlineExceeded, "context deadline exceeded"));
+        }
+        if self.liveness.at <= now {
+            self.check_liveness(now);
+        }
+        if self.drain_until.is_some_and(|until| until <= now) {
+            self.cut("still busy at the end of the grace");
+        }
+    }
+
+    fn next_time(&self) -> Option<Instant> {
+        let deadline = self.deadlines.first().map(|&(at, _)| at);
+        [Some(self.liveness.at), deadline, self.drain_until].into_iter().flatten().min()
+    }
+
+    /// Asks to be woken at the next time that matters. An alarm that comes too early is cheaper than one moved each time.
+    fn set_alarm(&mut self) {
+        let Some(next) = self.next_time() else { return };
+        if self.alarm.is_some_and(|alarm| alarm <= next) {
+            return;
+        }
+        if let Some(alarm) = self.alarm.replace(next) {
+            self.server.timers.remove(alarm, self.slot);
+        }
+        self.server.timers.add(next, self.slot);
+    }
+
+    fn check_liveness(&mut self, now: Instant) {
+        let has_spoken = self.wire.bytes_in() != self.liveness.bytes_in;
+        let config = &self.server.config;
+        self.liveness.bytes_in = self.wire.bytes_in();
+        match self.liveness.step {
+            LivenessStep::CutHandshake => self.cut("no HTTP/2 preface in time"),
+            LivenessStep::CutUnlessAnswered if !has_spoken => self.cut("no answer to a keep-alive ping"),
+            LivenessStep::Ask if !has_spoken => {
+                self.liveness.at = now + config.keepalive_timeout;
+                self.liveness.step = LivenessStep::CutUnlessAnswered;
+                self.ping();
+            }
+            LivenessStep::Ask | LivenessStep::CutUnlessAnswered => {
+                self.liveness.at = now + config.keepalive_interval;
+                self.liveness.step = LivenessStep::Ask;
+            }
+        }
+    }
+
+    fn ping(&mut self) {
+        let State::Open(open) = &mut self.state else { return };
+        if self.liveness.pings.is_none() {
+            self.liveness.pings = open.ping_pong();
+        }
+        if let Some(pings) = &mut self.liveness.pings {
+            // The pong of the ping before must be taken; the bytes that it came in have already counted.
+            let _ = pings.poll_pong(&mut Context::from_waker(Waker::noop()));
+            // One that is still under way asks the same.
+            let _ = pings.send_ping(Ping::opaque());
+        }
+    }
+
+    /// GOAWAY first, so that no new calls come; then the calls that would go on for ever.
+    fn begin_drain(&mut self, drain: &Drain) {
+        self.drain_until = Some(drain.until);
+        match &mut self.state {
+            State::Open(open) => open.graceful_shutdown(),
+            // It has no call; there is nothing to wait for.
+            State::Shaking(_) => return self.cut("the server ends"),
+            State::Closing => return,
+        }
+        let streams = self.rows.iter().filter(|(_, row)| row.kind == CallKind::RequestStream);
+        let streams: Vec<u32> = streams.map(|(stream, _)| stream as u32).collect();
+        for stream in streams {
+            self.end_call(stream, &drain.status);
+        }
+        self.set_alarm();
+    }
+
+    /// Ends the connection without the peer's consent.
+    fn cut(&mut self, why: &str) {
+        tracing::debug!(peer = %self.peer, why, "connection cut");
+        self.close();
+        self.server.ready.wake_connection(self.slot);
+    }
+
+    /// From here on only the socket is left. Every call still open is over.
+    fn close(&mut self) {
+        self.state = State::Closing;
+        self.deadlines.clear();
+        self.pause = None;
+        if let Some(alarm) = self.alarm.take() {
+            self.server.timers.remove(alarm, self.slot);
+        }
+        for (stream, row) in std::mem::take(&mut self.rows) {
+            self.server.counters.streams_open.subtract(1);
+            self.server.counters.calls_reset.add(1);
+            self.server.handler.closed(self.call(stream as u32), row.handle);
+        }
+        self.server.counters.stream_slots.subtract(self.rows_high_water as u64);
+        self.rows_high_water = 0;
+    }
+}
+
+impl Future for Connection {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        let server = this.server.clone();
+        server.ready.enter(this.slot, context.waker());
+        // h2 and the ring wake the connection through its slot, so a wake during the turn costs no second turn.
+        let waker = server.ready.connection_waker(this.slot);
+        let polled = this.turn(&mut Context::from_waker(&waker));
+        server.ready.leave(this.slot);
+        if polled.is_ready() {
+            server.gone(this.slot);
+        }
+        polled
+    }
+}
+
+/// The settings of h2, each with its reason.
+fn builder(concurrent_streams_max: u32) -> Builder {
+    let mut builder = Builder::new();
+    builder
+        .max_concurrent_streams(concurrent_streams_max)
+        // Metadata is a token and a few flags. This also shrinks h2's allowance of CONTINUATION frames.
+        .max_header_list_size(16 * 1_024)
+        // The default ends a client that pipelines some 150 small requests. This is a whole window of the smallest
+        // legal messages.
+        .data_frame_budget(4 << 20)
+        // Counted over the connection's whole life; the default ends clients that live for weeks.
+        .max_local_error_reset_streams(Some(16_384))
+        // Each stream may queue this much; what is beyond stays with the handler.
+        .max_send_buffer_size(32 * 1_024);
+    builder
+}

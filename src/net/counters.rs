@@ -1,0 +1,53 @@
+//! What a shard's connections count: plain cells, summed over the shards when somebody asks.
+
+use std::cell::Cell;
+
+/// A number that only this thread writes.
+#[derive(Default, Debug)]
+pub struct Count(Cell<u64>);
+
+impl Count {
+    pub fn add(&self, more: u64) {
+        self.0.set(self.0.get() + more);
+    }
+
+    pub fn subtract(&self, less: u64) {
+        self.0.set(self.0.get() - less);
+    }
+
+    pub fn get(&self) -> u64 {
+        self.0.get()
+    }
+}
+
+/// Frame types of RFC 9113; the last counts all others.
+pub const FRAME_TYPES: usize = 11;
+
+#[derive(Default, Debug)]
+pub struct Counters {
+    pub connections_open: Count,
+    pub connections_accepted: Count,
+    /// Clients that could not be accepted, for want of descriptors mostly.
+    pub connections_refused: Count,
+    /// Peers that did not speak HTTP/2, or broke its rules.
+    pub connections_broken: Count,
+    pub streams_open: Count,
+    pub calls_opened: Count,
+    /// Calls that ended without a word of ours: reset by the peer, or gone with it.
+    pub calls_reset: Count,
+    pub calls_past_deadline: Count,
+    pub bytes_in: Count,
+    pub bytes_out: Count,
+    pub sends: Count,
+    pub frames: [Count; FRAME_TYPES],
+    /// Connections that have held as many streams at once as they may.
+    pub at_stream_limit: Count,
+    /// The most streams that each open connection has had at once, summed: h2 keeps memory for that many.
+    pub stream_slots: Count,
+}
+
+impl Counters {
+    pub fn frame(&self, kind: u8) {
+        self.frames[usize::from(kind).min(FRAME_TYPES - 1)].add(1);
+    }
+}

@@ -1,0 +1,346 @@
+//! What lies between h2 and the socket, in plaintext: the frame meter, write gathering, and the place where HTTP/1.1 will
+//! be told apart and idle pages given back.
+//!
+//! h2 owns a [`Plain`] and speaks `AsyncRead` and `AsyncWrite` to it; the connection keeps the [`Wire`], the other handle
+//! on the same state. Writes are gathered: h2 asks for a flush after each large DATA frame, and `poll_flush` only notes
+//! it; the connection sends everything of its turn in one go with [`Wire::send`]. `poll_shutdown` really flushes. Reads
+//! are metered: frame headers are counted by type before h2 sees them, and h2 gets a bounded number of frames a poll, since
+//! its slabs never shrink.
+
+use std::cell::{RefCell, RefMut};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::counters::Counters;
+use super::ring::Received;
+use super::socket::Socket;
+
+/// Frames that h2 is handed before the connection serves what they were about.
+const FRAMES_PER_POLL: u32 = 16;
+/// Bytes gathered while nothing is in flight: what one send takes.
+const OUTPUT_BYTES_MAX: usize = 64 * 1_024;
+/// Bytes gathered behind a send that is in flight: the peer is slow, so h2 and the handler keep the rest.
+const OUTPUT_BYTES_BEHIND_MAX: usize = 16 * 1_024;
+/// A buffer that grew beyond this by one large frame is not kept.
+const SPARE_BYTES_MAX: usize = 80 * 1_024;
+/// Send buffers that a shard keeps for the next sends.
+const SPARES_MAX: usize = 32;
+
+/// h2's half.
+pub struct Plain(Rc<RefCell<State>>);
+
+/// The connection's half.
+pub struct Wire(Rc<RefCell<State>>);
+
+struct State {
+    socket: Socket,
+    counters: Rc<Counters>,
+    meter: Meter,
+    input: Option<Received>,
+    input_taken: usize,
+    frames_left: u32,
+    is_cut_short: bool,
+    output: Vec<u8>,
+    bytes_in: u64,
+    failed: Option<io::ErrorKind>,
+}
+
+pub fn open(descriptor: OwnedFd, counters: Rc<Counters>) -> (Plain, Wire) {
+    let state = Rc::new(RefCell::new(State {
+        socket: Socket::new(descriptor),
+        counters,
+        meter: Meter::default(),
+        input: None,
+        input_taken: 0,
+        frames_left: FRAMES_PER_POLL,
+        is_cut_short: false,
+        output: Vec::new(),
+        bytes_in: 0,
+        failed: None,
+    }));
+    (Plain(state.clone()), Wire(state))
+}
+
+impl Wire {
+    fn state(&self) -> RefMut<'_, State> {
+        self.0.borrow_mut()
+    }
+
+    /// Before each poll of h2: it may read the next few frames. True when it was stopped by their number before.
+    pub fn allow_frames(&self) -> bool {
+        let mut state = self.state();
+        state.frames_left = FRAMES_PER_POLL;
+        std::mem::take(&mut state.is_cut_short)
+    }
+
+    /// h2 was stopped by the number of frames and has more to read.
+    pub fn is_cut_short(&self) -> bool {
+        self.state().is_cut_short
+    }
+
+    /// Output waits for a peer that reads slowly; what is not yet given to h2 had better stay where it is.
+    pub fn is_congested(&self) -> bool {
+        let state = self.state();
+        state.socket.is_sending() && state.output.len() >= OUTPUT_BYTES_BEHIND_MAX
+    }
+
+    /// Completes the send in flight, so that there is room for more. Call it before h2 writes.
+    pub fn send_completed(&self, context: &mut Context<'_>) {
+        let state = &mut *self.state();
+        if let Poll::Ready(Ok(Some(buffer))) = state.poll_completed(context) {
+            spare(buffer);
+        }
+    }
+
+    /// Sends what was gathered, unless a send is in flight: its end begins the next turn.
+    pub fn send(&self, context: &mut Context<'_>) {
+        // An error shows in the next write of h2's.
+        let _ = self.state().poll_send(context);
+    }
+
+    /// Bytes received since the connection began: tells a peer that is alive from one that is gone.
+    pub fn bytes_in(&self) -> u64 {
+        self.state().bytes_in
+    }
+
+    /// Where the stream of incoming bytes stands: nothing but a frame boundary lets buffers be given back.
+    pub fn is_at_frame_boundary(&self) -> bool {
+        self.state().meter.is_at_boundary()
+    }
+
+    /// Ends both directions, and is ready once nothing is in flight. h2's half must be dropped by then.
+    pub fn poll_close(&self, context: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.state();
+        ready!(state.socket.poll_close(context));
+        state.input = None;
+        spare(std::mem::take(&mut state.output));
+        Poll::Ready(())
+    }
+}
+
+impl State {
+    /// Ready when all that was gathered has left.
+    fn poll_send(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            if let Some(kind) = self.failed {
+                return Poll::Ready(Err(kind.into()));
+            }
+            if let Some(buffer) = ready!(self.poll_completed(context))? {
+                spare(buffer);
+            }
+            if self.output.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            let output = std::mem::take(&mut self.output);
+            self.counters.bytes_out.add(output.len() as u64);
+            self.counters.sends.add(1);
+            self.socket.send(output);
+        }
+    }
+
+    /// Remembers an error for h2's next write.
+    fn poll_completed(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Option<Vec<u8>>>> {
+        let sent = ready!(self.socket.poll_sent(context));
+        if let Err(error) = &sent {
+            self.failed = Some(error.kind());
+        }
+        Poll::Ready(sent)
+    }
+
+    /// How many bytes may be gathered now. Zero waits for the send in flight.
+    fn poll_room(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if let Some(kind) = self.failed {
+            return Poll::Ready(Err(kind.into()));
+        }
+        if self.output.len() >= OUTPUT_BYTES_MAX && !self.socket.is_sending() {
+            let _ = self.poll_send(context);
+        }
+        let bound = if self.socket.is_sending() { OUTPUT_BYTES_BEHIND_MAX } else { OUTPUT_BYTES_MAX };
+        if self.output.len() < bound {
+            return Poll::Ready(Ok(bound - self.output.len()));
+        }
+        // The connection polls the send in flight in each turn, and polls h2 behind it.
+        Poll::Pending
+    }
+
+    fn gather(&mut self, slice: &[u8], room: usize) -> usize {
+        if self.output.capacity() == 0 {
+            self.output = SPARES.with_borrow_mut(Vec::pop).unwrap_or_default();
+        }
+        let taken = slice.len().min(room);
+        self.output.extend_from_slice(&slice[..taken]);
+        taken
+    }
+}
+
+thread_local! {
+    static SPARES: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
+
+fn spare(mut buffer: Vec<u8>) {
+    buffer.clear();
+    if (1..=SPARE_BYTES_MAX).contains(&buffer.capacity()) {
+        SPARES.with_borrow_mut(|spares| {
+            if spares.len() < SPARES_MAX {
+                spares.push(buffer);
+            }
+        });
+    }
+}
+
+impl AsyncRead for Plain {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let state = &mut *self.0.borrow_mut();
+        if state.frames_left == 0 {
+            // Not woken for it: the connection sees the mark and polls again once it has served these.
+            state.is_cut_short = true;
+            return Poll::Pending;
+        }
+        if state.input.is_none() {
+            let received = ready!(state.socket.poll_receive(context))?;
+            if received.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            state.bytes_in += received.len() as u64;
+            state.counters.bytes_in.add(received.len() as u64);
+            state.input = Some(received);
+            state.input_taken = 0;
+        }
+        let Some(input) = &state.input else { unreachable!("it was filled above") };
+        let bytes = &input[state.input_taken..];
+        let bytes = &bytes[..bytes.len().min(into.remaining())];
+        let passed = state.meter.pass(bytes, &mut state.frames_left, &state.counters);
+        into.put_slice(&bytes[..passed]);
+        state.input_taken += passed;
+        if state.input_taken == input.len() {
+            state.input = None;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Plain {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let mut state = self.0.borrow_mut();
+        let room = ready!(state.poll_room(context))?;
+        Poll::Ready(Ok(state.gather(bytes, room)))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let mut state = self.0.borrow_mut();
+        let room = ready!(state.poll_room(context))?;
+        let mut taken = 0;
+        for slice in slices {
+            taken += state.gather(slice, room - taken);
+        }
+        Poll::Ready(Ok(taken))
+    }
+
+    /// h2 then leaves payloads of more than 256 bytes where they are instead of copying them twice.
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.borrow_mut().poll_send(context)
+    }
+}
+
+/// Follows the frames of a peer by their nine-byte headers (RFC 9113, section 4.1), whatever h2 makes of them.
+#[derive(Default)]
+struct Meter {
+    header: [u8; 9],
+    header_bytes: u8,
+    preface_bytes: u8,
+    payload_left: u32,
+}
+
+/// Of the connection preface (RFC 9113, section 3.4), in front of the first frame.
+const PREFACE_BYTES: u8 = 24;
+
+impl Meter {
+    /// Passes bytes until `frames_left` frames have ended, and says how many bytes that were.
+    fn pass(&mut self, bytes: &[u8], frames_left: &mut u32, counters: &Counters) -> usize {
+        let mut at = 0;
+        while at < bytes.len() && *frames_left > 0 {
+            let rest = bytes.len() - at;
+            if self.preface_bytes < PREFACE_BYTES {
+                let taken = rest.min(usize::from(PREFACE_BYTES - self.preface_bytes));
+                self.preface_bytes += taken as u8;
+                at += taken;
+            } else if self.payload_left > 0 {
+                let taken = rest.min(self.payload_left as usize);
+                self.payload_left -= taken as u32;
+                at += taken;
+                *frames_left -= u32::from(self.payload_left == 0);
+            } else {
+                let have = usize::from(self.header_bytes);
+                let taken = rest.min(self.header.len() - have);
+                self.header[have..have + taken].copy_from_slice(&bytes[at..at + taken]);
+                self.header_bytes += taken as u8;
+                at += taken;
+                if usize::from(self.header_bytes) == self.header.len() {
+                    self.header_bytes = 0;
+                    self.payload_left = u32::from_be_bytes([0, self.header[0], self.header[1], self.header[2]]);
+                    counters.frame(self.header[3]);
+                    *frames_left -= u32::from(self.payload_left == 0);
+                }
+            }
+        }
+        at
+    }
+
+    fn is_at_boundary(&self) -> bool {
+        self.preface_bytes == PREFACE_BYTES && self.header_bytes == 0 && self.payload_left == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_meter_counts_frames_however_they_are_cut() {
+        let mut bytes = vec![b'P'; 24];
+        for (kind, length) in [(4_u8, 0_u32), (1, 300), (0, 5), (9, 70_000), (200, 1)] {
+            bytes.extend_from_slice(&length.to_be_bytes()[1..]);
+            bytes.extend_from_slice(&[kind, 0, 0, 0, 0, 1]);
+            bytes.resize(bytes.len() + length as usize, 7);
+        }
+        for step in [1, 2, 3, 7, 8, 9, 10, 1_000, 100_000] {
+            let counters = Counters::default();
+            let mut meter = Meter::default();
+            for chunk in bytes.chunks(step) {
+                let mut frames_left = u32::MAX;
+                assert_eq!(meter.pass(chunk, &mut frames_left, &counters), chunk.len());
+            }
+            assert!(meter.is_at_boundary(), "step {step}");
+            let seen: Vec<u64> = counters.frames.iter().map(|count| count.get()).collect();
+            assert_eq!(seen, [1, 1, 0, 0, 1, 0, 0, 0, 0, 1, 1], "step {step}");
+        }
+    }
+
+    #[test]
+    fn the_meter_stops_behind_the_last_frame_that_is_allowed() {
+        let mut bytes = vec![b'P'; 24];
+        for _ in 0..5 {
+            bytes.extend_from_slice(&[0, 0, 2, 0, 0, 0, 0, 0, 1, 7, 7]);
+        }
+        let mut frames_left = 3;
+        let passed = Meter::default().pass(&bytes, &mut frames_left, &Counters::default());
+        assert_eq!((passed, frames_left), (24 + 3 * 11, 0));
+    }
+}

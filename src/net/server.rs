@@ -1,0 +1,167 @@
+//! What the connections of one shard share: the handler, the settings, the counters, the timers, and the end of it all.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
+
+use super::connection::{self, Connection};
+use super::counters::Counters;
+use super::listener::Listener;
+use super::ready::Ready;
+use super::timers::Timers;
+use super::{Handler, ring};
+use crate::grpc::status::Status;
+
+/// The limits of connections and calls. Every field has a default that suits an etcd server.
+#[derive(Clone, Debug)]
+pub struct NetConfig {
+    /// The shard's clock; nothing in here reads time on its own.
+    pub now: fn() -> Instant,
+    /// Streams that a peer may have open at once. Waiting locks and watches each hold one.
+    pub concurrent_streams_max: u32,
+    /// The longest request message, prefix aside. etcd: `--max-request-bytes` and 512 KiB for what surrounds it.
+    pub request_bytes_max: u32,
+    /// Connections of this shard; a client beyond is closed at once. Bounded by descriptors.
+    pub connections_max: u64,
+    /// A peer that does not finish its connection preface and settings in this time is cut.
+    pub handshake_timeout: Duration,
+    /// Silence after which a peer is asked whether it lives (etcd: `--grpc-keepalive-interval`).
+    pub keepalive_interval: Duration,
+    /// How long it has to answer (etcd: `--grpc-keepalive-timeout`).
+    pub keepalive_timeout: Duration,
+}
+
+impl NetConfig {
+    pub fn new(now: fn() -> Instant) -> NetConfig {
+        NetConfig {
+            now,
+            concurrent_streams_max: 16_384,
+            request_bytes_max: 2_097_152,
+            connections_max: 1 << 20,
+            handshake_timeout: Duration::from_secs(10),
+            keepalive_interval: Duration::from_secs(2 * 3_600),
+            keepalive_timeout: Duration::from_secs(20),
+        }
+    }
+}
+
+/// The server side of one shard's connections.
+pub struct Server {
+    pub(super) handler: Rc<dyn Handler>,
+    pub(super) ready: Ready,
+    pub(super) config: NetConfig,
+    pub(super) counters: Rc<Counters>,
+    pub(super) timers: Timers,
+    listeners: RefCell<Vec<Listener>>,
+    drain: RefCell<Option<Drain>>,
+    emptied: RefCell<Option<Waker>>,
+    has_timers: Cell<bool>,
+}
+
+/// The end of all connections.
+#[derive(Clone, Debug)]
+pub(super) struct Drain {
+    /// What calls that would go on for ever end with.
+    pub status: Status,
+    /// When whatever is left is cut.
+    pub until: Instant,
+}
+
+impl Server {
+    pub fn new(handler: Rc<dyn Handler>, ready: Ready, config: NetConfig) -> Rc<Server> {
+        Rc::new(Server {
+            handler,
+            ready,
+            config,
+            counters: Rc::default(),
+            timers: Timers::default(),
+            listeners: RefCell::default(),
+            drain: RefCell::default(),
+            emptied: RefCell::default(),
+            has_timers: Cell::new(false),
+        })
+    }
+
+    /// Accepts clients from a listener until it is closed, and serves them.
+    pub fn listen(self: &Rc<Self>, listener: Listener) {
+        self.listeners.borrow_mut().push(listener.clone());
+        let server = self.clone();
+        ring::spawn(async move {
+            let counters = server.counters.clone();
+            let accepted = |client, peer| server.serve(client, peer);
+            listener.accept_all(accepted, || counters.connections_refused.add(1)).await;
+        });
+    }
+
+    /// Serves one client that is connected already.
+    pub fn serve(self: &Rc<Self>, client: OwnedFd, peer: SocketAddr) {
+        if !self.has_timers.replace(true) {
+            let server = self.clone();
+            ring::spawn(async move {
+                server.timers.run(server.config.now, |connection| server.ready.wake_connection(connection)).await;
+            });
+        }
+        let is_full = self.counters.connections_open.get() >= self.config.connections_max;
+        let slot = if is_full || self.drain.borrow().is_some() { None } else { self.ready.add() };
+        let Some(slot) = slot else {
+            self.counters.connections_refused.add(1);
+            return;
+        };
+        self.counters.connections_accepted.add(1);
+        self.counters.connections_open.add(1);
+        ring::spawn(Connection::new(self.clone(), slot, client, peer));
+    }
+
+    pub fn counters(&self) -> &Rc<Counters> {
+        &self.counters
+    }
+
+    /// What the connections hold in memory, in bytes, h2's share by measured constants.
+    pub fn bytes(&self) -> u64 {
+        let counters = &self.counters;
+        counters.connections_open.get() * connection::CONNECTION_BYTES
+            + counters.stream_slots.get() * connection::STREAM_SLOT_BYTES
+    }
+
+    /// Ends everything in order: no new clients, a GOAWAY on every connection, calls with a stream of requests end with
+    /// `status`, calls with one request are answered; what is left after `grace` is cut. Returns when the last
+    /// connection is gone.
+    pub async fn drain(&self, status: Status, grace: Duration) {
+        for listener in self.listeners.borrow_mut().drain(..) {
+            listener.close();
+        }
+        self.drain.replace(Some(Drain { status, until: (self.config.now)() + grace }));
+        self.ready.wake_all();
+        poll_fn(|context| {
+            if self.counters.connections_open.get() == 0 {
+                return Poll::Ready(());
+            }
+            self.emptied.replace(Some(context.waker().clone()));
+            Poll::Pending
+        })
+        .await;
+    }
+
+    pub(super) fn draining(&self) -> Option<Drain> {
+        self.drain.borrow().clone()
+    }
+
+    pub(super) fn is_draining(&self) -> bool {
+        self.drain.borrow().is_some()
+    }
+
+    /// A connection's task is over.
+    pub(super) fn gone(&self, slot: u32) {
+        self.ready.remove(slot);
+        self.counters.connections_open.subtract(1);
+        if self.counters.connections_open.get() == 0
+            && let Some(waiter) = self.emptied.take()
+        {
+            waiter.wake();
+        }
+    }
+}

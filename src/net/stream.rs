@@ -1,0 +1,298 @@
+//! One call on one stream: a row in its connection's slab, not a future.
+//!
+//! An idle watch stream is this row, h2's slot for it, and one byte of marks. The row holds no buffer: what arrived is
+//! handed on or cut short in the deframer, and what is to be sent stays with the handler until the peer's window has room.
+//!
+//! States: a row *reads* until the client's half-close (or is paused by the handler), and *writes* first headers, then
+//! messages, then trailers. It ends when the trailers are queued, or when the stream is reset under it.
+
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use bytes::Bytes;
+use h2::server::SendResponse;
+use h2::{RecvStream, SendStream};
+use http::StatusCode;
+
+use super::{CallId, CallKind, Handler, Intake, Output};
+use crate::grpc::frame::Deframer;
+use crate::grpc::head;
+use crate::grpc::status::{Code, Status};
+
+/// What one look at a stream may hand to h2; h2 holds at most twice that of a stream (`max_send_buffer_size`).
+const OUTPUT_BYTES: usize = 16 * 1_024;
+/// The first bytes of a unary answer are asked for before its window is known, since an error must be able to leave
+/// without headers in front of it. A peer with a closed window makes us hold this much for it.
+const FIRST_OUTPUT_BYTES: usize = 4 * 1_024;
+/// Pieces of output, and request messages, in one look at a stream; then the others have their turn.
+const OUTPUTS_PER_LOOK: usize = 8;
+const MESSAGES_PER_LOOK: usize = 256;
+
+pub struct Row {
+    body: RecvStream,
+    sender: Sender,
+    deframer: Deframer,
+    /// The request of a [`CallKind::OneRequest`] until its client half-closes, or what a pause has cut off a chunk.
+    held: Option<Box<Bytes>>,
+    pub deadline: Option<Instant>,
+    pub handle: u32,
+    pub kind: CallKind,
+    reading: Reading,
+    has_request: bool,
+    /// The handler may have something to send.
+    is_output_due: bool,
+}
+
+enum Sender {
+    /// No headers have left.
+    Response(SendResponse<Bytes>),
+    Stream(SendStream<Bytes>),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reading {
+    Open,
+    Paused,
+    Ended,
+}
+
+/// What a look at a stream found.
+pub enum Look {
+    /// It waits for the peer or for the handler.
+    Waits,
+    /// There is more to do at once.
+    More,
+    /// The handler has ended the call.
+    Ended,
+    /// The call ended without the handler, which is to be told.
+    Broken(Broken),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Broken {
+    ByPeer,
+    /// Ended by a status of ours.
+    ByUs,
+}
+
+/// What every look needs.
+pub struct Surroundings<'a> {
+    pub handler: &'a dyn Handler,
+    pub call: CallId,
+    pub request_bytes_max: u32,
+}
+
+impl Row {
+    pub fn new(body: RecvStream, respond: SendResponse<Bytes>) -> Row {
+        Row {
+            body,
+            sender: Sender::Response(respond),
+            deframer: Deframer::default(),
+            held: None,
+            deadline: None,
+            handle: 0,
+            kind: CallKind::OneRequest,
+            reading: Reading::Open,
+            has_request: false,
+            is_output_due: false,
+        }
+    }
+
+    /// The handler has taken the call.
+    pub fn open(&mut self, kind: CallKind, handle: u32) {
+        (self.kind, self.handle) = (kind, handle);
+        if kind == CallKind::RequestStream {
+            // Clients of a watch wait for the headers before they count the stream as open. A stream that is reset
+            // already shows that to the first look.
+            let _ = self.send_headers();
+        }
+    }
+
+    /// One bounded look: requests in, output out. `announced` when the handler named the call.
+    pub fn look(&mut self, around: &Surroundings<'_>, context: &mut Context<'_>, announced: bool) -> Look {
+        if announced {
+            self.is_output_due = true;
+            if self.reading == Reading::Paused {
+                self.reading = Reading::Open;
+            }
+        }
+        let mut more = false;
+        if self.reading == Reading::Open {
+            match self.read(around, context) {
+                Ok(is_cut) => more = is_cut,
+                Err(look) => return look,
+            }
+        }
+        if self.is_output_due {
+            match self.write(around, context) {
+                Ok(is_cut) => more |= is_cut,
+                Err(look) => return look,
+            }
+        }
+        let reset = match &mut self.sender {
+            Sender::Response(respond) => respond.poll_reset(context),
+            Sender::Stream(stream) => stream.poll_reset(context),
+        };
+        match reset {
+            Poll::Ready(_) => Look::Broken(Broken::ByPeer),
+            Poll::Pending if more => Look::More,
+            Poll::Pending => Look::Waits,
+        }
+    }
+
+    /// Takes request messages until there are none. `Ok(true)` when it stopped for the sake of others.
+    fn read(&mut self, around: &Surroundings<'_>, context: &mut Context<'_>) -> Result<bool, Look> {
+        let mut messages_left = MESSAGES_PER_LOOK;
+        let mut chunk = match self.kind {
+            CallKind::RequestStream => self.held.take().map_or_else(Bytes::new, |rest| *rest),
+            CallKind::OneRequest => Bytes::new(),
+        };
+        loop {
+            while let Some(message) = self.next_message(&mut chunk, around)? {
+                let intake = self.take(message, around)?;
+                messages_left -= 1;
+                if intake == Intake::Pause {
+                    self.reading = Reading::Paused;
+                }
+                if intake == Intake::Pause || messages_left == 0 {
+                    self.held = (!chunk.is_empty()).then(|| Box::new(chunk));
+                    return Ok(self.reading == Reading::Open);
+                }
+            }
+            match self.body.poll_data(context) {
+                Poll::Pending => return Ok(false),
+                Poll::Ready(Some(Ok(data))) => {
+                    // Whole messages go on at once and a cut one is bounded by its limit, so the window opens again.
+                    // An error says that the stream is closed, which the next poll tells.
+                    let _ = self.body.flow_control().release_capacity(data.len());
+                    chunk = data;
+                }
+                Poll::Ready(Some(Err(_))) => return Err(Look::Broken(Broken::ByPeer)),
+                Poll::Ready(None) => return self.end_of_requests(around).map(|()| false),
+            }
+        }
+    }
+
+    fn next_message(&mut self, chunk: &mut Bytes, around: &Surroundings<'_>) -> Result<Option<Bytes>, Look> {
+        self.deframer.next(chunk, around.request_bytes_max).map_err(|error| self.fail(&error.status()))
+    }
+
+    fn take(&mut self, message: Bytes, around: &Surroundings<'_>) -> Result<Intake, Look> {
+        if self.kind == CallKind::RequestStream {
+            self.is_output_due = true;
+            return Ok(around.handler.message(around.call, self.handle, message));
+        }
+        if self.has_request {
+            let text = "cardinality violation: received multiple request messages for non-client-streaming RPC";
+            return Err(self.fail(&Status::new(Code::Internal, text)));
+        }
+        self.has_request = true;
+        self.held = Some(Box::new(message));
+        Ok(Intake::Continue)
+    }
+
+    fn end_of_requests(&mut self, around: &Surroundings<'_>) -> Result<(), Look> {
+        self.reading = Reading::Ended;
+        if self.deframer.is_amid_message() {
+            return Err(self.fail(&Status::new(Code::Internal, "unexpected EOF")));
+        }
+        if self.kind == CallKind::OneRequest {
+            let Some(request) = self.held.take() else {
+                let text = "cardinality violation: received no request message from non-client-streaming RPC";
+                return Err(self.fail(&Status::new(Code::Internal, text)));
+            };
+            // There is one message only, so there is nothing to pause.
+            let _ = around.handler.message(around.call, self.handle, *request);
+        }
+        around.handler.end_of_requests(around.call, self.handle);
+        self.is_output_due = true;
+        Ok(())
+    }
+
+    /// Sends what the handler has, as far as the peer's window goes. `Ok(true)` when it stopped for the sake of others.
+    fn write(&mut self, around: &Surroundings<'_>, context: &mut Context<'_>) -> Result<bool, Look> {
+        for _ in 0..OUTPUTS_PER_LOOK {
+            let Some(room) = self.room(context) else { return Ok(false) };
+            match around.handler.output(around.call, self.handle, room) {
+                Output::Nothing => {
+                    self.is_output_due = false;
+                    self.release_room();
+                    return Ok(false);
+                }
+                Output::Bytes(bytes) => self.send(bytes)?,
+                Output::End(status) => {
+                    self.end(&status);
+                    return Err(Look::Ended);
+                }
+                Output::Last(bytes) => {
+                    // A stream that broke at this moment is over either way, and the handler knows.
+                    if self.send(bytes).is_ok() {
+                        self.end(&Status::ok());
+                    }
+                    return Err(Look::Ended);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// How many bytes to ask the handler for; `None` while the peer's window is closed, and a wake follows when it opens.
+    ///
+    /// Room is reserved only around the question: a stream that kept some would take it from its connection's others.
+    fn room(&mut self, context: &mut Context<'_>) -> Option<usize> {
+        let Sender::Stream(stream) = &mut self.sender else { return Some(FIRST_OUTPUT_BYTES) };
+        stream.reserve_capacity(OUTPUT_BYTES);
+        loop {
+            // Read before polled: `poll_capacity` speaks of changes only.
+            let room = stream.capacity();
+            if room > 0 {
+                return Some(room.min(OUTPUT_BYTES));
+            }
+            match stream.poll_capacity(context) {
+                Poll::Ready(Some(Ok(_))) => {}
+                // Closed: the reset shows next.
+                Poll::Ready(_) | Poll::Pending => return None,
+            }
+        }
+    }
+
+    fn release_room(&mut self) {
+        if let Sender::Stream(stream) = &mut self.sender {
+            stream.reserve_capacity(0);
+        }
+    }
+
+    fn send_headers(&mut self) -> Result<(), Look> {
+        if let Sender::Response(respond) = &mut self.sender {
+            let stream = respond.send_response(head::response(), false).map_err(|_| Look::Broken(Broken::ByPeer))?;
+            self.sender = Sender::Stream(stream);
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, bytes: Bytes) -> Result<(), Look> {
+        self.send_headers()?;
+        let Sender::Stream(stream) = &mut self.sender else { unreachable!("headers have just been sent") };
+        stream.send_data(bytes, false).map_err(|_| Look::Broken(Broken::ByPeer))
+    }
+
+    /// The last that the peer hears of this call. A stream that is reset already hears nothing, and needs nothing.
+    pub fn end(&mut self, status: &Status) {
+        self.end_with(StatusCode::OK, status);
+    }
+
+    pub fn end_with(&mut self, http: StatusCode, status: &Status) {
+        let _ = match &mut self.sender {
+            Sender::Response(respond) if status.code == Code::Ok => {
+                respond.send_response(head::response(), false).and_then(|mut stream| stream.send_trailers(status.trailers()))
+            }
+            Sender::Response(respond) => respond.send_response(head::trailers_only(http, status), true).map(drop),
+            Sender::Stream(stream) => stream.send_trailers(status.trailers()),
+        };
+    }
+
+    fn fail(&mut self, status: &Status) -> Look {
+        self.end(status);
+        Look::Broken(Broken::ByUs)
+    }
+}

@@ -1,0 +1,379 @@
+//! A server on a real ring, spoken to over real sockets by h2's client.
+
+use std::cell::RefCell;
+use std::collections::{BTreeSet, VecDeque};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use h2::client::SendRequest;
+use h2::{RecvStream, SendStream};
+use http::{HeaderMap, Request, Response};
+use slab::Slab;
+
+use super::listener::Listener;
+use super::ring::{self, Doorbell, Ring};
+use super::{CallHead, CallId, CallKind, Handler, Intake, NetConfig, Opened, Output, Ready, Server};
+use crate::grpc::frame;
+use crate::grpc::status::{Code, Status};
+
+/// A handler of three calls: one answers a request with itself, one answers each, one answers without end.
+struct Echo {
+    ready: Ready,
+    calls: RefCell<Slab<Call>>,
+    report: mpsc::Sender<Report>,
+}
+
+struct Call {
+    path: String,
+    queue: VecDeque<Bytes>,
+    is_half_closed: bool,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Report {
+    Closed(String),
+    Output(usize),
+}
+
+fn framed(message: &[u8]) -> Bytes {
+    [&frame::prefix(message.len()).unwrap()[..], message].concat().into()
+}
+
+impl Handler for Echo {
+    fn open(&self, call: CallId, head: &CallHead<'_>) -> Result<Opened, Status> {
+        let kind = match head.path {
+            "/test/Unary" | "/test/Never" | "/test/Numbers" | "/test/Late" => CallKind::OneRequest,
+            "/test/Echo" | "/test/Endless" => CallKind::RequestStream,
+            _ => return Err(Status::new(Code::Unimplemented, "unknown service test")),
+        };
+        if head.path == "/test/Late" {
+            let ready = self.ready.clone();
+            ring::spawn(async move {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                ready.ready(call);
+            });
+        }
+        let new = Call { path: head.path.to_owned(), queue: VecDeque::new(), is_half_closed: false };
+        Ok(Opened { kind, handle: self.calls.borrow_mut().insert(new) as u32 })
+    }
+
+    fn message(&self, _call: CallId, handle: u32, message: Bytes) -> Intake {
+        self.calls.borrow_mut()[handle as usize].queue.push_back(framed(&message));
+        Intake::Continue
+    }
+
+    fn end_of_requests(&self, _call: CallId, handle: u32) {
+        self.calls.borrow_mut()[handle as usize].is_half_closed = true;
+    }
+
+    fn output(&self, _call: CallId, handle: u32, bytes_max: usize) -> Output {
+        let mut calls = self.calls.borrow_mut();
+        let call = &mut calls[handle as usize];
+        let output = match call.path.as_str() {
+            "/test/Never" => Output::Nothing,
+            "/test/Endless" => {
+                self.report.send(Report::Output(bytes_max)).unwrap();
+                Output::Bytes(framed(&vec![7; bytes_max.min(1_000) - frame::PREFIX_BYTES.min(bytes_max)]))
+            }
+            "/test/Unary" | "/test/Late" => match call.queue.pop_front() {
+                Some(mut first) if first.len() > bytes_max => {
+                    let piece = first.split_to(bytes_max);
+                    call.queue.push_front(first);
+                    Output::Bytes(piece)
+                }
+                Some(last) => Output::Last(last),
+                None => Output::Nothing,
+            },
+            _ => {
+                let mut out = BytesMut::new();
+                while out.len() < bytes_max
+                    && let Some(mut piece) = call.queue.pop_front()
+                {
+                    let room = bytes_max - out.len();
+                    if piece.len() > room {
+                        call.queue.push_front(piece.split_off(room));
+                    }
+                    out.extend_from_slice(&piece);
+                }
+                match out.is_empty() {
+                    false => Output::Bytes(out.freeze()),
+                    true if call.is_half_closed => Output::End(Status::ok()),
+                    true => Output::Nothing,
+                }
+            }
+        };
+        if matches!(output, Output::End(_) | Output::Last(_)) {
+            calls.remove(handle as usize);
+        }
+        output
+    }
+
+    fn closed(&self, _call: CallId, handle: u32) {
+        let call = self.calls.borrow_mut().remove(handle as usize);
+        self.report.send(Report::Closed(call.path)).unwrap();
+    }
+}
+
+/// A server on a thread of its own; `stop` drains it and hands back what it counted.
+struct Running {
+    address: SocketAddr,
+    stop: Doorbell,
+    thread: std::thread::JoinHandle<End>,
+    reports: mpsc::Receiver<Report>,
+}
+
+struct End {
+    calls: usize,
+    streams: u64,
+    connections: u64,
+    slots: u64,
+    resets: u64,
+}
+
+fn start(adjust: impl FnOnce(&mut NetConfig) + Send + 'static) -> Running {
+    let stop = Doorbell::new().unwrap();
+    let bell = stop.clone();
+    let (report, reports) = mpsc::channel();
+    let (tell, told) = mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        Ring::new().unwrap().run(async move {
+            let ready = Ready::new(3);
+            let echo = Rc::new(Echo { ready: ready.clone(), calls: RefCell::default(), report });
+            let mut config = NetConfig::new(Instant::now);
+            adjust(&mut config);
+            let server = Server::new(echo.clone(), ready, config);
+            let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+            tell.send(listener.address()).unwrap();
+            server.listen(listener);
+            bell.wait().await;
+            server.drain(Status::new(Code::Unavailable, "etcdserver: server stopped"), Duration::from_millis(500)).await;
+            let counters = server.counters();
+            End {
+                calls: echo.calls.borrow().len(),
+                streams: counters.streams_open.get(),
+                connections: counters.connections_open.get(),
+                slots: counters.stream_slots.get(),
+                resets: counters.calls_reset.get(),
+            }
+        })
+    });
+    Running { address: told.recv().unwrap(), stop, thread, reports }
+}
+
+impl Running {
+    /// Ends the server, which must have nothing left.
+    fn end(self) -> End {
+        self.stop.ring();
+        let end = self.thread.join().unwrap();
+        assert_eq!((end.calls, end.streams, end.connections, end.slots), (0, 0, 0, 0));
+        end
+    }
+
+    fn report(&self) -> Report {
+        self.reports.recv_timeout(Duration::from_secs(10)).unwrap()
+    }
+}
+
+fn run<F: Future>(future: F) -> F::Output {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async { tokio::time::timeout(Duration::from_secs(30), future).await.unwrap() })
+}
+
+async fn connect(address: SocketAddr) -> SendRequest<Bytes> {
+    connect_with(address, &h2::client::Builder::new()).await
+}
+
+async fn connect_with(address: SocketAddr, builder: &h2::client::Builder) -> SendRequest<Bytes> {
+    let socket = tokio::net::TcpStream::connect(address).await.unwrap();
+    let (client, connection) = builder.handshake(socket).await.unwrap();
+    tokio::spawn(async move {
+        // How it ends is what the calls tell.
+        let _ = connection.await;
+    });
+    client.ready().await.unwrap()
+}
+
+fn request(path: &str, fields: &[(&str, &str)]) -> Request<()> {
+    let mut request = Request::builder().method("POST").uri(format!("http://test{path}"));
+    if !fields.iter().any(|(name, _)| *name == "content-type") {
+        request = request.header("content-type", "application/grpc");
+    }
+    for (name, value) in fields {
+        request = request.header(*name, *value);
+    }
+    request.body(()).unwrap()
+}
+
+struct Answer {
+    head: Response<()>,
+    body: Vec<u8>,
+    trailers: HeaderMap,
+}
+
+impl Answer {
+    /// Code and message, from the trailers or, in a response of nothing else, from the headers.
+    fn status(&self) -> (String, String) {
+        let text = |name: &str| {
+            let value = self.trailers.get(name).or(self.head.headers().get(name));
+            value.map_or("", |value| value.to_str().unwrap()).to_owned()
+        };
+        (text("grpc-status"), text("grpc-message"))
+    }
+}
+
+async fn read_all(response: Response<RecvStream>) -> Result<Answer, h2::Error> {
+    let (head, mut recv) = response.into_parts();
+    let mut body = Vec::new();
+    while let Some(data) = recv.data().await {
+        let data = data?;
+        recv.flow_control().release_capacity(data.len()).unwrap();
+        body.extend_from_slice(&data);
+    }
+    let trailers = recv.trailers().await?.unwrap_or_default();
+    Ok(Answer { head: Response::from_parts(head, ()), body, trailers })
+}
+
+async fn call(client: &mut SendRequest<Bytes>, request: Request<()>, body: impl Into<Bytes>) -> Answer {
+    let (response, mut send) = client.send_request(request, false).unwrap();
+    send_all(&mut send, body.into(), true).await;
+    read_all(response.await.unwrap()).await.unwrap()
+}
+
+async fn send_all(send: &mut SendStream<Bytes>, mut bytes: Bytes, is_last: bool) {
+    while !bytes.is_empty() {
+        send.reserve_capacity(bytes.len());
+        let Some(room) = std::future::poll_fn(|context| send.poll_capacity(context)).await else { return };
+        // A server that has refused the call already has reset the rest of its body.
+        let Ok(room) = room else { return };
+        let taken = room.min(bytes.len());
+        send.send_data(bytes.split_to(taken), false).unwrap();
+    }
+    if is_last {
+        let _ = send.send_data(Bytes::new(), true);
+    }
+}
+
+#[test]
+fn a_unary_call_is_answered_with_headers_message_and_trailers() {
+    let server = start(|_| {});
+    run(async {
+        let client = &mut connect(server.address).await;
+        for path in ["/test/Unary", "/test/Late"] {
+            for length in [0, 1, 5_000, 300_000] {
+                let body = framed(&vec![9; length]);
+                let answer = call(client, request(path, &[]), body.clone()).await;
+                assert_eq!(answer.head.status(), 200);
+                assert_eq!(answer.head.headers()["content-type"], "application/grpc");
+                assert_eq!(answer.head.headers()["grpc-accept-encoding"], "identity");
+                assert!(answer.body == body, "{path} {length}");
+                assert_eq!(answer.status(), ("0".into(), String::new()));
+            }
+        }
+    });
+    assert_eq!(server.end().resets, 0);
+}
+
+#[test]
+fn five_thousand_messages_in_one_write_come_back_in_order() {
+    let server = start(|_| {});
+    run(async {
+        let client = &mut connect(server.address).await;
+        let body: Bytes = (0..5_000_u32).flat_map(|number| framed(&number.to_be_bytes())).collect();
+        let answer = call(client, request("/test/Echo", &[]), body.clone()).await;
+        assert!(answer.body == body);
+        assert_eq!(answer.status().0, "0");
+    });
+    server.end();
+}
+
+#[test]
+fn headers_of_a_request_stream_come_before_any_message() {
+    let server = start(|_| {});
+    run(async {
+        let client = &mut connect(server.address).await;
+        let (response, mut send) = client.send_request(request("/test/Echo", &[]), false).unwrap();
+        let mut recv = response.await.unwrap().into_body();
+        for number in 0..50_u8 {
+            send.send_data(framed(&[number]), false).unwrap();
+            assert_eq!(recv.data().await.unwrap().unwrap(), framed(&[number]));
+        }
+        send.send_data(Bytes::new(), true).unwrap();
+        assert!(recv.data().await.is_none());
+        assert_eq!(recv.trailers().await.unwrap().unwrap()["grpc-status"], "0");
+    });
+    server.end();
+}
+
+#[test]
+fn requests_that_are_no_calls_are_told_so() {
+    let server = start(|_| {});
+    run(async {
+        let client = &mut connect(server.address).await;
+        let message = || framed(b"x");
+        let answer = call(client, request("/test/Unary", &[("content-type", "text/plain")]), message()).await;
+        assert_eq!(answer.head.status(), 415);
+        let answer = call(client, request("/test/Missing", &[]), message()).await;
+        assert_eq!((answer.head.status().as_u16(), answer.status().0.as_str()), (200, "12"));
+        let answer = call(client, request("/test/Unary", &[("grpc-encoding", "gzip")]), message()).await;
+        assert_eq!(answer.status().0, "12");
+        let answer = call(client, request("/test/Unary", &[("grpc-timeout", "1x")]), message()).await;
+        assert_eq!((answer.head.status().as_u16(), answer.status().0.as_str()), (400, "13"));
+        let answer = call(client, request("/test/Unary", &[]), vec![1, 0, 0, 0, 1, 7]).await;
+        assert_eq!(answer.status().0, "13");
+        let answer = call(client, request("/test/Unary", &[]), vec![0, 0xff, 0xff, 0xff, 0xff]).await;
+        let text = "grpc: received message larger than max (4294967295 vs. 2097152)";
+        assert_eq!(answer.status(), ("8".into(), text.into()));
+        let answer = call(client, request("/test/Unary", &[]), [message(), message()].concat()).await;
+        assert_eq!(answer.status().0, "13");
+        let answer = call(client, request("/test/Unary", &[]), vec![]).await;
+        assert_eq!(answer.status().0, "13");
+        let answer = call(client, request("/test/Unary", &[]), message()).await;
+        assert_eq!(answer.status().0, "0");
+    });
+    server.end();
+}
+
+#[test]
+fn a_call_ends_at_its_deadline_and_the_handler_hears_of_it() {
+    let server = start(|_| {});
+    run(async {
+        let client = &mut connect(server.address).await;
+        let begun = Instant::now();
+        let answer = call(client, request("/test/Never", &[("grpc-timeout", "50m")]), framed(b"")).await;
+        assert_eq!(answer.status(), ("4".into(), "context deadline exceeded".into()));
+        assert!(begun.elapsed() >= Duration::from_millis(50));
+    });
+    assert_eq!(server.report(), Report::Closed("/test/Never".into()));
+    server.end();
+}
+
+#[test]
+fn a_reset_and_a_peer_that_vanishes_free_everything() {
+    let server = start(|_| {});
+    run(async {
+        let client = &mut connect(server.address).await;
+        let (_response, mut send) = client.send_request(request("/test/Echo", &[]), false).unwrap();
+        send.send_data(framed(b"x"), false).unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        send.send_reset(h2::Reason::CANCEL);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        // Half-closed, the reset shows in another way.
+        let (_response, mut send) = client.send_request(request("/test/Never", &[]), false).unwrap();
+        send.send_data(framed(b"x"), true).unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        send.send_reset(h2::Reason::CANCEL);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let mut held = Vec::new();
+        for _ in 0..100 {
+            let (response, send) = client.send_request(request("/test/Echo", &[]), false).unwrap();
+            held.push((response.await.unwrap(), send));
+        }
+    });
+    for _ in 0..102 {
+        assert!(matches!(server.report(), Report::Closed(_)));
+    }
+    assert_eq!(server.end().resets, 102);
+}
