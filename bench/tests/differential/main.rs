@@ -29,7 +29,7 @@ use protox::prost_reflect::DescriptorPool;
 /// A request that tarsier answers otherwise than etcd.
 struct Exception {
     script: &'static str,
-    /// The request as it stands in the script.
+    /// The request as it stands in the script, or its beginning.
     request: &'static str,
     /// What tarsier answers, without the `= `.
     answer: &'static [&'static str],
@@ -38,7 +38,26 @@ struct Exception {
 }
 
 /// Everything that differs from etcd on purpose.
-const EXCEPTIONS: &[Exception] = &[];
+const EXCEPTIONS: &[Exception] = &[
+    Exception {
+        script: "range",
+        request: "RangeStream ",
+        answer: &["status 12 tarsier does not serve etcdserverpb.KV/RangeStream yet"],
+        reason: "The call is new in etcd 3.7; clients that know it fall back to Range on code 12, as Kubernetes does.",
+    },
+    Exception {
+        script: "malformed",
+        request: r#"raw path: "/etcdserverpb.KV/Range" flag: 1 body: "\x0a\x01a" header { grpc-encoding: "gzip" }"#,
+        answer: &["status 12 grpc: Decompressor is not installed for grpc-encoding \"gzip\""],
+        reason: "No compression is served; code 12 is what gRPC asks for then.",
+    },
+    Exception {
+        script: "malformed",
+        request: r#"raw path: "/etcdserverpb.KV/Range" body: "\x0a\x01a" header { grpc-encoding: "gzip" }"#,
+        answer: &["status 12 grpc: Decompressor is not installed for grpc-encoding \"gzip\""],
+        reason: "As above. etcd answers compressed, since its gateway's library brings gzip along.",
+    },
+];
 
 /// The whole list: fewer requests than this would mean that a file was lost.
 const REQUESTS_MIN: usize = 400;
@@ -76,7 +95,7 @@ fn the_list_is_whole_and_every_exception_is_in_it() {
     println!("{requests} requests");
     for exception in EXCEPTIONS {
         let is_meant = |(name, steps): &&(&str, Vec<Step>)| {
-            *name == exception.script && steps.iter().any(|step| step.request == exception.request)
+            *name == exception.script && steps.iter().any(|step| step.request.starts_with(exception.request))
         };
         assert!(scripts.iter().find(is_meant).is_some(), "{}: nobody asks {:?}", exception.script, exception.request);
     }
@@ -104,7 +123,7 @@ fn compare(name: &str, steps: &[Step], binary: &Path) {
     let mut expected = steps.to_vec();
     if !server::is_real_etcd(binary) {
         for exception in EXCEPTIONS.iter().filter(|exception| exception.script == name) {
-            for step in expected.iter_mut().filter(|step| step.request == exception.request) {
+            for step in expected.iter_mut().filter(|step| step.request.starts_with(exception.request)) {
                 step.answer = exception.answer.iter().map(|line| (*line).to_owned()).collect();
             }
         }

@@ -27,8 +27,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message as _;
-use protox::prost_reflect;
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, Value};
+use protox::prost_reflect;
 use tokio::time::{Instant, timeout};
 
 use crate::call::{self, Connection, Head, Received, Stream};
@@ -118,7 +118,7 @@ impl Pace {
 }
 
 /// A recorded answer is not waited for any longer.
-const COMPLETE_WITHIN: Duration = Duration::from_secs(10);
+const COMPLETE_WITHIN: Duration = Duration::from_secs(5);
 
 /// One server, one connection, the streams of one script.
 pub struct Player {

@@ -121,7 +121,15 @@ fn built_binary() -> &'static Path {
     BUILT.get_or_init(|| {
         let mut cargo = Command::new(env!("CARGO"));
         cargo.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
-        cargo.args(["build", "--package", "tarsier", "--bin", "tarsier", "--message-format", "json-render-diagnostics"]);
+        cargo.args([
+            "build",
+            "--package",
+            "tarsier",
+            "--bin",
+            "tarsier",
+            "--message-format",
+            "json-render-diagnostics",
+        ]);
         if !cfg!(debug_assertions) {
             cargo.arg("--release");
         }
