@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use crate::store::command::{Answer, Error, Read, Write};
 use crate::types::{Batch, Revision};
+use crate::watch::hub::HeaderIds;
 
 /// Who asks. Every call carries it, so that permissions have one place to look when users are built.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -26,6 +27,13 @@ pub struct Identity {
     pub cluster_id: u64,
     pub member_id: u64,
     pub raft_term: u64,
+}
+
+impl From<Identity> for HeaderIds {
+    fn from(identity: Identity) -> HeaderIds {
+        let Identity { cluster_id, member_id, raft_term } = identity;
+        HeaderIds { cluster_id, member_id, raft_term }
+    }
 }
 
 /// One request to the backend.

@@ -1,1 +1,56 @@
-fn main() {}
+//! The server: flags, log, start. Everything else is the library.
+
+use std::process::ExitCode;
+
+use tarsier::config::{Asked, Config, Warning};
+use tarsier::{log, shard};
+
+/// Gives memory back after a mass exit, which the system's allocator does not.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    match Config::read(std::env::args_os().skip(1), std::env::vars_os()) {
+        Ok(Asked::Help(text) | Asked::Version(text)) => {
+            println!("{text}");
+            ExitCode::SUCCESS
+        }
+        Ok(Asked::Serve(config, warnings)) => serve(*config, &warnings),
+        // The log does not stand yet, and its format is one of the things that may be wrong.
+        Err(error) => {
+            eprintln!("tarsier: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(config: Config, warnings: &[Warning]) -> ExitCode {
+    let log_config = config.log;
+    if let Err(error) = log::start(log_config) {
+        eprintln!("tarsier: the log cannot be started: {error}");
+        return ExitCode::FAILURE;
+    }
+    print_start(&config, warnings);
+    match shard::run(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            log::fatal(log_config, &error.to_string());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn print_start(config: &Config, warnings: &[Warning]) {
+    let addresses: Vec<String> = config.listen.iter().map(|listen| listen.address.to_string()).collect();
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        etcd_api_version = tarsier::config::ETCD_API_VERSION,
+        name = config.name,
+        listen = addresses.join(","),
+        "starting tarsier"
+    );
+    tracing::warn!("state is in memory only and is lost when the process ends: durability is not built yet");
+    for Warning { what, why } in warnings {
+        tracing::warn!(setting = what, reason = why, "setting has no effect");
+    }
+}

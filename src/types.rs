@@ -115,14 +115,17 @@ impl KeyValue {
         lease: LeaseId,
     ) -> KeyValue {
         let key_len = u32::try_from(key.len()).expect("request limits keep a key below 4 GiB");
-        let mut bytes = Vec::with_capacity(HEAD_BYTES + key.len() + value.len());
-        for number in [create_revision.0, mod_revision.0, version, lease.0] {
-            bytes.extend_from_slice(&number.to_le_bytes());
+        // Filled in place: a vector that becomes an `Arc` is allocated and copied twice, on the path of every put.
+        let mut shared: Arc<[u8]> = std::iter::repeat_n(0, HEAD_BYTES + key.len() + value.len()).collect();
+        let bytes = Arc::get_mut(&mut shared).expect("nobody else has the handle yet");
+        for (at, number) in [create_revision.0, mod_revision.0, version, lease.0].into_iter().enumerate() {
+            bytes[at * 8..at * 8 + 8].copy_from_slice(&number.to_le_bytes());
         }
-        bytes.extend_from_slice(&key_len.to_le_bytes());
-        bytes.extend_from_slice(key);
-        bytes.extend_from_slice(value);
-        KeyValue(bytes.into())
+        bytes[32..HEAD_BYTES].copy_from_slice(&key_len.to_le_bytes());
+        let (key_bytes, value_bytes) = bytes[HEAD_BYTES..].split_at_mut(key.len());
+        key_bytes.copy_from_slice(key);
+        value_bytes.copy_from_slice(value);
+        KeyValue(shared)
     }
 
     fn number(&self, at: usize) -> i64 {

@@ -1,1 +1,224 @@
-//! The services: wire types to core types and back.
+//! The services: which call is which, wire types to core types and back.
+//!
+//! [`Services`] holds the calls of one shard that wait for the backend or for their peer. It is values in, values out: a
+//! message becomes a command for the backend, a reply becomes bytes for the peer. Watch streams are not kept here: they are
+//! rows of the watch hub, and [`watch`] only translates for them.
+
+pub mod errors;
+pub mod kv;
+pub mod watch;
+pub mod watch_request;
+
+mod wire;
+
+#[cfg(test)]
+mod random;
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use slab::Slab;
+
+use crate::backend::{Command, Identity, Reply};
+use crate::grpc::status::{Code, Status};
+use crate::net::{CallHead, CallId, Output};
+
+use kv::decode::KvMethod;
+use kv::encode::Response;
+
+pub use kv::decode::Limits;
+
+/// Rows of a large answer that are measured before the next answer has its turn: some 50 us of work.
+const PREPARE_ROWS_PER_TURN: usize = 2_000;
+
+/// Which service takes a call.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Route {
+    Kv(KvMethod),
+    Watch,
+}
+
+impl Route {
+    /// The service for a path, or the status that gRPC gives a path nobody serves. The KV and Watch paths come first: they
+    /// are what a watch server is asked for.
+    pub fn of(path: &str) -> Result<Route, Status> {
+        match path {
+            "/etcdserverpb.KV/Range" => Ok(Route::Kv(KvMethod::Range)),
+            "/etcdserverpb.KV/Put" => Ok(Route::Kv(KvMethod::Put)),
+            "/etcdserverpb.KV/Txn" => Ok(Route::Kv(KvMethod::Txn)),
+            "/etcdserverpb.KV/DeleteRange" => Ok(Route::Kv(KvMethod::DeleteRange)),
+            "/etcdserverpb.KV/Compact" => Ok(Route::Kv(KvMethod::Compact)),
+            "/etcdserverpb.Watch/Watch" => Ok(Route::Watch),
+            _ => Err(errors::unknown_path(path)),
+        }
+    }
+}
+
+/// Where a unary call stands.
+enum Unary {
+    /// The request is on its way: from the peer, or at the backend.
+    Waiting,
+    /// The length of a large answer is being computed, in turns.
+    Preparing(Response),
+    Answering(Response),
+    Failed(Status),
+    /// The peer has gone; the reply that is still to come is thrown away with the slot.
+    Abandoned,
+}
+
+struct Call {
+    id: CallId,
+    method: KvMethod,
+    state: Unary,
+    /// A request is at the backend, so a reply will come for this slot.
+    submitted: bool,
+}
+
+/// The unary calls of one shard.
+pub struct Services {
+    identity: Identity,
+    limits: Limits,
+    calls: Slab<Call>,
+    preparing: VecDeque<u32>,
+    /// Answers that nobody waits for any more. To drop a million rows at once would stall everybody else.
+    discarding: VecDeque<Response>,
+}
+
+impl Services {
+    pub fn new(identity: Identity, limits: Limits) -> Services {
+        Services { identity, limits, calls: Slab::new(), preparing: VecDeque::new(), discarding: VecDeque::new() }
+    }
+
+    /// What etcd's interceptors check before any service sees the call.
+    pub fn admit(head: &CallHead<'_>) -> Result<(), Status> {
+        // `hasleader` is always satisfied: a single member leads as long as it serves.
+        if head.client_api_version_is_garbled {
+            return Err(Status::new(Code::InvalidArgument, "etcdserver: invalid client api version"));
+        }
+        Ok(())
+    }
+
+    /// Begins a unary call. Its index is the handle of the call and the token of its request.
+    pub fn open(&mut self, id: CallId, method: KvMethod) -> u32 {
+        let index = self.calls.insert(Call { id, method, state: Unary::Waiting, submitted: false });
+        u32::try_from(index).expect("a shard has fewer than 4 G calls, since each holds a stream")
+    }
+
+    /// The request of a call: a command for the backend, or a refusal that the call answers with.
+    pub fn request(&mut self, handle: u32, message: Bytes) -> Option<Command> {
+        let call = &mut self.calls[handle as usize];
+        match kv::decode::decode(call.method, message, &self.limits) {
+            Ok(command) => {
+                call.submitted = true;
+                Some(command)
+            }
+            Err(status) => {
+                call.state = Unary::Failed(status);
+                None
+            }
+        }
+    }
+
+    /// The backend's reply to the request of a call. Names the call when it has something to send.
+    pub fn reply(&mut self, handle: u32, reply: Reply) -> Option<CallId> {
+        let call = &mut self.calls[handle as usize];
+        call.submitted = false;
+        let is_abandoned = matches!(call.state, Unary::Abandoned);
+        call.state = match reply {
+            Reply::Answer(Ok(answer)) if is_abandoned => {
+                self.discarding.push_back(Response::new(answer, self.identity));
+                Unary::Abandoned
+            }
+            Reply::Answer(Ok(answer)) => Unary::Preparing(Response::new(answer, self.identity)),
+            Reply::Answer(Err(error)) => Unary::Failed(error.into()),
+            Reply::History(_) => unreachable!("the shard keeps history for its hub"),
+        };
+        if is_abandoned {
+            self.calls.remove(handle as usize);
+            return None;
+        }
+        self.prepare_call(handle)
+    }
+
+    fn prepare_call(&mut self, handle: u32) -> Option<CallId> {
+        let call = &mut self.calls[handle as usize];
+        if let Unary::Preparing(response) = &mut call.state {
+            match response.prepare(PREPARE_ROWS_PER_TURN) {
+                Ok(false) => {
+                    self.preparing.push_back(handle);
+                    return None;
+                }
+                Ok(true) => {
+                    let state = std::mem::replace(&mut call.state, Unary::Waiting);
+                    let Unary::Preparing(response) = state else { return None };
+                    call.state = Unary::Answering(response);
+                }
+                Err(status) => {
+                    let state = std::mem::replace(&mut call.state, Unary::Failed(status));
+                    self.discard(state);
+                    return Some(self.calls[handle as usize].id);
+                }
+            }
+        }
+        Some(call.id)
+    }
+
+    /// A bounded piece of the work on large answers; names a call that became ready.
+    pub fn turn(&mut self) -> Option<CallId> {
+        if let Some(response) = self.discarding.front_mut()
+            && response.discard(PREPARE_ROWS_PER_TURN)
+        {
+            self.discarding.pop_front();
+        }
+        let handle = self.preparing.pop_front()?;
+        if matches!(self.calls[handle as usize].state, Unary::Abandoned) {
+            self.calls.remove(handle as usize);
+            return None;
+        }
+        self.prepare_call(handle)
+    }
+
+    pub fn has_work(&self) -> bool {
+        !self.preparing.is_empty() || !self.discarding.is_empty()
+    }
+
+    fn discard(&mut self, state: Unary) {
+        if let Unary::Preparing(response) | Unary::Answering(response) = state {
+            self.discarding.push_back(response);
+        }
+    }
+
+    /// What a call has to send. The call is over with its last bytes or its status.
+    pub fn output(&mut self, handle: u32, bytes_max: usize) -> Output {
+        match &mut self.calls[handle as usize].state {
+            Unary::Waiting | Unary::Preparing(_) | Unary::Abandoned => Output::Nothing,
+            Unary::Answering(response) => {
+                let bytes = response.next(bytes_max).unwrap_or_default();
+                if !response.is_finished() {
+                    return Output::Bytes(bytes);
+                }
+                self.calls.remove(handle as usize);
+                Output::Last(bytes)
+            }
+            Unary::Failed(_) => match self.calls.remove(handle as usize).state {
+                Unary::Failed(status) => Output::End(status),
+                _ => unreachable!("the state was matched above"),
+            },
+        }
+    }
+
+    /// The peer has gone. The slot stays for as long as a reply or a turn will still name it.
+    pub fn closed(&mut self, handle: u32) {
+        let call = &mut self.calls[handle as usize];
+        let state = std::mem::replace(&mut call.state, Unary::Abandoned);
+        if !call.submitted && !matches!(state, Unary::Preparing(_)) {
+            self.calls.remove(handle as usize);
+        }
+        self.discard(state);
+    }
+
+    /// Calls under way, and the bytes their rows take.
+    pub fn bytes(&self) -> (usize, usize) {
+        (self.calls.len(), self.calls.capacity() * size_of::<Call>())
+    }
+}

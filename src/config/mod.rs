@@ -1,0 +1,345 @@
+//! One checked [`Config`]: every setting with its unit, its default and its reason.
+//!
+//! `flags` is the table of all flags, `source` reads their texts from command line and environment, `value` and `listen`
+//! read the texts. What leaves this module is right: nobody downstream checks a setting again. Nothing here opens, binds,
+//! logs or exits; warnings are handed to the caller, since the log can only be set up once its flags are known.
+
+pub mod flags;
+pub mod listen;
+mod source;
+mod value;
+
+use std::ffi::OsString;
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use flags::{FLAGS, Meaning, Shape};
+use listen::ListenAddress;
+use source::{Given, Source};
+
+/// The release of etcd whose API and flags are kept.
+pub const ETCD_API_VERSION: &str = "3.7.3";
+
+/// etcd's quota when none is given, in bytes.
+const QUOTA_BACKEND_BYTES_DEFAULT: u64 = 2 * 1024 * 1024 * 1024;
+/// A message may not reach the 32-bit length of a gRPC frame, and one request must not be the whole memory.
+const REQUEST_BYTES_MAX: u64 = 1024 * 1024 * 1024;
+/// One transaction runs in one turn, so even a generous operator needs an end.
+const TXN_OPERATIONS_MAX: u64 = 1_000_000;
+/// Every two shards share a pair of queues; 256 shards have 65,280 of them.
+const SHARDS_MAX: u64 = 256;
+/// Below this a single large transaction would turn every watch that is one batch behind into a late one.
+const HISTORY_BYTES_MIN: u64 = 1024 * 1024;
+/// etcd's floor; a shorter interval is raised to it.
+const PROGRESS_INTERVAL_MIN: Duration = Duration::from_millis(100);
+const PROGRESS_INTERVAL_DEFAULT: Duration = Duration::from_secs(600);
+/// grpc-go raises a shorter ping interval of a server to this.
+const KEEPALIVE_INTERVAL_MIN: Duration = Duration::from_secs(1);
+
+/// Everything an operator can choose.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Config {
+    /// `--name`, default `default`. Never empty.
+    pub name: String,
+    /// `--listen-client-urls`, default `http://localhost:2379`. Never empty, no address twice.
+    pub listen: Vec<ListenAddress>,
+    /// `--advertise-client-urls`, default the URLs of `--listen-client-urls` as they were written.
+    pub advertise_client_urls: Vec<String>,
+    /// `--data-dir`, default `default.tarsier`: not etcd's `default.etcd`, whose files we could not read. Unused until
+    /// durability is built.
+    pub data_dir: PathBuf,
+    /// `--quota-backend-bytes`: bytes, default 2 GiB as in etcd. Not enforced yet.
+    pub quota_backend_bytes: u64,
+    /// `--max-request-bytes`: bytes of one request message, default 1.5 MiB as in etcd.
+    pub request_bytes_max: usize,
+    /// `--max-txn-ops`: operations of one transaction, default 128 as in etcd.
+    pub txn_operations_max: usize,
+    /// `--max-concurrent-streams`: streams of one connection, default 16,384. etcd allows 2^32 - 1; waiting watches and
+    /// locks each hold a stream, and this many are enough for any client while a runaway one is stopped.
+    pub concurrent_streams_max: u32,
+    /// `--grpc-keepalive-min-time`: a client that pings more often than this is told to go, default 5 s as in etcd.
+    pub keepalive_min_time: Duration,
+    /// `--grpc-keepalive-interval` and `--grpc-keepalive-timeout`; `None` when either is 0, which disables the pings.
+    pub keepalive_ping: Option<KeepalivePing>,
+    /// `--watch-progress-notify-interval`: default 10 min, at least 100 ms, as in etcd.
+    pub watch_progress_interval: Duration,
+    /// `--shards`: event-loop threads; `None` means one for each usable core.
+    pub shards: Option<NonZeroUsize>,
+    /// `--history-limit`: bytes of recent changes in memory, default 64 MiB. Watches within it catch up without asking
+    /// the writer; more only pays when watchers are often cut off for long.
+    pub history_bytes_max: usize,
+    pub log: LogConfig,
+}
+
+/// How silent clients are found out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct KeepalivePing {
+    /// Silence before a ping: default 2 h as in etcd, at least 1 s.
+    pub interval: Duration,
+    /// Wait for its answer before the connection is closed: default 20 s as in etcd.
+    pub timeout: Duration,
+}
+
+/// How and where log lines are written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LogConfig {
+    /// `--log-level`, default info.
+    pub level: LogLevel,
+    /// `--log-format`, default JSON, as in etcd.
+    pub format: LogFormat,
+    /// `--log-outputs`, default stderr.
+    pub output: LogOutput,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum LogLevel {
+    Debug,
+    Info,
+    Warn,
+    Error,
+    /// The lines between error and the end of the process; etcd has them apart.
+    Panic,
+    Fatal,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LogFormat {
+    Json,
+    Console,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LogOutput {
+    Stderr,
+    Stdout,
+}
+
+/// Something the operator wrote that has no effect.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Warning {
+    /// The flag or environment variable as it was written.
+    pub what: String,
+    pub why: &'static str,
+}
+
+/// What a command line asks for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Asked {
+    Help(String),
+    Version(String),
+    Serve(Box<Config>, Vec<Warning>),
+}
+
+/// Why there is no [`Config`]. Each is shown as one line.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ConfigError {
+    UnknownFlag { name: String, nearest: Option<String> },
+    NotAFlag { word: String },
+    MissingValue { name: String },
+    NotText { written_as: String },
+    Unreadable { written_as: String, value: String, reason: String },
+    Refused { written_as: String, reason: String },
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ConfigError::UnknownFlag { name, nearest: Some(nearest) } => {
+                write!(f, "unknown flag {name}, did you mean {nearest}?")
+            }
+            ConfigError::UnknownFlag { name, nearest: None } => write!(f, "unknown flag {name}, see --help"),
+            ConfigError::NotAFlag { word } => write!(f, "{word:?} is not a valid flag, see --help"),
+            ConfigError::MissingValue { name } => write!(f, "{name} needs a value"),
+            ConfigError::NotText { written_as } => write!(f, "{written_as} is not valid UTF-8"),
+            ConfigError::Unreadable { written_as, value, reason } => write!(f, "{written_as} {value:?}: {reason}"),
+            ConfigError::Refused { written_as, reason } => write!(f, "{written_as} cannot be kept: {reason}"),
+        }
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl Config {
+    /// Reads a command line (without the program's name) and an environment.
+    pub fn read(
+        args: impl IntoIterator<Item = OsString>,
+        environment: impl IntoIterator<Item = (OsString, OsString)>,
+    ) -> Result<Asked, ConfigError> {
+        let source = Source::read(args, environment)?;
+        if source.help {
+            return Ok(Asked::Help(source::help()));
+        }
+        if source.version {
+            return Ok(Asked::Version(version()));
+        }
+        let config = config(&source)?;
+        let mut warnings = foreign_flags(&source)?;
+        warnings.extend(unbuilt_flags(&source));
+        warnings.extend(source.warnings);
+        Ok(Asked::Serve(Box::new(config), warnings))
+    }
+}
+
+/// Three lines in the manner of `etcd --version`.
+fn version() -> String {
+    format!(
+        "tarsier Version: {}\netcd API Version: {ETCD_API_VERSION}\nOS/Arch: {}/{}",
+        env!("CARGO_PKG_VERSION"),
+        std::env::consts::OS,
+        std::env::consts::ARCH
+    )
+}
+
+fn config(source: &Source) -> Result<Config, ConfigError> {
+    let listen_urls = text(source, "listen-client-urls");
+    let name =
+        read(source, "name", |name| Some(name.to_owned()).filter(|name| !name.is_empty()).ok_or("expected a name"))?;
+    check_members(source, &name)?;
+    read(source, "logger", |logger| if logger == "zap" { Ok(()) } else { Err("expected zap") })?;
+    Ok(Config {
+        listen: read(source, "listen-client-urls", listen::listen_addresses)?,
+        advertise_client_urls: match source.given.get("advertise-client-urls") {
+            Some(_) => read(source, "advertise-client-urls", listen::advertised_urls)?,
+            None => listen_urls.split(',').map(|url| url.trim().to_owned()).collect(),
+        },
+        data_dir: read(source, "data-dir", |path| {
+            if path.is_empty() { Err("expected a directory") } else { Ok(PathBuf::from(path)) }
+        })?,
+        quota_backend_bytes: match number(source, "quota-backend-bytes", 0, i64::MAX as u64)? {
+            0 => QUOTA_BACKEND_BYTES_DEFAULT,
+            bytes => bytes,
+        },
+        request_bytes_max: number(source, "max-request-bytes", 1, REQUEST_BYTES_MAX)? as usize,
+        txn_operations_max: number(source, "max-txn-ops", 1, TXN_OPERATIONS_MAX)? as usize,
+        concurrent_streams_max: u32::try_from(number(source, "max-concurrent-streams", 1, u64::from(u32::MAX))?)
+            .expect("the line above bounds it"),
+        keepalive_min_time: read(source, "grpc-keepalive-min-time", value::duration)?,
+        keepalive_ping: keepalive_ping(source)?,
+        watch_progress_interval: match read(source, "watch-progress-notify-interval", value::duration)? {
+            Duration::ZERO => PROGRESS_INTERVAL_DEFAULT,
+            interval => interval.max(PROGRESS_INTERVAL_MIN),
+        },
+        shards: NonZeroUsize::new(number(source, "shards", 0, SHARDS_MAX)? as usize),
+        history_bytes_max: number(source, "history-limit", HISTORY_BYTES_MIN, i64::MAX as u64)? as usize,
+        log: log(source)?,
+        name,
+    })
+}
+
+fn keepalive_ping(source: &Source) -> Result<Option<KeepalivePing>, ConfigError> {
+    let interval = read(source, "grpc-keepalive-interval", value::duration)?;
+    let timeout = read(source, "grpc-keepalive-timeout", value::duration)?;
+    if interval.is_zero() || timeout.is_zero() {
+        return Ok(None);
+    }
+    Ok(Some(KeepalivePing { interval: interval.max(KEEPALIVE_INTERVAL_MIN), timeout }))
+}
+
+fn log(source: &Source) -> Result<LogConfig, ConfigError> {
+    Ok(LogConfig {
+        level: read(source, "log-level", |level| {
+            Ok(match level {
+                "debug" => LogLevel::Debug,
+                "info" => LogLevel::Info,
+                "warn" => LogLevel::Warn,
+                "error" => LogLevel::Error,
+                "panic" => LogLevel::Panic,
+                "fatal" => LogLevel::Fatal,
+                _ => return Err("expected debug, info, warn, error, panic or fatal"),
+            })
+        })?,
+        format: read(source, "log-format", |format| match format {
+            "json" => Ok(LogFormat::Json),
+            "console" => Ok(LogFormat::Console),
+            _ => Err("expected json or console"),
+        })?,
+        output: read(source, "log-outputs", |output| match output {
+            "default" | "stderr" => Ok(LogOutput::Stderr),
+            "stdout" => Ok(LogOutput::Stdout),
+            _ => Err("expected default, stderr or stdout; log files are not supported"),
+        })?,
+    })
+}
+
+/// etcd fails when `--initial-cluster` does not list its own name; several members would promise a cluster.
+fn check_members(source: &Source, name: &str) -> Result<(), ConfigError> {
+    let Some(given) = source.given.get("initial-cluster") else { return Ok(()) };
+    let refused = |reason: String| Err(ConfigError::Refused { written_as: given.written_as.clone(), reason });
+    let mut members: Vec<&str> =
+        given.value.split(',').map(|member| member.split('=').next().unwrap_or_default().trim()).collect();
+    members.sort_unstable();
+    members.dedup();
+    match members.as_slice() {
+        // A member with several peer URLs is listed once for each.
+        [""] => Ok(()),
+        [only] if *only == name => Ok(()),
+        [only] => refused(format!("its only member is {only:?}, but --name is {name:?}")),
+        several => refused(format!("it lists {} members, and this is a single server", several.len())),
+    }
+}
+
+/// Warnings for the flags of etcd that have no effect; an error for those that cannot be ignored.
+fn foreign_flags(source: &Source) -> Result<Vec<Warning>, ConfigError> {
+    let mut warnings = Vec::new();
+    for flag in FLAGS {
+        let Some(given) = source.given.get(flag.name) else { continue };
+        let asks_for_nothing = match flag.shape {
+            Shape::Switch => read(source, flag.name, value::boolean)? == (flag.default == "true"),
+            Shape::Value => same(&given.value, flag.default),
+        };
+        match flag.meaning {
+            Meaning::Harmless(why) if !asks_for_nothing => {
+                warnings.push(Warning { what: given.written_as.clone(), why });
+            }
+            Meaning::Refused(reason) if !asks_for_nothing => {
+                return Err(ConfigError::Refused { written_as: given.written_as.clone(), reason: reason.to_owned() });
+            }
+            _ => {}
+        }
+    }
+    Ok(warnings)
+}
+
+/// `0`, `0s` and `0h` are one duration.
+fn same(value: &str, default: &str) -> bool {
+    value == default || value::duration(value).is_ok_and(|value| value::duration(default) == Ok(value))
+}
+
+/// Flags that are read and will be kept, but are not yet.
+fn unbuilt_flags(source: &Source) -> Vec<Warning> {
+    [
+        ("data-dir", "durability is not built yet, nothing is written there"),
+        ("quota-backend-bytes", "the quota is not built yet and is not enforced"),
+    ]
+    .into_iter()
+    .filter_map(|(name, why)| source.given.get(name).map(|given| Warning { what: given.written_as.clone(), why }))
+    .collect()
+}
+
+fn text<'a>(source: &'a Source, name: &str) -> &'a str {
+    let default = || flags::find(name).expect("only names of the table are asked for").default;
+    source.given.get(name).map_or_else(default, |given| given.value.as_str())
+}
+
+fn number(source: &Source, name: &str, min: u64, max: u64) -> Result<u64, ConfigError> {
+    read(source, name, |text| value::whole(text, min, max))
+}
+
+/// Reads one setting, or says which one cannot be read and why.
+fn read<T, E: Into<String>>(
+    source: &Source,
+    name: &str,
+    parse: impl FnOnce(&str) -> Result<T, E>,
+) -> Result<T, ConfigError> {
+    let text = text(source, name);
+    parse(text).map_err(|reason| {
+        let written_as =
+            source.given.get(name).map_or_else(|| format!("--{name}"), |Given { written_as, .. }| written_as.clone());
+        ConfigError::Unreadable { written_as, value: text.to_owned(), reason: reason.into() }
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,14 @@
+//! The KV service: Range, Put, DeleteRange, Txn and Compact, from bytes to commands and from answers to bytes.
+//!
+//! Everything here is a pure function of its arguments: no IO, no clock, no waiting. A request passes three files:
+//! `scan` looks at a transaction's bytes before anything is built from them, `decode` builds the command and refuses
+//! what etcd refuses whatever the state of the store, `overlap` finds keys that a transaction writes twice. What
+//! depends on the state is the store's to judge, and who may ask is the caller's. The way back is `encode`: a
+//! [`encode::Response`] gives its message away in pieces, so that a range of a million rows is work for many short
+//! turns.
+
+pub mod decode;
+pub mod encode;
+
+mod overlap;
+mod scan;

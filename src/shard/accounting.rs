@@ -1,0 +1,94 @@
+//! What the process holds, in bytes by class, counted and never estimated from the outside.
+
+use std::fmt;
+
+/// Bytes of one shard, or the sum over all of them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Account {
+    /// The process before its first client: text, stacks, rings, empty pools.
+    pub base: usize,
+    /// Open connections, and the bytes of theirs: tasks, h2's buffers and slabs at their high-water marks.
+    pub connections: usize,
+    pub connection_bytes: usize,
+    /// Open calls of all kinds, and the bytes of their rows in connections and services.
+    pub calls: usize,
+    pub call_bytes: usize,
+    /// Rows of watch streams in the hub.
+    pub streams: usize,
+    pub stream_bytes: usize,
+    /// Watchings: their place in a group and in the list of their stream.
+    pub watchings: usize,
+    pub watching_bytes: usize,
+    /// Groups of equal watchings with their keys and spans.
+    pub groups: usize,
+    pub group_bytes: usize,
+    /// Watchings that are behind, with the revision each holds.
+    pub behind: usize,
+    pub behind_bytes: usize,
+    /// Bytes queued for streams.
+    pub backlog_bytes: usize,
+    /// Batches that only recent history keeps. The store holds the others.
+    pub history_bytes: usize,
+    /// Keys, versions and uncompacted history.
+    pub store_keys: usize,
+    pub store_bytes: usize,
+}
+
+impl Account {
+    pub fn sum(&self) -> usize {
+        self.base
+            + self.connection_bytes
+            + self.call_bytes
+            + self.stream_bytes
+            + self.watching_bytes
+            + self.group_bytes
+            + self.behind_bytes
+            + self.backlog_bytes
+            + self.history_bytes
+            + self.store_bytes
+    }
+
+    pub fn add(&mut self, other: &Account) {
+        self.base += other.base;
+        self.connections += other.connections;
+        self.connection_bytes += other.connection_bytes;
+        self.calls += other.calls;
+        self.call_bytes += other.call_bytes;
+        self.streams += other.streams;
+        self.stream_bytes += other.stream_bytes;
+        self.watchings += other.watchings;
+        self.watching_bytes += other.watching_bytes;
+        self.groups += other.groups;
+        self.group_bytes += other.group_bytes;
+        self.behind += other.behind;
+        self.behind_bytes += other.behind_bytes;
+        self.backlog_bytes += other.backlog_bytes;
+        self.history_bytes += other.history_bytes;
+        self.store_keys += other.store_keys;
+        self.store_bytes += other.store_bytes;
+    }
+}
+
+impl fmt::Display for Account {
+    /// The page that SIGUSR1 prints.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rows = [
+            ("base", None, self.base),
+            ("connections", Some(self.connections), self.connection_bytes),
+            ("calls", Some(self.calls), self.call_bytes),
+            ("watch streams", Some(self.streams), self.stream_bytes),
+            ("watchings", Some(self.watchings), self.watching_bytes),
+            ("groups and keys", Some(self.groups), self.group_bytes),
+            ("behind", Some(self.behind), self.behind_bytes),
+            ("backlog", None, self.backlog_bytes),
+            ("history", None, self.history_bytes),
+            ("store", Some(self.store_keys), self.store_bytes),
+        ];
+        writeln!(f, "{:<16} {:>12} {:>16}", "class", "count", "bytes")?;
+        for (class, count, bytes) in rows {
+            let count = count.map(|count| count.to_string()).unwrap_or_default();
+            writeln!(f, "{class:<16} {count:>12} {bytes:>16}")?;
+        }
+        writeln!(f, "{:<16} {:>12} {:>16}", "sum", "", self.sum())
+    }
+}

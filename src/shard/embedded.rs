@@ -1,0 +1,87 @@
+//! The writer with its surroundings: the queues of all shards, the step that makes groups durable, and shared history.
+//!
+//! It lives on shard 0. What it does is deterministic, given the order in which requests stand in the queues and the
+//! moments at which the log reports: so the simulator drives it as the loop does.
+
+use crate::backend::Command;
+use crate::shard::durability::Durability;
+use crate::shard::history::Appender;
+use crate::shard::mesh::{Port, Request, Response};
+use crate::shard::writer::{Origin, Writer};
+use crate::types::Time;
+
+pub struct Embedded {
+    writer: Writer,
+    durability: Box<dyn Durability>,
+    appender: Appender,
+    /// One port a shard, by its index.
+    ports: Vec<Port>,
+    /// The shards that have something new to look at since the last turn.
+    told: Vec<bool>,
+}
+
+impl Embedded {
+    pub fn new(writer: Writer, durability: Box<dyn Durability>, appender: Appender, ports: Vec<Port>) -> Embedded {
+        let told = vec![false; ports.len()];
+        Embedded { writer, durability, appender, ports, told }
+    }
+
+    /// A bounded turn: the log first, then commands, an even share for each shard so that one's flood leaves room for the
+    /// others', then a piece of the long work. True when there is more to do.
+    pub fn turn(&mut self, time: Time, commands_max: usize) -> bool {
+        self.told.fill(false);
+        self.release();
+        let share = commands_max.div_ceil(self.ports.len());
+        for shard in 0..self.ports.len() {
+            for _ in 0..share {
+                let Some(Request { token, command }) = self.receive(shard) else { break };
+                self.command(Origin { shard: shard as u16, token }, command, time);
+            }
+        }
+        let more = self.settle();
+        more || self.ports.iter().any(Port::has_request)
+    }
+
+    /// The next request of a shard.
+    pub fn receive(&mut self, shard: usize) -> Option<Request> {
+        self.ports[shard].receive()
+    }
+
+    pub fn command(&mut self, origin: Origin, command: Command, time: Time) {
+        self.writer.command(origin, command, time);
+    }
+
+    /// Seals what came, releases what is durable, does a piece of the long work, and sends the replies that may leave.
+    pub fn settle(&mut self) -> bool {
+        if let Some((position, batches)) = self.writer.seal() {
+            self.durability.append(position, batches);
+        }
+        self.release();
+        let more = self.writer.step();
+        while let Some((origin, reply)) = self.writer.next_reply() {
+            let shard = usize::from(origin.shard);
+            self.ports[shard].reply(Response { token: origin.token, reply });
+            self.told[shard] = true;
+        }
+        more
+    }
+
+    /// Publishes what became durable. Replies leave only behind it.
+    fn release(&mut self) {
+        while let Some(position) = self.durability.completed() {
+            if let Some(release) = self.writer.durable(position) {
+                self.appender.publish(release.batches.into_iter(), release.revision, release.compacted);
+                self.told.fill(true);
+            }
+        }
+    }
+
+    /// Whether the last turn left this shard something to look at.
+    pub fn has_told(&self, shard: usize) -> bool {
+        self.told[shard]
+    }
+
+    pub fn writer(&self) -> &Writer {
+        &self.writer
+    }
+}

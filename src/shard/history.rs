@@ -1,0 +1,199 @@
+//! Recent history and the committed position: written by the writer's shard, read by all.
+//!
+//! This is everything that shards share. Batches hang in a chain of blocks; a slot is set once and never again, so a reader
+//! needs no lock: it looks at the next slot, and finds a batch or nothing. Each reader holds the block it stands in and
+//! thereby everything behind it; what every reader has passed is freed by the last of them to leave a block. The writer
+//! never waits for a reader.
+//!
+//! The committed revision is the one point of linearization. The writer stores it (release) *after* the batches up to it
+//! hang in the chain, so whoever loads it (acquire) finds them all. The compacted revision is stored before the committed
+//! one, for the same reason.
+
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use crate::types::{Batch, Revision};
+
+/// Batches a block holds: 4 KiB of slots.
+const BLOCK_SLOTS: usize = 256;
+
+struct Block {
+    slots: [OnceLock<Arc<Batch>>; BLOCK_SLOTS],
+    next: OnceLock<Arc<Block>>,
+}
+
+impl Block {
+    fn new() -> Arc<Block> {
+        Arc::new(Block { slots: [const { OnceLock::new() }; BLOCK_SLOTS], next: OnceLock::new() })
+    }
+}
+
+impl Drop for Block {
+    /// Takes the chain apart in a loop: a reader that lags by millions of batches and goes would otherwise recurse once a
+    /// block, and overflow its stack.
+    fn drop(&mut self) {
+        let mut next = self.next.take();
+        while let Some(mut block) = next.and_then(Arc::into_inner) {
+            next = block.next.take();
+        }
+    }
+}
+
+/// What every shard may see of the store's progress.
+#[derive(Debug)]
+pub struct Committed {
+    revision: AtomicI64,
+    compacted: AtomicI64,
+}
+
+/// Stands for "never compacted" (etcd's initial compact revision).
+const NEVER: i64 = -1;
+
+impl Committed {
+    /// Every write up to this revision is durable and may be told.
+    pub fn revision(&self) -> Revision {
+        Revision(self.revision.load(Ordering::Acquire))
+    }
+
+    /// Reads and watches below this revision are refused.
+    pub fn compacted(&self) -> Option<Revision> {
+        match self.compacted.load(Ordering::Acquire) {
+            NEVER => None,
+            revision => Some(Revision(revision)),
+        }
+    }
+}
+
+/// The writing end. There is one, on shard 0.
+pub struct Appender {
+    block: Arc<Block>,
+    at: usize,
+    committed: Arc<Committed>,
+}
+
+impl Appender {
+    /// A history that starts behind `revision`: the first batch to come is the one after it.
+    pub fn new(revision: Revision, compacted: Option<Revision>) -> Appender {
+        let committed = Committed {
+            revision: AtomicI64::new(revision.0),
+            compacted: AtomicI64::new(compacted.map_or(NEVER, |revision| revision.0)),
+        };
+        Appender { block: Block::new(), at: 0, committed: Arc::new(committed) }
+    }
+
+    pub fn committed(&self) -> Arc<Committed> {
+        Arc::clone(&self.committed)
+    }
+
+    /// A reader of everything appended from here on.
+    pub fn reader(&self) -> Reader {
+        Reader { block: Arc::clone(&self.block), at: self.at }
+    }
+
+    fn append(&mut self, batch: Arc<Batch>) {
+        if self.at == BLOCK_SLOTS {
+            let next = Block::new();
+            let linked = self.block.next.set(Arc::clone(&next));
+            assert!(linked.is_ok(), "only this end links blocks, each once");
+            self.block = next;
+            self.at = 0;
+        }
+        let set = self.block.slots[self.at].set(batch);
+        assert!(set.is_ok(), "only this end sets slots, each once");
+        self.at += 1;
+    }
+
+    /// Makes durable batches visible, and with them the revision and the compaction that may now be told.
+    pub fn publish(&mut self, batches: impl Iterator<Item = Arc<Batch>>, revision: Revision, compacted: Option<Revision>) {
+        for batch in batches {
+            self.append(batch);
+        }
+        debug_assert!(revision >= self.committed.revision());
+        self.committed.compacted.store(compacted.map_or(NEVER, |revision| revision.0), Ordering::Release);
+        self.committed.revision.store(revision.0, Ordering::Release);
+    }
+}
+
+/// The cursor of one shard.
+pub struct Reader {
+    block: Arc<Block>,
+    at: usize,
+}
+
+impl Iterator for Reader {
+    type Item = Arc<Batch>;
+
+    /// The next batch, if it hangs there already.
+    fn next(&mut self) -> Option<Arc<Batch>> {
+        if self.at == BLOCK_SLOTS {
+            self.block = Arc::clone(self.block.next.get()?);
+            self.at = 0;
+        }
+        let batch = Arc::clone(self.block.slots[self.at].get()?);
+        self.at += 1;
+        Some(batch)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::Time;
+
+    fn batch(revision: i64) -> Arc<Batch> {
+        Arc::new(Batch { revision: Revision(revision), time: Time(0), changes: Box::new([]) })
+    }
+
+    fn publish(appender: &mut Appender, revision: i64) {
+        appender.publish([batch(revision)].into_iter(), Revision(revision), None);
+    }
+
+    #[test]
+    fn a_reader_sees_every_batch_published_after_it_began_and_none_before() {
+        let mut appender = Appender::new(Revision::FIRST, None);
+        publish(&mut appender, 2);
+        let mut late = appender.reader();
+        for revision in 3..2_000 {
+            publish(&mut appender, revision);
+        }
+        let seen: Vec<i64> = late.by_ref().map(|batch| batch.revision.0).collect();
+        assert_eq!(seen, (3..2_000).collect::<Vec<_>>());
+        assert!(late.next().is_none(), "a reader at the edge waits");
+        publish(&mut appender, 2_000);
+        assert_eq!(late.next().map(|batch| batch.revision), Some(Revision(2_000)));
+    }
+
+    #[test]
+    fn whoever_sees_a_committed_revision_finds_its_batch() {
+        let mut appender = Appender::new(Revision::FIRST, None);
+        let (committed, mut reader) = (appender.committed(), appender.reader());
+        let follower = std::thread::spawn(move || {
+            let mut handled = Revision::FIRST;
+            while handled < Revision(50_000) {
+                let seen = committed.revision();
+                while handled < seen {
+                    handled = reader.next().expect("what is committed hangs in the chain").revision;
+                }
+                assert_eq!(committed.compacted().is_some(), seen >= Revision(25_000) || committed.compacted().is_some());
+            }
+        });
+        for revision in 2..=50_000 {
+            let compacted = (revision >= 25_000).then_some(Revision(9));
+            appender.publish([batch(revision)].into_iter(), Revision(revision), compacted);
+        }
+        follower.join().expect("the follower saw every batch");
+    }
+
+    #[test]
+    fn a_long_chain_is_taken_apart_without_deep_recursion() {
+        let mut appender = Appender::new(Revision::FIRST, None);
+        let lagging = appender.reader();
+        let shared = batch(2);
+        for _ in 0..BLOCK_SLOTS * 20_000 {
+            appender.append(Arc::clone(&shared));
+        }
+        drop(appender);
+        drop(lagging);
+        assert_eq!(Arc::strong_count(&shared), 1);
+    }
+}

@@ -1,0 +1,423 @@
+//! One thread, one ring, one shard: the turn of the loop.
+//!
+//! A shard owns its connections, its watch hub and its timers, and nobody else touches them. Connections run as tasks and
+//! call in through [`Handler`]; everything else happens in [`Shard::turn`], a bounded piece of work in this order: the log
+//! and the commands (shard 0 alone), replies, history into the hub, the hub's deliveries. A turn that leaves work behind
+//! yields through the ring, so that socket operations are submitted in between; one that leaves none waits to be woken, by
+//! a task of its own thread or by another shard's [`Doorbell`].
+
+pub mod accounting;
+pub mod clock;
+mod control;
+pub mod cores;
+pub mod durability;
+pub mod embedded;
+pub mod history;
+pub mod intake;
+pub mod memory;
+pub mod mesh;
+mod progress;
+mod start;
+pub mod writer;
+
+pub use start::run;
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::rc::{Rc, Weak};
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::backend::{Command, HistoryError, Identity, Reply};
+use crate::grpc::status::Status;
+use crate::net::ring::{self, Doorbell};
+use crate::net::{CallHead, CallId, CallKind, Handler, Intake, Opened, Output, Ready, Server};
+use crate::service::{Limits, Route, Services, watch};
+use crate::types::Revision;
+use crate::watch::hub::{Hub, HubConfig, StreamId};
+
+use accounting::Account;
+use control::Control;
+use embedded::Embedded;
+use intake::Intake as HubIntake;
+use mesh::{Link, Request as Sent, Response, Token};
+use progress::ProgressTimers;
+
+/// Commands the writer takes in one turn, over all shards. Beyond it the other work of shard 0 would wait too long.
+const COMMANDS_PER_TURN: usize = 512;
+/// Replies a shard takes in one turn.
+const REPLIES_PER_TURN: usize = 512;
+/// Members, list rows or changes that the hub touches in one turn: some 200 us of work.
+const HUB_WORK_PER_TURN: usize = 2_000;
+/// Streams announced to their connections in one turn.
+const READY_PER_TURN: usize = 4_096;
+
+/// How often a shard looks at what no event announces.
+const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
+/// Freed memory that is worth a walk of the allocator through its pages.
+const COLLECT_BYTES: usize = 8 << 20;
+
+/// The request for history that the hub has under way; calls have the indexes below.
+const HISTORY_TOKEN: Token = Token::MAX;
+/// Tells the handle of a watch stream from that of a unary call.
+const WATCH_HANDLE: u32 = 1 << 31;
+
+/// What the connections and the turn share on this thread.
+struct Core {
+    hub: Hub,
+    services: Services,
+    link: Link,
+    intake: HubIntake,
+    embedded: Option<Embedded>,
+    /// Watch streams that end with a status once what is queued for them has left.
+    ending: HashMap<u32, Status>,
+    progress: ProgressTimers,
+}
+
+/// One shard. It lives on its thread and never leaves it.
+pub struct Shard {
+    index: usize,
+    core: RefCell<Core>,
+    ready: Ready,
+    /// Rings the shard of that index.
+    bells: Vec<Doorbell>,
+    control: Control,
+    /// The connections of this shard, for the account alone: they call in, nobody calls out.
+    server: RefCell<Weak<Server>>,
+    woken: Cell<bool>,
+    sleeper: RefCell<Option<Waker>>,
+    /// The most bytes held since the allocator was last told to give memory back, and those of the last look.
+    peak_bytes: Cell<usize>,
+    last_bytes: Cell<usize>,
+}
+
+/// What a shard is put together from.
+pub struct Parts {
+    pub index: usize,
+    pub identity: Identity,
+    pub limits: Limits,
+    pub history_bytes_max: usize,
+    pub message_bytes_max: usize,
+    pub progress_interval: Duration,
+    pub link: Link,
+    pub intake: HubIntake,
+    pub embedded: Option<Embedded>,
+    pub ready: Ready,
+    pub bells: Vec<Doorbell>,
+    pub control: Control,
+}
+
+impl Shard {
+    pub fn new(parts: Parts) -> Shard {
+        let config = HubConfig {
+            identity: parts.identity.into(),
+            fragment_bytes: parts.message_bytes_max,
+            history_bytes_max: parts.history_bytes_max,
+            ..HubConfig::default()
+        };
+        let core = Core {
+            hub: Hub::new(config, parts.intake.committed()),
+            services: Services::new(parts.identity, parts.limits),
+            link: parts.link,
+            intake: parts.intake,
+            embedded: parts.embedded,
+            ending: HashMap::new(),
+            progress: ProgressTimers::new(parts.progress_interval),
+        };
+        Shard {
+            index: parts.index,
+            core: RefCell::new(core),
+            ready: parts.ready,
+            bells: parts.bells,
+            control: parts.control,
+            server: RefCell::default(),
+            woken: Cell::new(false),
+            sleeper: RefCell::default(),
+            peak_bytes: Cell::new(0),
+            last_bytes: Cell::new(0),
+        }
+    }
+
+    /// Tells the shard whose memory its connections are to be counted by.
+    pub fn attach(&self, server: &Rc<Server>) {
+        self.server.replace(Rc::downgrade(server));
+    }
+
+    /// Starts the tasks that live as long as the shard.
+    pub fn spawn_loops(self: &Rc<Self>, bell: Doorbell) {
+        let shard = Rc::clone(self);
+        ring::spawn(async move { shard.run().await });
+        let shard = Rc::clone(self);
+        ring::spawn(async move {
+            loop {
+                bell.wait().await;
+                shard.wake();
+            }
+        });
+        let shard = Rc::clone(self);
+        ring::spawn(async move {
+            loop {
+                clock::sleep(shard.keep_house()).await;
+            }
+        });
+    }
+
+    /// Until the main thread has told this shard to drain.
+    pub async fn drained(&self) {
+        self.control.drained().await;
+    }
+
+    /// Work is due: the loop takes another turn before it sleeps.
+    pub fn wake(&self) {
+        if !self.woken.replace(true)
+            && let Some(sleeper) = self.sleeper.take()
+        {
+            sleeper.wake();
+        }
+    }
+
+    /// Until [`Shard::wake`] is called, unless it was since the last turn began.
+    async fn woken(&self) {
+        poll_fn(|context| {
+            if self.woken.get() {
+                return Poll::Ready(());
+            }
+            self.sleeper.replace(Some(context.waker().clone()));
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Turns for as long as the shard lives.
+    async fn run(&self) {
+        loop {
+            self.woken.set(false);
+            if self.turn() {
+                ring::yield_through_ring().await;
+            } else {
+                self.woken().await;
+            }
+        }
+    }
+
+    /// A bounded piece of everything that is due. True when there is more.
+    fn turn(&self) -> bool {
+        let core = &mut *self.core.borrow_mut();
+        let mut more = self.turn_writer(core);
+        more |= self.take_replies(core);
+        more |= core.intake.feed(&mut core.hub);
+        more |= core.hub.turn(HUB_WORK_PER_TURN);
+        if let Some(from) = core.hub.next_history_request() {
+            self.send(core, HISTORY_TOKEN, Command::History { from });
+        }
+        more |= self.announce(core);
+        while let Some(stream) = core.hub.next_progress_stream() {
+            core.progress.start(stream, clock::now());
+        }
+        while let Some(account) = self.control.next_account() {
+            // Nobody waits any more when the send fails: then nobody wants the account.
+            let _ = account.send(self.account(core));
+        }
+        more
+    }
+
+    /// Shard 0: the log and the commands.
+    fn turn_writer(&self, core: &mut Core) -> bool {
+        let Some(embedded) = &mut core.embedded else { return false };
+        let more = embedded.turn(clock::wall(), COMMANDS_PER_TURN);
+        for (index, bell) in self.bells.iter().enumerate() {
+            if embedded.has_told(index) && index != self.index {
+                bell.ring();
+            }
+        }
+        more
+    }
+
+    fn take_replies(&self, core: &mut Core) -> bool {
+        for _ in 0..REPLIES_PER_TURN {
+            let Some(Response { token, reply }) = core.link.receive() else { break };
+            match (token, reply) {
+                (HISTORY_TOKEN, Reply::History(history)) => core.hub.handle_history(history.map_err(compacted)),
+                (token, reply) => {
+                    if let Some(call) = core.services.reply(token, reply) {
+                        self.ready.ready(call);
+                    }
+                }
+            }
+        }
+        if let Some(call) = core.services.turn() {
+            self.ready.ready(call);
+        }
+        if core.link.refill() {
+            self.wake_writer();
+        }
+        core.link.has_response() || core.services.has_work()
+    }
+
+    fn announce(&self, core: &mut Core) -> bool {
+        for _ in 0..READY_PER_TURN {
+            let Some((_, token)) = core.hub.next_ready() else { return false };
+            self.ready.ready(CallId { connection: (token >> 32) as u32, stream: token as u32 });
+        }
+        true
+    }
+
+    /// One message of a watch stream. The hub judges it by the committed revision of this moment.
+    fn watch_request(&self, core: &mut Core, call: CallId, stream: StreamId, message: &Bytes) -> Intake {
+        match watch::request(message) {
+            Ok(None) => {}
+            Ok(Some(request)) => {
+                core.hub.request(stream, core.intake.committed(), request);
+                self.wake();
+            }
+            Err(status) => {
+                core.ending.insert(stream.0 | WATCH_HANDLE, status);
+                self.ready.ready(call);
+                return Intake::Pause;
+            }
+        }
+        if core.hub.can_take_requests(stream) { Intake::Continue } else { Intake::Pause }
+    }
+
+    fn close_stream(&self, core: &mut Core, stream: StreamId) {
+        core.progress.stop(stream);
+        core.hub.close_stream(stream);
+        // What its watches leave behind is swept in turns.
+        self.wake();
+    }
+
+    /// What is due by the clock alone. Gives the time until the next look.
+    fn keep_house(&self) -> Duration {
+        let core = &mut *self.core.borrow_mut();
+        let time = clock::now();
+        while let Some(stream) = core.progress.next_due(time) {
+            if core.hub.progress_due(stream) {
+                self.wake();
+            } else {
+                core.progress.stop(stream);
+            }
+        }
+        self.give_memory_back(self.account(core).sum());
+        core.progress.until_next(time).min(HOUSEKEEPING_INTERVAL)
+    }
+
+    /// After a mass exit, once it is over, has the allocator return what was freed.
+    fn give_memory_back(&self, bytes: usize) {
+        let is_quiet = self.last_bytes.replace(bytes) == bytes;
+        self.peak_bytes.set(self.peak_bytes.get().max(bytes));
+        if is_quiet && self.peak_bytes.get() - bytes > COLLECT_BYTES {
+            memory::collect();
+            self.peak_bytes.set(bytes);
+        }
+    }
+
+    /// What this shard holds. Everything is counted as it comes and goes; this only adds up.
+    fn account(&self, core: &Core) -> Account {
+        let (hub, counters) = (core.hub.bytes(), core.hub.counters());
+        let (calls, call_bytes) = core.services.bytes();
+        let mut account = Account {
+            calls,
+            call_bytes,
+            streams: counters.streams as usize,
+            stream_bytes: hub.streams,
+            watchings: counters.watches as usize,
+            watching_bytes: hub.watchings,
+            groups: counters.groups as usize,
+            group_bytes: hub.groups,
+            behind: counters.behind as usize,
+            behind_bytes: hub.apart,
+            backlog_bytes: hub.backlog,
+            ..Account::default()
+        };
+        if let Some(server) = self.server.borrow().upgrade() {
+            account.connections = server.counters().connections_open.get() as usize;
+            account.connection_bytes = server.bytes() as usize;
+        }
+        if let Some(embedded) = &core.embedded {
+            let store = embedded.writer().store();
+            account.store_keys = store.keys();
+            account.store_bytes = store.bytes().total();
+        }
+        account
+    }
+
+    fn send(&self, core: &mut Core, token: Token, command: Command) {
+        if core.link.send(Sent { token, command }) {
+            self.wake_writer();
+        }
+    }
+
+    fn wake_writer(&self) {
+        if self.index == 0 { self.wake() } else { self.bells[0].ring() }
+    }
+}
+
+/// What the hub is told of a history that is gone.
+fn compacted(HistoryError::Compacted(revision): HistoryError) -> Revision {
+    revision
+}
+
+impl Handler for Shard {
+    fn open(&self, call: CallId, head: &CallHead<'_>) -> Result<Opened, Status> {
+        let route = Route::of(head.path)?;
+        Services::admit(head)?;
+        let core = &mut *self.core.borrow_mut();
+        Ok(match route {
+            Route::Kv(method) => Opened { kind: CallKind::OneRequest, handle: core.services.open(call, method) },
+            Route::Watch => {
+                let stream = core.hub.open_stream(u64::from(call.connection) << 32 | u64::from(call.stream));
+                Opened { kind: CallKind::RequestStream, handle: stream.0 | WATCH_HANDLE }
+            }
+        })
+    }
+
+    fn message(&self, call: CallId, handle: u32, message: Bytes) -> Intake {
+        let core = &mut *self.core.borrow_mut();
+        if handle & WATCH_HANDLE == 0 {
+            if let Some(command) = core.services.request(handle, message) {
+                self.send(core, handle, command);
+            }
+            return Intake::Continue;
+        }
+        self.watch_request(core, call, StreamId(handle & !WATCH_HANDLE), &message)
+    }
+
+    fn end_of_requests(&self, _call: CallId, _handle: u32) {
+        // A unary call is answered when its reply comes. A watch stream that its client has half-closed goes on, as in
+        // etcd: an HTTP gateway sends one create request and then only listens.
+    }
+
+    fn output(&self, _call: CallId, handle: u32, bytes_max: usize) -> Output {
+        let core = &mut *self.core.borrow_mut();
+        if handle & WATCH_HANDLE == 0 {
+            return core.services.output(handle, bytes_max);
+        }
+        let stream = StreamId(handle & !WATCH_HANDLE);
+        if let Some(bytes) = core.hub.take_output(stream, bytes_max) {
+            return Output::Bytes(bytes);
+        }
+        match core.ending.remove(&handle) {
+            Some(status) => {
+                self.close_stream(core, stream);
+                Output::End(status)
+            }
+            None => Output::Nothing,
+        }
+    }
+
+    fn closed(&self, _call: CallId, handle: u32) {
+        let core = &mut *self.core.borrow_mut();
+        if handle & WATCH_HANDLE == 0 {
+            core.services.closed(handle);
+            if core.services.has_work() {
+                self.wake();
+            }
+            return;
+        }
+        core.ending.remove(&handle);
+        self.close_stream(core, StreamId(handle & !WATCH_HANDLE));
+    }
+}

@@ -1,0 +1,291 @@
+//! From a checked configuration to running shards, and from a signal to their end.
+//!
+//! The main thread binds nothing and serves nobody: it plans the shards, waits until all of them listen, and then sleeps in
+//! the signals. SIGTERM and SIGINT drain; SIGUSR1 prints the account of the memory.
+
+use std::fmt;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread;
+use std::time::Duration;
+
+use rtrb::Producer;
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::iterator::Signals;
+use signal_hook::low_level;
+
+use crate::backend::Identity;
+use crate::config::Config;
+use crate::grpc::status::{Code, Status};
+use crate::net::listener::{self, ListenError, Listener};
+use crate::net::ring::{Doorbell, Ring, RingRefused};
+use crate::net::{NetConfig, Ready, Server};
+use crate::service::Limits;
+use crate::shard::accounting::Account;
+use crate::shard::control::{self, Control, Order};
+use crate::shard::durability::InMemory;
+use crate::shard::embedded::Embedded;
+use crate::shard::history::{Appender, Committed, Reader};
+use crate::shard::intake::Intake;
+use crate::shard::mesh::{self, Link};
+use crate::shard::writer::{Pace, Writer};
+use crate::shard::{Parts, Shard, clock, cores, memory};
+use crate::store::Store;
+use crate::types::Revision;
+
+/// Connections that have not ended by then are cut when the server stops.
+const DRAIN_MAX: Duration = Duration::from_secs(5);
+/// etcd allows a message this much beyond `--max-request-bytes` (grpcOverheadBytes).
+const MESSAGE_OVERHEAD_BYTES: usize = 512 * 1024;
+/// etcd's text for calls that a stopping server cuts.
+const STOPPED: &str = "etcdserver: server stopped";
+
+/// Why the server does not run. Each is one line that says what to change.
+#[derive(Debug)]
+pub enum StartError {
+    Listen(ListenError),
+    Ring(RingRefused),
+    System { what: &'static str, error: io::Error },
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StartError::Listen(error) => error.fmt(f),
+            StartError::Ring(error) => error.fmt(f),
+            StartError::System { what, error } => write!(f, "cannot {what}: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for StartError {}
+
+impl From<ListenError> for StartError {
+    fn from(error: ListenError) -> StartError {
+        StartError::Listen(error)
+    }
+}
+
+fn system(what: &'static str) -> impl FnOnce(io::Error) -> StartError {
+    move |error| StartError::System { what, error }
+}
+
+/// What a shard's thread starts with.
+struct Plan {
+    index: usize,
+    core: Option<usize>,
+    config: Arc<Config>,
+    identity: Identity,
+    link: Link,
+    reader: Reader,
+    committed: Arc<Committed>,
+    /// The writer's side, on shard 0: its queues from all shards.
+    writer: Option<(Appender, Vec<mesh::Port>)>,
+    bells: Vec<Doorbell>,
+    control: Control,
+}
+
+/// Runs the server until it is told to stop.
+///
+/// # Errors
+/// When it cannot start.
+pub fn run(config: Config) -> Result<(), StartError> {
+    memory::without_huge_pages().map_err(system("switch transparent huge pages off"))?;
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGUSR1]).map_err(system("listen for signals"))?;
+    for listen in &config.listen {
+        match listener::probe(listen.address) {
+            Err(error @ ListenError::Taken(_)) => return Err(error.into()),
+            Err(error) if listen.required => return Err(error.into()),
+            Err(_) | Ok(()) => {}
+        }
+    }
+    let cores = cores::plan(config.shards).map_err(system("read the cores this process may use"))?;
+    let (plans, mut orders) = plan_shards(config, &cores)?;
+    let (started_sender, started) = mpsc::channel();
+    let threads: Vec<_> = plans.into_iter().map(|plan| spawn_shard(plan, started_sender.clone())).collect();
+    drop(started_sender);
+    wait_until_started(&started, threads.len())?;
+    tracing::info!(shards = threads.len(), "ready to serve client requests");
+    for signal in signals.forever() {
+        if signal == SIGUSR1 {
+            print_account(&mut orders);
+            continue;
+        }
+        tracing::info!(signal = low_level::signal_name(signal).unwrap_or("unknown"), "received signal, shutting down");
+        break;
+    }
+    orders.give(&Order::Drain);
+    for thread in threads {
+        thread.join().expect("a shard ends the process when it panics");
+    }
+    tracing::info!("all connections closed");
+    Ok(())
+}
+
+/// The main thread's way to the shards.
+struct Orders(Vec<(Producer<Order>, Doorbell)>);
+
+impl Orders {
+    fn give(&mut self, order: &Order) {
+        for (queue, bell) in &mut self.0 {
+            if queue.push(order.clone()).is_err() {
+                tracing::warn!("a shard has not read its last orders; this one is dropped");
+            }
+            bell.ring();
+        }
+    }
+}
+
+fn plan_shards(config: Config, cores: &cores::Plan) -> Result<(Vec<Plan>, Orders), StartError> {
+    let config = Arc::new(config);
+    let identity = new_identity();
+    let appender = Appender::new(Revision::FIRST, None);
+    let mut bells = Vec::new();
+    for _ in 0..cores.shards.get() {
+        bells.push(Doorbell::new().map_err(system("make an eventfd for each shard"))?);
+    }
+    let (links, ports): (Vec<_>, Vec<_>) = (0..bells.len()).map(|_| mesh::pair()).unzip();
+    let mut orders = Vec::new();
+    let mut plans: Vec<Plan> = links
+        .into_iter()
+        .enumerate()
+        .map(|(index, link)| {
+            let (order, control) = control::pair();
+            orders.push((order, bells[index].clone()));
+            Plan {
+                index,
+                core: cores.pins.get(index).copied(),
+                config: Arc::clone(&config),
+                identity,
+                link,
+                reader: appender.reader(),
+                committed: appender.committed(),
+                writer: None,
+                bells: bells.clone(),
+                control,
+            }
+        })
+        .collect();
+    plans[0].writer = Some((appender, ports));
+    Ok((plans, Orders(orders)))
+}
+
+/// Ids of a store that is new at each start. Clients detect by a new cluster id that the data is not what they knew.
+fn new_identity() -> Identity {
+    use std::hash::{BuildHasher, RandomState};
+    let random = || RandomState::new().hash_one(clock::wall()).max(1);
+    Identity { cluster_id: random(), member_id: random(), raft_term: 2 }
+}
+
+fn wait_until_started(started: &Receiver<Result<(), StartError>>, shards: usize) -> Result<(), StartError> {
+    for _ in 0..shards {
+        started.recv().expect("each shard reports before its thread ends")?;
+    }
+    Ok(())
+}
+
+fn print_account(orders: &mut Orders) {
+    let (sender, accounts) = mpsc::channel();
+    orders.give(&Order::Account(sender));
+    let mut sum = Account::default();
+    for account in accounts.iter() {
+        sum.add(&account);
+    }
+    match memory::resident_bytes() {
+        Ok(resident) => eprintln!("{sum}{:<16} {:>12} {resident:>16}", "resident", ""),
+        Err(error) => eprintln!("{sum}resident memory is unknown: {error}"),
+    }
+}
+
+fn spawn_shard(plan: Plan, started: Sender<Result<(), StartError>>) -> thread::JoinHandle<()> {
+    let name = format!("shard-{}", plan.index);
+    thread::Builder::new()
+        .name(name)
+        .spawn(move || {
+            let ring = match prepare(&plan) {
+                Ok(ring) => ring,
+                Err(error) => return report(&started, Err(error)),
+            };
+            ring.run(serve(plan, started));
+        })
+        .expect("a process that could start can start a thread for each core")
+}
+
+/// Nobody listens to a second report: the first error has ended the start.
+fn report(started: &Sender<Result<(), StartError>>, result: Result<(), StartError>) {
+    let _ = started.send(result);
+}
+
+fn prepare(plan: &Plan) -> Result<Ring, StartError> {
+    if let Some(core) = plan.core {
+        cores::pin(core).map_err(system("pin a shard to its core"))?;
+    }
+    Ring::new().map_err(StartError::Ring)
+}
+
+fn bind(config: &Config) -> Result<Vec<Listener>, StartError> {
+    let mut listeners = Vec::new();
+    for listen in &config.listen {
+        match Listener::bind(listen.address) {
+            Ok(listener) => listeners.push(listener),
+            Err(error) if listen.required => return Err(error.into()),
+            Err(error) => tracing::warn!(%error, "this address of localhost is not served"),
+        }
+    }
+    Ok(listeners)
+}
+
+async fn serve(plan: Plan, started: Sender<Result<(), StartError>>) {
+    let listeners = match bind(&plan.config) {
+        Ok(listeners) => listeners,
+        Err(error) => return report(&started, Err(error)),
+    };
+    let config = Arc::clone(&plan.config);
+    let bell = plan.bells[plan.index].clone();
+    let ready = Ready::new(plan.index as u8);
+    let shard = Rc::new(shard(plan, ready.clone()));
+    let server = Server::new(shard.clone(), ready, net_config(&config));
+    shard.attach(&server);
+    for listener in listeners {
+        server.listen(listener);
+    }
+    shard.spawn_loops(bell);
+    report(&started, Ok(()));
+    drop(started);
+    shard.drained().await;
+    server.drain(Status::new(Code::Unavailable, STOPPED), DRAIN_MAX).await;
+}
+
+fn net_config(config: &Config) -> NetConfig {
+    let mut net = NetConfig::new(clock::now);
+    net.concurrent_streams_max = config.concurrent_streams_max;
+    net.request_bytes_max = u32::try_from(config.request_bytes_max + MESSAGE_OVERHEAD_BYTES).unwrap_or(u32::MAX);
+    if let Some(ping) = config.keepalive_ping {
+        (net.keepalive_interval, net.keepalive_timeout) = (ping.interval, ping.timeout);
+    }
+    net
+}
+
+fn shard(plan: Plan, ready: Ready) -> Shard {
+    let config = &plan.config;
+    let embedded = plan.writer.map(|(appender, ports)| {
+        let writer = Writer::new(Store::new(), Pace::default());
+        Embedded::new(writer, Box::new(InMemory::default()), appender, ports)
+    });
+    Shard::new(Parts {
+        index: plan.index,
+        identity: plan.identity,
+        limits: Limits { request_bytes_max: config.request_bytes_max, txn_ops_max: config.txn_operations_max },
+        history_bytes_max: config.history_bytes_max,
+        message_bytes_max: config.request_bytes_max + MESSAGE_OVERHEAD_BYTES,
+        progress_interval: config.watch_progress_interval,
+        link: plan.link,
+        intake: Intake::new(plan.reader, plan.committed, Revision::FIRST),
+        embedded,
+        ready,
+        bells: plan.bells,
+        control: plan.control,
+    })
+}

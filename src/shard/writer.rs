@@ -1,0 +1,361 @@
+//! The embedded backend: orders commands, applies them, and releases what is durable.
+//!
+//! The rules, which are pure so that the simulator can run them with a log that is late:
+//!
+//! - Commands are applied in the order of their arrival, into one open *group*. Sealing the group hands its batches to the
+//!   log; the next group gathers meanwhile.
+//! - When the log says that a position is durable, every group up to it is released: first its batches, then the committed
+//!   revision, then its replies. Nothing of a group is told before.
+//! - A reply that only looked at applied state (a failed compare, a delete of nothing, an error) is part of its group too:
+//!   what it looked at may not be durable yet.
+//! - A read runs at the committed revision of the moment it starts, in bounded turns, and owes the log nothing. Only when it
+//!   fails it may have seen a compaction that is not durable, so its error leaves with the groups under way.
+//! - What a compaction removes waits for the running reads that still need it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::backend::{Command, HistoryError, Reply};
+use crate::shard::mesh::Token;
+use crate::store::command::{Answer, Error, Read, Write};
+use crate::store::{CompactProgress, ReadJob, Store};
+use crate::types::{Batch, Revision, Time};
+
+/// How much of the long work is done at a time. The simulator takes small steps, so that everything interleaves.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// Rows a read visits before the next one has its turn: some 100 us of work.
+    pub read_rows: usize,
+    /// Versions a compaction visits in a turn: some 100 us of work.
+    pub compact_visits: usize,
+    /// What one answer about history may carry. Late watchers ask again.
+    pub history_batches: usize,
+    pub history_bytes: usize,
+}
+
+impl Default for Pace {
+    fn default() -> Pace {
+        Pace { read_rows: 1_000, compact_visits: 500, history_batches: 1_000, history_bytes: 1 << 20 }
+    }
+}
+
+/// Which request of which shard a reply belongs to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Origin {
+    pub shard: u16,
+    pub token: Token,
+}
+
+/// Counts sealed groups from 1; the log reports how far it is durable.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub struct Position(pub u64);
+
+/// What the commands of one turn did, and the replies that wait for it.
+struct Group {
+    position: Position,
+    batches: Vec<Arc<Batch>>,
+    /// The revision and the compaction that may be told once this group is durable.
+    revision: Revision,
+    compacted: Option<Revision>,
+    replies: Vec<Waiting>,
+    /// Reads that came while a compaction above the committed revision was under way. They run when it may be told.
+    reads: Vec<(Origin, Command)>,
+}
+
+impl Group {
+    fn new(position: Position, revision: Revision, compacted: Option<Revision>) -> Group {
+        Group { position, batches: Vec::new(), revision, compacted, replies: Vec::new(), reads: Vec::new() }
+    }
+}
+
+struct Waiting {
+    origin: Origin,
+    reply: Reply,
+    /// `physical` of a compaction: the reply waits until the removal is done as well.
+    after_removal: bool,
+}
+
+/// What became durable and is to be published before any reply leaves.
+#[derive(Debug)]
+pub struct Release {
+    pub batches: Vec<Arc<Batch>>,
+    pub revision: Revision,
+    pub compacted: Option<Revision>,
+}
+
+struct RunningRead {
+    origin: Origin,
+    job: ReadJob,
+}
+
+pub struct Writer {
+    store: Store,
+    pace: Pace,
+    open: Group,
+    sealed: VecDeque<Group>,
+    committed: Revision,
+    reads: VecDeque<RunningRead>,
+    removing: bool,
+    waiting_for_removal: Vec<Waiting>,
+    outbox: VecDeque<(Origin, Reply)>,
+    #[cfg(test)]
+    pub(crate) planted: Planted,
+}
+
+/// Bugs that the simulator must find.
+#[cfg(test)]
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Planted {
+    /// Replies leave when they are applied, before the committed revision covers them.
+    pub release_before_commit: bool,
+}
+
+impl Writer {
+    pub fn new(store: Store, pace: Pace) -> Writer {
+        let (revision, compacted) = (store.revision(), store.compacted());
+        Writer {
+            store,
+            pace,
+            open: Group::new(Position(1), revision, compacted),
+            sealed: VecDeque::new(),
+            committed: revision,
+            reads: VecDeque::new(),
+            removing: false,
+            waiting_for_removal: Vec::new(),
+            outbox: VecDeque::new(),
+            #[cfg(test)]
+            planted: Planted::default(),
+        }
+    }
+
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Takes one command of a shard. Its reply comes out of [`Writer::next_reply`] when it may be told.
+    pub fn command(&mut self, origin: Origin, command: Command, time: Time) {
+        match command {
+            Command::Write(write) => self.write(origin, &write, time, false),
+            Command::CompactPhysical(revision) => self.write(origin, &Write::Compact(revision), time, true),
+            command if self.store.compacted() > Some(self.committed) => self.unreleased().reads.push((origin, command)),
+            Command::Read(read) => self.read(origin, &read),
+            Command::History { from } => {
+                let batches = self.store.history(from, self.committed, self.pace.history_batches, self.pace.history_bytes);
+                let reply = batches.map_err(|refused| HistoryError::Compacted(refused.compacted));
+                let is_refused = reply.is_err();
+                self.reply_to_reader(origin, Reply::History(reply), is_refused);
+            }
+        }
+    }
+
+    fn write(&mut self, origin: Origin, write: &Write, time: Time, after_removal: bool) {
+        let applied = self.store.apply(write, time);
+        if let Some(batch) = applied.batch {
+            self.open.revision = batch.revision;
+            self.open.batches.push(batch);
+        }
+        if matches!(write, Write::Compact(_)) && applied.answer.is_ok() {
+            self.open.compacted = self.store.compacted();
+            self.removing = true;
+        }
+        let reply = Reply::Answer(applied.answer);
+        #[cfg(test)]
+        if self.planted.release_before_commit {
+            return self.outbox.push_back((origin, reply));
+        }
+        self.open.replies.push(Waiting { origin, reply, after_removal });
+    }
+
+    fn read(&mut self, origin: Origin, read: &Read) {
+        match self.store.read(read, self.committed) {
+            Ok(mut job) => match self.store.step(&mut job, self.pace.read_rows) {
+                Some(result) => self.finish_read(origin, result),
+                None => self.reads.push_back(RunningRead { origin, job }),
+            },
+            Err(error) => self.finish_read(origin, Err(error)),
+        }
+    }
+
+    fn finish_read(&mut self, origin: Origin, result: Result<Answer, Error>) {
+        let is_refused = result.is_err();
+        self.reply_to_reader(origin, Reply::Answer(result), is_refused);
+    }
+
+    /// What was read at the committed revision may leave at once. A refusal may have seen a compaction that is not durable.
+    fn reply_to_reader(&mut self, origin: Origin, reply: Reply, is_refused: bool) {
+        let all_told = self.open.replies.is_empty() && self.sealed.is_empty();
+        if all_told || !is_refused {
+            return self.outbox.push_back((origin, reply));
+        }
+        self.unreleased().replies.push(Waiting { origin, reply, after_removal: false });
+    }
+
+    /// The youngest group that is not durable yet.
+    fn unreleased(&mut self) -> &mut Group {
+        if self.open.replies.is_empty() { self.sealed.back_mut().unwrap_or(&mut self.open) } else { &mut self.open }
+    }
+
+    /// Closes the open group and names its place in the log, with the batches that have to become durable. `None` when no
+    /// command came since the last one.
+    pub fn seal(&mut self) -> Option<(Position, &[Arc<Batch>])> {
+        if self.open.replies.is_empty() {
+            return None;
+        }
+        let (position, revision, compacted) = (self.open.position, self.open.revision, self.open.compacted);
+        let next = Position(position.0 + 1);
+        let open = Group::new(next, revision, compacted);
+        self.sealed.push_back(std::mem::replace(&mut self.open, open));
+        self.sealed.back().map(|group| (position, &group.batches[..]))
+    }
+
+    /// The log is durable up to this position. The caller publishes the release before it takes the replies.
+    pub fn durable(&mut self, position: Position) -> Option<Release> {
+        let mut release: Option<Release> = None;
+        while let Some(group) = self.sealed.pop_front_if(|group| group.position <= position) {
+            let Group { batches, revision, compacted, replies, reads, .. } = group;
+            self.committed = revision;
+            match &mut release {
+                None => release = Some(Release { batches, revision, compacted }),
+                Some(release) => {
+                    release.batches.extend(batches);
+                    (release.revision, release.compacted) = (revision, compacted);
+                }
+            }
+            for waiting in replies {
+                if waiting.after_removal && self.removing {
+                    self.waiting_for_removal.push(waiting);
+                } else {
+                    self.outbox.push_back((waiting.origin, waiting.reply));
+                }
+            }
+            for (origin, command) in reads {
+                self.command(origin, command, Time::default());
+            }
+        }
+        release
+    }
+
+    /// A bounded piece of the long work: one turn of one read, and one of the removal. True when there is more.
+    pub fn step(&mut self) -> bool {
+        if let Some(mut read) = self.reads.pop_front() {
+            match self.store.step(&mut read.job, self.pace.read_rows) {
+                Some(result) => self.finish_read(read.origin, result),
+                None => self.reads.push_back(read),
+            }
+        }
+        self.remove() || !self.reads.is_empty()
+    }
+
+    /// A bounded piece of the removal behind a compaction. What running reads or the committed revision still need waits
+    /// for the turn in which they have gone on.
+    fn remove(&mut self) -> bool {
+        if !self.removing {
+            return false;
+        }
+        let oldest = self.reads.iter().map(|read| read.job.oldest()).min();
+        // The next read will begin at the committed revision.
+        let pinned = oldest.map_or(self.committed, |oldest| oldest.min(self.committed));
+        let progress = self.store.compact_step(self.pace.compact_visits, Some(pinned));
+        if self.store.is_compact() {
+            self.end_removal();
+        }
+        progress == CompactProgress::More
+    }
+
+    fn end_removal(&mut self) {
+        self.removing = false;
+        for waiting in self.waiting_for_removal.drain(..) {
+            self.outbox.push_back((waiting.origin, waiting.reply));
+        }
+    }
+
+    pub fn next_reply(&mut self) -> Option<(Origin, Reply)> {
+        self.outbox.pop_front()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::command::{Outcome, Put, PutLease, PutValue};
+    use crate::types::LeaseId;
+
+    fn put(key: &'static str) -> Command {
+        let (value, lease) = (PutValue::Set("v".into()), PutLease::Set(LeaseId::NONE));
+        Command::Write(Write::Put(Put { key: key.into(), value, lease, prev_kv: false }))
+    }
+
+    fn compact(revision: i64) -> Command {
+        Command::Write(Write::Compact(Revision(revision)))
+    }
+
+    fn history(from: i64) -> Command {
+        Command::History { from: Revision(from) }
+    }
+
+    fn origin(token: u32) -> Origin {
+        Origin { shard: 0, token }
+    }
+
+    fn tokens(writer: &mut Writer) -> Vec<u32> {
+        std::iter::from_fn(|| writer.next_reply()).map(|(origin, _)| origin.token).collect()
+    }
+
+    #[test]
+    fn a_reply_waits_for_its_group_and_a_batch_is_told_first() {
+        let mut writer = Writer::new(Store::new(), Pace::default());
+        writer.command(origin(1), put("a"), Time(1));
+        let (first, batches) = writer.seal().map(|(position, batches)| (position, batches.len())).expect("a group");
+        assert_eq!(batches, 1);
+        writer.command(origin(2), put("b"), Time(1));
+        let (second, _) = writer.seal().expect("another group");
+        assert_eq!(tokens(&mut writer), Vec::<u32>::new(), "nothing is told before it is durable");
+        let release = writer.durable(first).expect("the first group");
+        assert_eq!((release.revision, release.batches.len()), (Revision(2), 1));
+        assert_eq!(tokens(&mut writer), [1]);
+        assert_eq!(writer.durable(second).map(|release| release.revision), Some(Revision(3)));
+        assert_eq!(tokens(&mut writer), [2]);
+        assert!(writer.durable(second).is_none() && writer.seal().is_none());
+    }
+
+    #[test]
+    fn a_refusal_leaves_with_the_group_it_depends_on() {
+        let mut writer = Writer::new(Store::new(), Pace::default());
+        writer.command(origin(1), put("a"), Time(1));
+        writer.command(origin(2), compact(2), Time(1));
+        writer.command(origin(3), compact(2), Time(1));
+        let (position, _) = writer.seal().expect("a group");
+        assert_eq!(tokens(&mut writer), Vec::<u32>::new());
+        let release = writer.durable(position).expect("the group");
+        assert_eq!((release.revision, release.compacted), (Revision(2), Some(Revision(2))));
+        let replies: Vec<_> = std::iter::from_fn(|| writer.next_reply()).map(|(_, reply)| reply).collect();
+        assert!(matches!(&replies[1], Reply::Answer(Ok(Answer { result: Outcome::Compact, .. }))));
+        assert!(matches!(&replies[2], Reply::Answer(Err(Error::Compacted { .. }))));
+    }
+
+    #[test]
+    fn a_read_beside_a_compaction_that_is_not_durable_waits_for_it() {
+        let mut writer = Writer::new(Store::new(), Pace::default());
+        writer.command(origin(1), put("a"), Time(1));
+        writer.command(origin(2), compact(2), Time(1));
+        writer.command(origin(3), history(2), Time(1));
+        let (position, _) = writer.seal().expect("a group");
+        assert_eq!(tokens(&mut writer), Vec::<u32>::new(), "at the committed revision 1 it would be refused wrongly");
+        writer.durable(position);
+        assert_eq!(tokens(&mut writer), [1, 2, 3]);
+    }
+
+    #[test]
+    fn history_ends_at_the_committed_revision() {
+        let mut writer = Writer::new(Store::new(), Pace::default());
+        writer.command(origin(1), put("a"), Time(1));
+        let (position, _) = writer.seal().expect("a group");
+        writer.durable(position);
+        writer.command(origin(2), put("a"), Time(1));
+        assert_eq!(tokens(&mut writer), [1]);
+        writer.command(origin(3), history(2), Time(1));
+        let (_, reply) = writer.next_reply().expect("history owes the log nothing");
+        let Reply::History(Ok(batches)) = reply else { panic!("history was asked") };
+        assert_eq!(batches.iter().map(|batch| batch.revision).collect::<Vec<_>>(), [Revision(2)]);
+    }
+}

@@ -1,0 +1,356 @@
+//! Transactions: compares judged on the state before, then one branch, all at one revision.
+//!
+//! The order is etcd's: first the whole path is decided (which branch of this transaction and of each one nested in the
+//! chosen branch), then every operation on the path is checked against the state before, then all are executed at the
+//! next revision. Only then can a failure leave no trace for free; the one that shows later is taken back.
+//!
+//! It knows nothing of the history: what a revision changed is handed back as a list.
+
+use bytes::Bytes;
+
+use crate::types::{Change, KeyRange, KeyValue, LeaseId, Revision};
+
+use super::command::{
+    Answer, Compare, DeleteRange, Error, Op, Operand, Outcome, Put, PutLease, PutValue, Range, Relation, Rows, Txn,
+    TxnOutcome, Write,
+};
+use super::key_index::{Changed, KeyIndex};
+use super::range::{Budget, RangeJob, Walk, read_one};
+
+/// The revisions that checks look at.
+#[derive(Clone, Copy, Debug)]
+pub struct Horizon {
+    pub current: Revision,
+    /// -1 when nothing was ever compacted, as in etcd.
+    pub compacted: Revision,
+}
+
+/// Which branch is taken, here and in the transactions nested in that branch, in their order.
+#[derive(Debug)]
+pub struct Path {
+    succeeded: bool,
+    nested: Vec<Path>,
+}
+
+impl Path {
+    /// Decides the whole path on the state before, so that an inner compare cannot see an outer put.
+    pub fn decide(index: &KeyIndex, txn: &Txn, at: Revision) -> Path {
+        let holds = |compare: &Compare| CompareJob::new(compare, at).turn(index, compare, &mut Budget::unlimited());
+        let succeeded = txn.compares.iter().all(|compare| holds(compare) == Some(true));
+        let nested = branch(txn, succeeded).iter().filter_map(|op| match op {
+            Op::Txn(inner) => Some(Path::decide(index, inner, at)),
+            Op::Range(_) | Op::Put(_) | Op::DeleteRange(_) => None,
+        });
+        Path { succeeded, nested: nested.collect() }
+    }
+}
+
+pub fn branch(txn: &Txn, succeeded: bool) -> &[Op] {
+    if succeeded { &txn.success } else { &txn.failure }
+}
+
+/// Judges one compare over its range, in bounded turns.
+#[derive(Debug)]
+pub struct CompareJob {
+    walk: Walk,
+    found: bool,
+    holds: bool,
+}
+
+impl CompareJob {
+    pub fn new(compare: &Compare, at: Revision) -> CompareJob {
+        CompareJob { walk: Walk::new(compare.range.clone(), at, false), found: false, holds: true }
+    }
+
+    /// Every key of the range must satisfy it. An empty range is judged like one missing key: all numbers are 0, and a
+    /// value compares with nothing, so that even "not equal" is false.
+    pub fn turn(&mut self, index: &KeyIndex, compare: &Compare, budget: &mut Budget) -> Option<bool> {
+        let (found, holds) = (&mut self.found, &mut self.holds);
+        let over = self.walk.turn(index, budget, |kv| {
+            *found = true;
+            *holds = satisfies(compare, Some(kv));
+            *holds
+        });
+        if !over {
+            return None;
+        }
+        Some(if self.found { self.holds } else { satisfies(compare, None) })
+    }
+}
+
+fn satisfies(compare: &Compare, kv: Option<&KeyValue>) -> bool {
+    let number = |of: fn(&KeyValue) -> i64| kv.map_or(0, of);
+    let ordering = match &compare.operand {
+        Operand::Version(operand) => number(KeyValue::version).cmp(operand),
+        Operand::Create(operand) => number(|kv| kv.create_revision().0).cmp(operand),
+        Operand::Mod(operand) => number(|kv| kv.mod_revision().0).cmp(operand),
+        Operand::Lease(operand) => number(|kv| kv.lease().0).cmp(operand),
+        Operand::Value(operand) => match kv {
+            Some(kv) => kv.value().cmp(operand),
+            None => return false,
+        },
+        Operand::Unknown => std::cmp::Ordering::Equal,
+    };
+    match compare.relation {
+        Relation::Equal => ordering.is_eq(),
+        Relation::Greater => ordering.is_gt(),
+        Relation::Less => ordering.is_lt(),
+        Relation::NotEqual => ordering.is_ne(),
+        Relation::Unknown => true,
+    }
+}
+
+/// Checks every operation on the path, in order, against the state before. The first failure fails the transaction.
+pub fn check(index: &KeyIndex, txn: &Txn, path: &Path, horizon: Horizon) -> Result<(), Error> {
+    let mut nested = path.nested.iter();
+    for op in branch(txn, path.succeeded) {
+        match op {
+            Op::Range(range) => check_range(range, horizon)?,
+            Op::Put(put) => check_put(index, put)?,
+            Op::DeleteRange(_) => {}
+            Op::Txn(inner) => check(index, inner, nested.next().expect(ONE_PATH_EACH), horizon)?,
+        }
+    }
+    Ok(())
+}
+
+const ONE_PATH_EACH: &str = "a path is decided for each nested transaction of the branch";
+
+/// Inside a transaction only 0 means "now": etcd holds any other revision against its bounds as it is, so a negative one
+/// is "compacted" as soon as anything was compacted.
+pub fn check_range(range: &Range, horizon: Horizon) -> Result<(), Error> {
+    let asked = range.revision;
+    if asked == 0 {
+        return Ok(());
+    }
+    if asked > horizon.current.0 {
+        return Err(Error::FutureRevision { asked, current: horizon.current });
+    }
+    if asked < horizon.compacted.0 {
+        return Err(Error::Compacted { asked, compacted: horizon.compacted });
+    }
+    Ok(())
+}
+
+/// The lease is looked for before the key, as in etcd. No lease exists yet, so every one that is named is unknown.
+pub fn check_put(index: &KeyIndex, put: &Put) -> Result<(), Error> {
+    if let PutLease::Set(lease) = put.lease
+        && lease != LeaseId::NONE
+    {
+        return Err(Error::LeaseNotFound { lease });
+    }
+    if keeps(put) && index.latest(&put.key).is_none() {
+        return Err(Error::KeyNotFound);
+    }
+    Ok(())
+}
+
+fn keeps(put: &Put) -> bool {
+    matches!(put.value, PutValue::Keep) || matches!(put.lease, PutLease::Keep)
+}
+
+/// The work on one new revision: everything it changes goes through here.
+#[derive(Debug)]
+pub struct Writing<'a> {
+    index: &'a mut KeyIndex,
+    before: Revision,
+    changes: Vec<Change>,
+    /// Versions that a later change of this same revision replaced: only the batch holds them.
+    unindexed_bytes: usize,
+}
+
+impl<'a> Writing<'a> {
+    pub fn new(index: &'a mut KeyIndex, before: Revision) -> Writing<'a> {
+        Writing { index, before, changes: Vec::new(), unindexed_bytes: 0 }
+    }
+
+    /// What the revision changed. Nothing: there is no such revision.
+    pub fn finish(self) -> (Vec<Change>, usize) {
+        (self.changes, self.unindexed_bytes)
+    }
+
+    /// Takes everything back, newest first.
+    pub fn abandon(self) {
+        let revision = self.before.next();
+        for change in self.changes.iter().rev() {
+            self.index.undo(change.key(), revision);
+        }
+    }
+
+    /// The revision that a header carries now: the new one only once something changed.
+    fn revision(&self) -> Revision {
+        if self.changes.is_empty() { self.before } else { self.before.next() }
+    }
+
+    fn answer(&self, result: Outcome) -> Answer {
+        Answer { revision: self.revision(), result }
+    }
+
+    /// Runs one write against the state before. On an error the caller abandons the revision.
+    pub fn run(&mut self, write: &Write, horizon: Horizon) -> Result<Answer, Error> {
+        match write {
+            Write::Put(put) => {
+                check_put(self.index, put)?;
+                self.put(put)
+            }
+            Write::DeleteRange(delete) => Ok(self.delete_range(delete)),
+            Write::Txn(txn) => {
+                let path = Path::decide(self.index, txn, self.before);
+                check(self.index, txn, &path, horizon)?;
+                let outcome = self.txn(txn, &path)?;
+                Ok(self.answer(Outcome::Txn(outcome)))
+            }
+            Write::Compact(_) => unreachable!("a compaction makes no revision"),
+        }
+    }
+
+    fn put(&mut self, put: &Put) -> Result<Answer, Error> {
+        let revision = self.before.next();
+        let until_now = self.index.latest(&put.key);
+        // A delete earlier in the same transaction may have taken the key whose value was to be kept.
+        if keeps(put) && until_now.is_none() {
+            return Err(Error::KeyNotFound);
+        }
+        let value = match (&put.value, until_now) {
+            (PutValue::Set(value), _) => &value[..],
+            (PutValue::Keep, Some(kv)) => kv.value(),
+            (PutValue::Keep, None) => &[],
+        };
+        let lease = match (put.lease, until_now) {
+            (PutLease::Set(lease), _) => lease,
+            (PutLease::Keep, Some(kv)) => kv.lease(),
+            (PutLease::Keep, None) => LeaseId::NONE,
+        };
+        let (create, version) = until_now.map_or((revision, 1), |kv| (kv.create_revision(), kv.version() + 1));
+        let previous = if put.prev_kv { until_now.cloned() } else { None };
+        let kv = KeyValue::new(&put.key, value, create, revision, version, lease);
+        let Changed { before_revision, replaced } = self.index.put(kv.clone());
+        self.unindexed_bytes += replaced.as_ref().map_or(0, KeyValue::bytes);
+        self.changes.push(Change::Put { kv, previous: before_revision });
+        Ok(self.answer(Outcome::Put { previous }))
+    }
+
+    fn delete_range(&mut self, delete: &DeleteRange) -> Answer {
+        let revision = self.before.next();
+        let (mut deleted, mut previous) = (0, Vec::new());
+        let (changes, unindexed_bytes) = (&mut self.changes, &mut self.unindexed_bytes);
+        self.index.delete_range(&delete.range, revision, |key, until_now, changed| {
+            deleted += 1;
+            *unindexed_bytes += changed.replaced.as_ref().map_or(0, KeyValue::bytes);
+            if delete.prev_kv {
+                previous.push(until_now);
+            }
+            // A copy: the request's bytes would keep the whole request alive as long as history.
+            changes.push(Change::Delete { key: Bytes::copy_from_slice(key), previous: changed.before_revision });
+        });
+        self.answer(Outcome::DeleteRange { deleted, previous })
+    }
+
+    /// Executes the chosen branch. It has been checked; an error here is one that only the earlier operations of the
+    /// same transaction brought about, and the caller abandons the revision.
+    fn txn(&mut self, txn: &Txn, path: &Path) -> Result<TxnOutcome, Error> {
+        let mut nested = path.nested.iter();
+        let ops = branch(txn, path.succeeded);
+        let mut answers = Vec::with_capacity(ops.len());
+        for op in ops {
+            answers.push(match op {
+                Op::Range(range) => self.answer(Outcome::Range(self.range(range))),
+                Op::Put(put) => self.put(put)?,
+                Op::DeleteRange(delete) => self.delete_range(delete),
+                Op::Txn(inner) => {
+                    let outcome = self.txn(inner, nested.next().expect(ONE_PATH_EACH))?;
+                    // etcd leaves the header of a nested transaction empty.
+                    Answer { revision: Revision::ZERO, result: Outcome::Txn(outcome) }
+                }
+            });
+        }
+        Ok(TxnOutcome { succeeded: path.succeeded, answers })
+    }
+
+    /// Sees what the transaction has done so far, unless it asks for an older revision.
+    fn range(&self, range: &Range) -> Rows {
+        let at = if range.revision <= 0 { self.before.next() } else { Revision(range.revision) };
+        if let KeyRange::One(key) = &range.range {
+            return read_one(self.index, range, key, at);
+        }
+        let rows = RangeJob::new(range, at).turn(self.index, &mut Budget::unlimited());
+        rows.expect("an unlimited budget ends in one turn")
+    }
+}
+
+/// A transaction that only ranges and nests none, judged and read at one revision in bounded turns.
+#[derive(Debug)]
+pub struct ReadTxnJob {
+    txn: Txn,
+    /// As it was when the read began: a compaction that comes later waits for it, or ends it as a whole.
+    horizon: Horizon,
+    state: ReadTxnState,
+}
+
+#[derive(Debug)]
+enum ReadTxnState {
+    /// The compares before `at` hold.
+    Comparing {
+        at: usize,
+        job: Option<CompareJob>,
+    },
+    Reading {
+        succeeded: bool,
+        answers: Vec<Answer>,
+        job: Option<Box<RangeJob>>,
+    },
+}
+
+impl ReadTxnJob {
+    pub fn new(txn: &Txn, horizon: Horizon) -> ReadTxnJob {
+        ReadTxnJob { txn: txn.clone(), horizon, state: ReadTxnState::Comparing { at: 0, job: None } }
+    }
+
+    /// # Panics
+    /// When the transaction holds anything but ranges; such a one is a write.
+    pub fn turn(&mut self, index: &KeyIndex, budget: &mut Budget) -> Option<Result<TxnOutcome, Error>> {
+        let now = self.horizon.current;
+        if let ReadTxnState::Comparing { at, job } = &mut self.state {
+            let mut succeeded = true;
+            while succeeded && let Some(compare) = self.txn.compares.get(*at) {
+                let current = job.get_or_insert_with(|| CompareJob::new(compare, now));
+                succeeded = current.turn(index, compare, budget)?;
+                *job = None;
+                *at += 1;
+            }
+            for op in branch(&self.txn, succeeded) {
+                if let Op::Range(range) = op
+                    && let Err(error) = check_range(range, self.horizon)
+                {
+                    return Some(Err(error));
+                }
+            }
+            self.state = ReadTxnState::Reading { succeeded, answers: Vec::new(), job: None };
+        }
+        let ReadTxnState::Reading { succeeded, answers, job } = &mut self.state else { return None };
+        let ops = branch(&self.txn, *succeeded);
+        while let Some(op) = ops.get(answers.len()) {
+            if budget.is_spent() {
+                return None;
+            }
+            let Op::Range(range) = op else { unreachable!("a read transaction holds only ranges") };
+            let at = if range.revision <= 0 { now } else { Revision(range.revision) };
+            let current = job.get_or_insert_with(|| Box::new(RangeJob::new(range, at)));
+            let rows = current.turn(index, budget)?;
+            *job = None;
+            answers.push(Answer { revision: now, result: Outcome::Range(rows) });
+        }
+        Some(Ok(TxnOutcome { succeeded: *succeeded, answers: std::mem::take(answers) }))
+    }
+
+    /// The oldest revision that it still reads at. An operation may name one below "now".
+    pub fn oldest(&self) -> Revision {
+        let ops = self.txn.success.iter().chain(&self.txn.failure);
+        let named = ops.filter_map(|op| match op {
+            Op::Range(range) if range.revision > 0 => Some(Revision(range.revision)),
+            _ => None,
+        });
+        // What lies below the compacted revision is refused, not read.
+        named.filter(|revision| *revision >= self.horizon.compacted).fold(self.horizon.current, Revision::min)
+    }
+}

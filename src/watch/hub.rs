@@ -1,0 +1,456 @@
+//! The watch hub of one shard: watches in, batches in, bytes out.
+//!
+//! The hub has a revision: everything up to it has been told to the synced watchers, or noted for those without room. It
+//! moves by one batch at a time. Between two batches, and never inside one, requests are answered, watchers join, and what
+//! is gone is swept; so a `created` stands in its stream behind everything the hub told for its header's revision and
+//! before everything that follows. A request carries the committed revision of the moment it came, and waits until the hub
+//! has handled that. All requests wait in one line, so those of a stream keep their order.
+//!
+//! Inputs are `request` and `handle_*`; [`Hub::turn`] does a bounded piece of work; outputs are drained with `next_*` and
+//! [`Hub::take_output`]. There is no clock and no IO in here, and hash order reaches no output: one sequence of calls always
+//! gives one sequence of bytes.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hashbrown::HashMap;
+
+use super::catch_up::CatchUp;
+use super::fan_out::FanOut;
+use super::group::{Groups, Options};
+pub use super::message::HeaderIds;
+use super::stream::Streams;
+use crate::types::{Batch, KeyRange, Revision};
+
+/// Work on requests, late watchers and removals between two batches while more batches wait. Without it a steady stream of
+/// writes would starve them.
+const WORK_BETWEEN_BATCHES: usize = 256;
+/// A watch stream: the row of its state. Rows are used again.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct StreamId(pub u32);
+
+/// What a client asks on a watch stream.
+#[derive(Clone, Debug)]
+pub enum Request {
+    Create(Create),
+    Cancel { watch_id: i64 },
+    Progress,
+}
+
+#[derive(Clone, Debug)]
+pub struct Create {
+    /// An empty key has become the key of one zero byte.
+    pub range: KeyRange,
+    /// As sent: 0 is "from now on", below 0 is refused.
+    pub start: i64,
+    /// As sent: 0 asks for an automatic one.
+    pub watch_id: i64,
+    pub no_put: bool,
+    pub no_delete: bool,
+    pub prev_kv: bool,
+    pub progress_notify: bool,
+    pub fragment: bool,
+}
+
+impl Create {
+    pub(super) fn options(&self) -> Options {
+        Options::default()
+            .with(Options::NO_PUT, self.no_put)
+            .with(Options::NO_DELETE, self.no_delete)
+            .with(Options::PREV_KV, self.prev_kv)
+            .with(Options::PROGRESS, self.progress_notify)
+            .with(Options::FRAGMENT, self.fragment)
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct HubConfig {
+    pub identity: HeaderIds,
+    /// Responses from this size on go in fragments, for watches that ask for it (etcd: the request limit + 512 KiB).
+    pub fragment_bytes: usize,
+    /// Unsent bytes of a stream beyond which its watchers fall behind. It may be passed by one message.
+    pub backlog_bytes_max: usize,
+    /// Batches that the hub keeps for watchers that fall behind or start in the past. Older ones it asks for.
+    pub history_bytes_max: usize,
+    /// Events gathered for late watchers, over all groups, beyond which they are sent before the pass is at its end.
+    pub gathered_bytes_max: usize,
+}
+
+impl Default for HubConfig {
+    fn default() -> HubConfig {
+        HubConfig {
+            identity: HeaderIds::default(),
+            fragment_bytes: 2 << 20,
+            backlog_bytes_max: 64 << 10,
+            history_bytes_max: 16 << 20,
+            gathered_bytes_max: 32 << 20,
+        }
+    }
+}
+
+/// Bugs that are switched on for a test, to show that it finds them.
+#[cfg(test)]
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Planted {
+    /// Progress is told as soon as it is asked for, before events that the hub has yet to handle.
+    pub progress_before_events: bool,
+    /// A watch that resumes is replayed from an older revision than it asked for.
+    pub resumes_too_early: bool,
+    /// A watcher that fell behind is told an event again.
+    pub tells_twice: bool,
+    /// Events for a slow watcher are dropped.
+    pub drops_when_slow: bool,
+    /// A watch that starts in the future is told of the present.
+    pub future_sees_present: bool,
+    /// The events of one revision come in two responses.
+    pub splits_transactions: bool,
+    /// The fan-out moves on although a removal brought another member to its place.
+    pub passes_swapped_by: bool,
+}
+
+/// A request that waits for the hub to handle the revision it was asked at.
+struct Waiting {
+    committed: Revision,
+    stream: u32,
+    request: Request,
+}
+
+/// What the hub holds, in bytes, by class. Kept as things come and go.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct HubBytes {
+    pub streams: usize,
+    /// Members of groups, and the lists of streams.
+    pub watchings: usize,
+    /// Groups with their keys, and the ways to find them.
+    pub groups: usize,
+    /// Watchers that are behind or start in the future, and waiting requests.
+    pub apart: usize,
+    pub backlog: usize,
+    pub history: usize,
+}
+
+/// What the hub has and did.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct HubCounters {
+    pub streams: u64,
+    pub watches: u64,
+    pub groups: u64,
+    /// Watchers that are behind.
+    pub behind: u64,
+    /// Responses with events since the start.
+    pub events_sent: u64,
+    /// How often a watcher fell behind because its stream had no room (etcd: `slow_watcher_total`).
+    pub slow_events: u64,
+}
+
+pub struct Hub {
+    pub(super) config: HubConfig,
+    pub(super) revision: Revision,
+    pub(super) compacted: Revision,
+    pub(super) streams: Streams,
+    pub(super) groups: Groups,
+    pub(super) fan_out: FanOut,
+    pub(super) catch_up: CatchUp,
+    /// Batches that are still to be told.
+    intake: VecDeque<Arc<Batch>>,
+    intake_bytes: usize,
+    /// Batches that were told, the newest last, without a hole up to the hub's revision.
+    pub(super) recent: VecDeque<Arc<Batch>>,
+    recent_bytes: usize,
+    waiting: VecDeque<Waiting>,
+    /// Watches that start above the hub's revision: start, stream, row.
+    pub(super) future: BTreeMap<(Revision, u32, u32), u32>,
+    /// Where a watch stands in `future`.
+    pub(super) starts: HashMap<(u32, u32), Revision>,
+    /// Closed streams whose rows are still to be looked at, and the next row of the first of them.
+    pub(super) closing: VecDeque<u32>,
+    pub(super) closing_row: usize,
+    /// Groups with many dead members, and the next member of the first of them.
+    pub(super) sweeps: VecDeque<u32>,
+    pub(super) sweep_member: usize,
+    /// Streams whose progress tick has come, and the next row of the first of them.
+    pub(super) ticks: VecDeque<u32>,
+    pub(super) tick_row: usize,
+    /// Streams that got their first watch with notifications.
+    pub(super) with_progress: VecDeque<u32>,
+    /// The next batch is in turn, and those who start with it join.
+    joining: bool,
+    /// What may still be done between batches before the next one is in turn.
+    work_left: usize,
+    pub(super) events_sent: u64,
+    pub(super) slow_events: u64,
+    #[cfg(test)]
+    pub planted: Planted,
+}
+
+impl Hub {
+    /// A hub that has told everything up to `at`.
+    pub fn new(config: HubConfig, at: Revision) -> Hub {
+        Hub {
+            config,
+            revision: at,
+            compacted: Revision::ZERO,
+            streams: Streams::new(config.backlog_bytes_max),
+            groups: Groups::new(),
+            fan_out: FanOut::default(),
+            catch_up: CatchUp::default(),
+            intake: VecDeque::new(),
+            intake_bytes: 0,
+            recent: VecDeque::new(),
+            recent_bytes: 0,
+            waiting: VecDeque::new(),
+            future: BTreeMap::new(),
+            starts: HashMap::new(),
+            closing: VecDeque::new(),
+            closing_row: 0,
+            sweeps: VecDeque::new(),
+            sweep_member: 0,
+            ticks: VecDeque::new(),
+            tick_row: 0,
+            with_progress: VecDeque::new(),
+            joining: false,
+            work_left: WORK_BETWEEN_BATCHES,
+            events_sent: 0,
+            slow_events: 0,
+            #[cfg(test)]
+            planted: Planted::default(),
+        }
+    }
+
+    /// Everything up to here has been told to the synced watchers.
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    /// A new watch stream. [`Hub::next_ready`] gives the token back.
+    pub fn open_stream(&mut self, token: u64) -> StreamId {
+        StreamId(self.streams.open(token))
+    }
+
+    /// The client is gone, and its watches with it. The row is used again when nothing refers to it any more.
+    pub fn close_stream(&mut self, stream: StreamId) {
+        self.streams.close(stream.0);
+        self.closing.push_back(stream.0);
+    }
+
+    /// A request, with the committed revision of the moment it came.
+    pub fn request(&mut self, stream: StreamId, committed: Revision, request: Request) {
+        #[cfg(test)]
+        if self.planted.progress_before_events && matches!(request, Request::Progress) {
+            return self.tell_progress_at(stream.0, committed);
+        }
+        if self.waiting.is_empty() && committed <= self.revision && self.is_between_batches() {
+            self.answer(stream.0, request);
+        } else {
+            self.streams.hold(stream.0);
+            self.waiting.push_back(Waiting { committed, stream: stream.0, request });
+        }
+    }
+
+    /// False while too much of the stream waits to be sent or answered. [`Hub::next_ready`] names it when that has changed.
+    pub fn can_take_requests(&mut self, stream: StreamId) -> bool {
+        self.streams.can_take_requests(stream.0)
+    }
+
+    /// The next batch, in the order of revisions.
+    pub fn handle_batch(&mut self, batch: Arc<Batch>) {
+        let last = self.intake.back().map_or(self.told_or_started(), |batch| batch.revision);
+        assert_eq!(batch.revision, last.next(), "every revision has one batch, and they come in order");
+        self.intake_bytes += batch.bytes();
+        self.intake.push_back(batch);
+    }
+
+    fn told_or_started(&self) -> Revision {
+        if self.fan_out.is_active() { self.revision.next() } else { self.revision }
+    }
+
+    /// What lies below this revision is forgotten.
+    pub fn handle_compaction(&mut self, compacted: Revision) {
+        self.compacted = self.compacted.max(compacted);
+        self.catch_up.handle_compaction(self.compacted);
+    }
+
+    /// The revision from which on late watchers need history that the hub has no more. One request is under way at a time.
+    pub fn next_history_request(&mut self) -> Option<Revision> {
+        self.catch_up.next_history_request()
+    }
+
+    /// The answer to a history request: batches from that revision on, as many as were convenient, or the revision below
+    /// which everything is forgotten.
+    pub fn handle_history(&mut self, reply: Result<Vec<Arc<Batch>>, Revision>) {
+        match reply {
+            Ok(batches) => self.catch_up.handle_history(batches),
+            Err(compacted) => {
+                self.catch_up.history_refused();
+                self.handle_compaction(compacted);
+            }
+        }
+    }
+
+    /// A piece of work of at most about `budget` changes, members or rows. True when there is more to do now.
+    pub fn turn(&mut self, budget: usize) -> bool {
+        let mut used = 0;
+        while used < budget {
+            let left = budget - used;
+            let step = if self.fan_out.is_active() { self.fan_out_step(left) } else { self.step_between_batches(left) };
+            if step == 0 {
+                break;
+            }
+            used += step;
+        }
+        self.has_work()
+    }
+
+    fn has_work(&self) -> bool {
+        self.fan_out.is_active()
+            || !self.intake.is_empty()
+            || self.waiting.front().is_some_and(|waiting| waiting.committed <= self.revision)
+            || !self.closing.is_empty()
+            || !self.sweeps.is_empty()
+            || !self.ticks.is_empty()
+            || self.catch_up.has_work()
+    }
+
+    fn is_between_batches(&self) -> bool {
+        !self.fan_out.is_active() && !self.joining
+    }
+
+    /// Watches start with the next batch and are not among the synced yet.
+    fn has_joiners(&self) -> bool {
+        self.future.first_key_value().is_some_and(|((start, ..), _)| *start <= self.revision.next())
+    }
+
+    /// First who asked at this revision, then, for a while, who is late or gone, then who starts with the next batch; then
+    /// that batch.
+    fn step_between_batches(&mut self, budget: usize) -> usize {
+        if self.joining {
+            self.join_or_start();
+            return 1;
+        }
+        if self.waiting.front().is_some_and(|waiting| waiting.committed <= self.revision) {
+            let Waiting { stream, request, .. } = self.waiting.pop_front().expect("looked at above");
+            if !self.streams.get(stream).is_closed() {
+                self.answer(stream, request);
+            }
+            self.streams.unhold(stream);
+            return 1;
+        }
+        let share = if self.intake.is_empty() { budget } else { budget.min(self.work_left) };
+        if share > 0 {
+            let used = self.background_step(share);
+            if used > 0 {
+                self.work_left = self.work_left.saturating_sub(used);
+                return used;
+            }
+        }
+        if self.intake.is_empty() {
+            return 0;
+        }
+        self.joining = true;
+        1
+    }
+
+    /// From the first to join until the batch starts nobody is told of progress: at a revision below its start, a watch
+    /// must not look synced (etcd).
+    fn join_or_start(&mut self) {
+        if self.has_joiners() {
+            return self.join_from_future();
+        }
+        let batch = self.intake.pop_front().expect("joining begins when a batch is there");
+        self.joining = false;
+        self.intake_bytes -= batch.bytes();
+        self.fan_out.start(batch);
+        self.work_left = WORK_BETWEEN_BATCHES;
+    }
+
+    fn background_step(&mut self, budget: usize) -> usize {
+        if let Some(stream) = self.ticks.front().copied() {
+            return self.tick(stream, budget);
+        }
+        // Removals and late watchers share: each gets its turn before the other's second one.
+        let used = self.removal_step(budget.div_ceil(2));
+        used + self.catch_up_step(budget.saturating_sub(used).max(1))
+    }
+
+    fn removal_step(&mut self, budget: usize) -> usize {
+        if let Some(stream) = self.closing.front().copied() {
+            return self.empty_stream(stream, budget);
+        }
+        if let Some(group) = self.sweeps.front().copied() {
+            return self.sweep(group, budget);
+        }
+        0
+    }
+
+    /// The batch under way has been told to everyone.
+    pub(super) fn handled(&mut self, batch: Arc<Batch>) {
+        self.revision = batch.revision;
+        self.recent_bytes += batch.bytes();
+        self.recent.push_back(batch);
+        while self.recent_bytes > self.config.history_bytes_max
+            && let Some(oldest) = self.recent.pop_front()
+        {
+            self.recent_bytes -= oldest.bytes();
+        }
+    }
+
+    /// A stream that got something to send, or can take requests again, with its token. Each is named once, and again when
+    /// there is more after that.
+    pub fn next_ready(&mut self) -> Option<(StreamId, u64)> {
+        let stream = self.streams.next_ready()?;
+        Some((StreamId(stream), self.streams.get(stream).token))
+    }
+
+    /// Whether [`Hub::next_ready`] has a stream to name.
+    pub fn has_ready(&self) -> bool {
+        self.streams.has_ready()
+    }
+
+    /// The next bytes of length-prefixed messages, at most `bytes_max`, cut anywhere. `None`: nothing is left.
+    pub fn take_output(&mut self, stream: StreamId, bytes_max: usize) -> Option<Bytes> {
+        let (taken, drained) = self.streams.take(stream.0, bytes_max);
+        if drained {
+            self.catch_up.drained(stream.0);
+        }
+        taken
+    }
+
+    /// A stream that has its first watch with periodic notifications: its ticks are to begin. It may have been closed since.
+    pub fn next_progress_stream(&mut self) -> Option<StreamId> {
+        self.with_progress.pop_front().map(StreamId)
+    }
+
+    /// The periodic tick of a stream. False when it has no watch with notifications any more: its ticks can end, and
+    /// [`Hub::next_progress_stream`] names it when they are to begin again.
+    pub fn progress_due(&mut self, stream: StreamId) -> bool {
+        if self.streams.get(stream.0).progress() == 0 {
+            return false;
+        }
+        self.ticks.push_back(stream.0);
+        true
+    }
+
+    pub fn bytes(&self) -> HubBytes {
+        let future = (size_of::<(Revision, u32, u32)>() + size_of::<u32>()) * 2 * self.future.len();
+        HubBytes {
+            streams: self.streams.bytes(),
+            watchings: self.groups.member_bytes() + self.streams.list_bytes(),
+            groups: self.groups.bytes(),
+            apart: self.catch_up.bytes() + future + self.waiting.len() * size_of::<Waiting>(),
+            backlog: self.streams.backlog_bytes(),
+            history: self.recent_bytes + self.intake_bytes + self.catch_up.fetched_bytes(),
+        }
+    }
+
+    pub fn counters(&self) -> HubCounters {
+        HubCounters {
+            streams: self.streams.open_count(),
+            watches: self.streams.live_count(),
+            groups: self.groups.len() as u64,
+            behind: self.catch_up.len() as u64,
+            events_sent: self.events_sent,
+            slow_events: self.slow_events,
+        }
+    }
+}

@@ -1,0 +1,313 @@
+//! Which spans hold a key.
+//!
+//! A balanced (AVL) tree by start and end; every node knows the range with the farthest end below it, so a search leaves
+//! out whole subtrees that end too early. It holds indexes of groups and never their bytes: those it asks for. AVL because
+//! its depth is bounded whatever clients insert; priorities drawn from a counter could be played against.
+
+use std::cmp::Ordering;
+
+use super::arena::Arena;
+
+const NONE: u32 = u32::MAX;
+
+/// Whoever keeps the bytes of the ranges.
+pub trait Bounds {
+    fn start(&self, group: u32) -> &[u8];
+
+    /// The first key behind the range; `None` is past every key.
+    fn end(&self, group: u32) -> Option<&[u8]>;
+}
+
+struct Node {
+    left: u32,
+    right: u32,
+    group: u32,
+    /// The group whose end lies farthest in this subtree.
+    farthest: u32,
+    height: u8,
+}
+
+/// Spans, each with one group. Two spans that are equal are one entry; [`Interval::replace`] changes its group.
+pub struct Interval {
+    nodes: Arena<Node>,
+    root: u32,
+}
+
+impl Interval {
+    pub fn new() -> Interval {
+        Interval { nodes: Arena::new(), root: NONE }
+    }
+
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.nodes.bytes()
+    }
+
+    /// Adds a span that is not yet in it.
+    pub fn insert(&mut self, bounds: &impl Bounds, group: u32) {
+        let node = self.nodes.insert(Node { left: NONE, right: NONE, group, farthest: group, height: 1 });
+        self.root = self.insert_below(bounds, self.root, node);
+    }
+
+    /// Takes out the span of this group, whose bytes must still be there.
+    pub fn remove(&mut self, bounds: &impl Bounds, group: u32) {
+        self.root = self.remove_below(bounds, self.root, group);
+    }
+
+    /// Puts `new` in the place of `old`; both have the same span, and the bytes of both are still there.
+    pub fn replace(&mut self, bounds: &impl Bounds, old: u32, new: u32) {
+        let mut at = self.root;
+        loop {
+            assert_ne!(at, NONE, "the span of a group in place is in the tree");
+            let node = &mut self.nodes[at];
+            if node.farthest == old {
+                node.farthest = new;
+            }
+            match compare(bounds, new, node.group) {
+                Ordering::Less => at = node.left,
+                Ordering::Greater => at = node.right,
+                Ordering::Equal => {
+                    assert_eq!(node.group, old, "the entry of a span names its first group");
+                    node.group = new;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Names the group of every span that holds `key`, in the order of the spans.
+    pub fn stab(&self, bounds: &impl Bounds, key: &[u8], found: &mut impl FnMut(u32)) {
+        self.stab_below(bounds, self.root, key, found);
+    }
+
+    /// The depth bounds the recursion: at most 1.44 log2 of the number of spans.
+    fn stab_below(&self, bounds: &impl Bounds, at: u32, key: &[u8], found: &mut impl FnMut(u32)) {
+        if at == NONE {
+            return;
+        }
+        let node = &self.nodes[at];
+        if !ends_behind(bounds, node.farthest, key) {
+            return;
+        }
+        self.stab_below(bounds, node.left, key, found);
+        if bounds.start(node.group) <= key {
+            if ends_behind(bounds, node.group, key) {
+                found(node.group);
+            }
+            self.stab_below(bounds, node.right, key, found);
+        }
+    }
+
+    fn insert_below(&mut self, bounds: &impl Bounds, at: u32, new: u32) -> u32 {
+        if at == NONE {
+            return new;
+        }
+        match compare(bounds, self.nodes[new].group, self.nodes[at].group) {
+            Ordering::Less => {
+                let left = self.insert_below(bounds, self.nodes[at].left, new);
+                self.nodes[at].left = left;
+            }
+            Ordering::Greater => {
+                let right = self.insert_below(bounds, self.nodes[at].right, new);
+                self.nodes[at].right = right;
+            }
+            Ordering::Equal => panic!("equal spans are interned before they get here"),
+        }
+        self.balance(bounds, at)
+    }
+
+    fn remove_below(&mut self, bounds: &impl Bounds, at: u32, group: u32) -> u32 {
+        assert_ne!(at, NONE, "the span of a group in place is in the tree");
+        match compare(bounds, group, self.nodes[at].group) {
+            Ordering::Less => {
+                let left = self.remove_below(bounds, self.nodes[at].left, group);
+                self.nodes[at].left = left;
+            }
+            Ordering::Greater => {
+                let right = self.remove_below(bounds, self.nodes[at].right, group);
+                self.nodes[at].right = right;
+            }
+            Ordering::Equal => {
+                let Node { left, right, .. } = self.nodes.remove(at);
+                if right == NONE {
+                    return left;
+                }
+                let (first, rest) = self.take_first(bounds, right);
+                self.nodes[first].left = left;
+                self.nodes[first].right = rest;
+                return self.balance(bounds, first);
+            }
+        }
+        self.balance(bounds, at)
+    }
+
+    /// Takes the smallest node out of a subtree; gives it and what is left.
+    fn take_first(&mut self, bounds: &impl Bounds, at: u32) -> (u32, u32) {
+        let left = self.nodes[at].left;
+        if left == NONE {
+            return (at, self.nodes[at].right);
+        }
+        let (first, rest) = self.take_first(bounds, left);
+        self.nodes[at].left = rest;
+        (first, self.balance(bounds, at))
+    }
+
+    fn height(&self, at: u32) -> i32 {
+        if at == NONE { 0 } else { i32::from(self.nodes[at].height) }
+    }
+
+    fn lean(&self, at: u32) -> i32 {
+        self.height(self.nodes[at].left) - self.height(self.nodes[at].right)
+    }
+
+    fn balance(&mut self, bounds: &impl Bounds, at: u32) -> u32 {
+        let Node { left, right, .. } = self.nodes[at];
+        let lean = self.lean(at);
+        if lean > 1 {
+            if self.lean(left) < 0 {
+                self.nodes[at].left = self.rotate_left(bounds, left);
+            }
+            return self.rotate_right(bounds, at);
+        }
+        if lean < -1 {
+            if self.lean(right) > 0 {
+                self.nodes[at].right = self.rotate_right(bounds, right);
+            }
+            return self.rotate_left(bounds, at);
+        }
+        self.refresh(bounds, at);
+        at
+    }
+
+    fn rotate_left(&mut self, bounds: &impl Bounds, at: u32) -> u32 {
+        let up = self.nodes[at].right;
+        self.nodes[at].right = self.nodes[up].left;
+        self.nodes[up].left = at;
+        self.refresh(bounds, at);
+        self.refresh(bounds, up);
+        up
+    }
+
+    fn rotate_right(&mut self, bounds: &impl Bounds, at: u32) -> u32 {
+        let up = self.nodes[at].left;
+        self.nodes[at].left = self.nodes[up].right;
+        self.nodes[up].right = at;
+        self.refresh(bounds, at);
+        self.refresh(bounds, up);
+        up
+    }
+
+    /// Recomputes what a node knows of its subtree.
+    fn refresh(&mut self, bounds: &impl Bounds, at: u32) {
+        let Node { left, right, group, .. } = self.nodes[at];
+        let mut farthest = group;
+        for child in [left, right] {
+            if child != NONE {
+                let other = self.nodes[child].farthest;
+                if compare_ends(bounds.end(other), bounds.end(farthest)) == Ordering::Greater {
+                    farthest = other;
+                }
+            }
+        }
+        let height = 1 + self.height(left).max(self.height(right));
+        let node = &mut self.nodes[at];
+        node.farthest = farthest;
+        node.height = height as u8;
+    }
+}
+
+fn ends_behind(bounds: &impl Bounds, group: u32, key: &[u8]) -> bool {
+    bounds.end(group).is_none_or(|end| key < end)
+}
+
+fn compare(bounds: &impl Bounds, one: u32, other: u32) -> Ordering {
+    let starts = bounds.start(one).cmp(bounds.start(other));
+    starts.then_with(|| compare_ends(bounds.end(one), bounds.end(other)))
+}
+
+/// No end is farther than any end.
+fn compare_ends(one: Option<&[u8]>, other: Option<&[u8]>) -> Ordering {
+    match (one, other) {
+        (None, None) => Ordering::Equal,
+        (None, Some(_)) => Ordering::Greater,
+        (Some(_), None) => Ordering::Less,
+        (Some(one), Some(other)) => one.cmp(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::watch::random::Random;
+
+    impl Bounds for Vec<(Vec<u8>, Option<Vec<u8>>)> {
+        fn start(&self, group: u32) -> &[u8] {
+            &self[group as usize].0
+        }
+
+        fn end(&self, group: u32) -> Option<&[u8]> {
+            self[group as usize].1.as_deref()
+        }
+    }
+
+    fn key(random: &mut Random) -> Vec<u8> {
+        (0..random.below(4)).map(|_| b'a' + random.below(4) as u8).collect()
+    }
+
+    fn check_below(tree: &Interval, bounds: &impl Bounds, at: u32) -> i32 {
+        if at == NONE {
+            return 0;
+        }
+        let node = &tree.nodes[at];
+        let (left, right) = (check_below(tree, bounds, node.left), check_below(tree, bounds, node.right));
+        assert!((left - right).abs() <= 1, "balanced");
+        assert_eq!(i32::from(node.height), 1 + left.max(right));
+        1 + left.max(right)
+    }
+
+    #[test]
+    fn a_stab_finds_what_a_look_at_every_span_finds() {
+        for seed in 0..60 {
+            let random = &mut Random::new(seed);
+            let mut spans: Vec<(Vec<u8>, Option<Vec<u8>>)> = Vec::new();
+            let mut present: Vec<u32> = Vec::new();
+            let mut tree = Interval::new();
+            for _ in 0..400 {
+                let span = (key(random), (random.below(5) > 0).then(|| key(random)));
+                let twin = present.iter().position(|group| spans[*group as usize] == span);
+                spans.push(span);
+                let group = spans.len() as u32 - 1;
+                match twin {
+                    Some(twin) => {
+                        tree.replace(&spans, present[twin], group);
+                        present[twin] = group;
+                    }
+                    None => {
+                        tree.insert(&spans, group);
+                        present.push(group);
+                    }
+                }
+                if random.below(3) == 0 {
+                    let gone = present.swap_remove(random.below(present.len() as u64) as usize);
+                    tree.remove(&spans, gone);
+                }
+                check_below(&tree, &spans, tree.root);
+                let key = key(random);
+                let mut found = Vec::new();
+                tree.stab(&spans, &key, &mut |group| found.push(group));
+                found.sort_unstable();
+                let holds = |group: &u32| {
+                    let (start, end) = &spans[*group as usize];
+                    *start <= key && end.as_ref().is_none_or(|end| key < *end)
+                };
+                let mut expected: Vec<u32> = present.iter().copied().filter(holds).collect();
+                expected.sort_unstable();
+                assert_eq!(found, expected, "seed {seed}");
+                assert_eq!(tree.len(), present.len());
+            }
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! Watch responses to bytes: the prefix of a gRPC message, the head, and events that are encoded already.
+
+use super::outbox::Outbox;
+use crate::types::Revision;
+use crate::types::encode::{Sink, bytes_len, number_len, varint_len};
+use bytes::Bytes;
+
+/// The prefix of a gRPC message: not compressed, and four bytes of length.
+const PREFIX_BYTES: usize = 5;
+/// Events from this size on are shared by reference instead of copied behind each head.
+pub const SHARED_BYTES_MIN: usize = 2_048;
+
+/// `etcdserverpb.WatchResponse`
+const HEADER: u8 = 0x0a;
+const WATCH_ID: u8 = 0x10;
+const CREATED: u8 = 0x18;
+const CANCELED: u8 = 0x20;
+const COMPACT_REVISION: u8 = 0x28;
+const CANCEL_REASON: u8 = 0x32;
+const FRAGMENT: u8 = 0x38;
+/// The tag of `events`, field 11. Encoded events carry it, so that they can stand behind any head.
+pub const EVENTS: u8 = 0x5a;
+
+/// `etcdserverpb.ResponseHeader`
+const CLUSTER_ID: u8 = 0x08;
+const MEMBER_ID: u8 = 0x10;
+const REVISION: u8 = 0x18;
+const RAFT_TERM: u8 = 0x20;
+
+/// The ids and the term that stand in every response header.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct HeaderIds {
+    pub cluster_id: u64,
+    pub member_id: u64,
+    pub raft_term: u64,
+}
+
+impl HeaderIds {
+    /// The encoded header field for one revision; made once for all messages that carry it. Revision 0 is left out, as in
+    /// etcd's cancel for a compacted watch.
+    pub fn header(&self, revision: Revision) -> Header {
+        let numbers = [
+            (CLUSTER_ID, self.cluster_id),
+            (MEMBER_ID, self.member_id),
+            (REVISION, revision.0 as u64),
+            (RAFT_TERM, self.raft_term),
+        ];
+        let length: usize = numbers.iter().map(|(_, number)| number_len(*number)).sum();
+        let mut header = Header { bytes: [0; HEADER_BYTES_MAX], length: 0 };
+        header.put_byte(HEADER);
+        header.put_varint(length as u64);
+        for (tag, number) in numbers {
+            header.put_number(tag, number);
+        }
+        header
+    }
+}
+
+/// Tag and length, and four numbers of eleven bytes at most.
+const HEADER_BYTES_MAX: usize = 2 + 4 * 11;
+
+/// An encoded header field.
+#[derive(Clone, Copy)]
+pub struct Header {
+    bytes: [u8; HEADER_BYTES_MAX],
+    length: u8,
+}
+
+impl Header {
+    fn as_slice(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.length)]
+    }
+}
+
+impl Sink for Header {
+    fn put(&mut self, bytes: &[u8]) {
+        let start = usize::from(self.length);
+        self.bytes[start..start + bytes.len()].copy_from_slice(bytes);
+        self.length += bytes.len() as u8;
+    }
+}
+
+/// Everything of a response but its header revision and its events.
+#[derive(Clone, Copy, Default)]
+pub struct Head<'a> {
+    pub watch_id: i64,
+    pub created: bool,
+    pub canceled: bool,
+    pub compact_revision: i64,
+    pub cancel_reason: &'a str,
+    pub fragment: bool,
+}
+
+impl Head<'_> {
+    fn length(&self, header: &Header) -> usize {
+        header.as_slice().len()
+            + number_len(self.watch_id as u64)
+            + number_len(self.created.into())
+            + number_len(self.canceled.into())
+            + number_len(self.compact_revision as u64)
+            + bytes_len(self.cancel_reason.len())
+            + number_len(self.fragment.into())
+    }
+
+    fn put(&self, out: &mut impl Sink, header: &Header) {
+        out.put(header.as_slice());
+        out.put_number(WATCH_ID, self.watch_id as u64);
+        out.put_number(CREATED, self.created.into());
+        out.put_number(CANCELED, self.canceled.into());
+        out.put_number(COMPACT_REVISION, self.compact_revision as u64);
+        out.put_bytes(CANCEL_REASON, self.cancel_reason.as_bytes());
+        out.put_number(FRAGMENT, self.fragment.into());
+    }
+}
+
+/// Encoded events, each with tag and length, one behind the other.
+#[derive(Clone, Copy)]
+pub struct Events<'a> {
+    pub bytes: &'a [u8],
+    /// The same bytes, when there are enough of them to share.
+    pub shared: Option<&'a Bytes>,
+}
+
+impl Events<'_> {
+    pub const NONE: Events<'static> = Events { bytes: &[], shared: None };
+}
+
+/// Appends one response.
+pub fn put_response(out: &mut Outbox, header: &Header, head: &Head<'_>, events: Events<'_>) {
+    let head_len = head.length(header);
+    let tail = out.tail(PREFIX_BYTES + head_len);
+    tail.put_byte(0);
+    // A response is bounded by what is written in one revision or gathered for one window, far below 4 GiB.
+    tail.put(&((head_len + events.bytes.len()) as u32).to_be_bytes());
+    head.put(tail, header);
+    match events.shared {
+        Some(shared) if events.bytes.len() >= SHARED_BYTES_MIN => out.share(shared.slice_ref(events.bytes)),
+        _ => out.tail(events.bytes.len()).put(events.bytes),
+    }
+}
+
+/// Appends one response in fragments of less than `bytes_max`, unless it is smaller or has one event only (etcd:
+/// `sendFragments`). Each has one event at least; all but the last are marked. They leave one behind the other, because
+/// clients drop other watches' messages while they put fragments together.
+pub fn put_fragments(out: &mut Outbox, header: &Header, watch_id: i64, events: Events<'_>, bytes_max: usize) {
+    let head = Head { watch_id, ..Head::default() };
+    let first = event_end(events.bytes);
+    if head.length(header) + events.bytes.len() < bytes_max || first == events.bytes.len() {
+        return put_response(out, header, &head, events);
+    }
+    let head = Head { fragment: true, ..head };
+    let head_len = head.length(header);
+    let mut rest = events.bytes;
+    loop {
+        let mut end = event_end(rest);
+        while end < rest.len() {
+            let next = end + event_end(&rest[end..]);
+            if head_len + next >= bytes_max {
+                break;
+            }
+            end = next;
+        }
+        let last = end == rest.len();
+        let piece = Events { bytes: &rest[..end], shared: events.shared };
+        put_response(out, header, &Head { fragment: !last, ..head }, piece);
+        rest = &rest[end..];
+        if last {
+            return;
+        }
+    }
+}
+
+/// Where the first of some encoded events ends.
+fn event_end(events: &[u8]) -> usize {
+    debug_assert_eq!(events[0], EVENTS);
+    let mut length = 0;
+    for (at, byte) in events[1..].iter().enumerate() {
+        length |= u64::from(byte & 0x7f) << (7 * at);
+        if byte & 0x80 == 0 {
+            debug_assert_eq!(varint_len(length), at + 1);
+            return at + 2 + length as usize;
+        }
+    }
+    panic!("events are encoded by this crate");
+}
+
+/// For a planted bug: where the first event ends, if there are more.
+#[cfg(test)]
+pub fn first_of_several(events: &[u8]) -> Option<usize> {
+    Some(event_end(events)).filter(|end| *end < events.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pb::etcdserverpb::{ResponseHeader, WatchResponse};
+    use prost::Message;
+
+    #[test]
+    fn heads_are_the_bytes_that_prost_writes() {
+        let ids = HeaderIds { cluster_id: u64::MAX, member_id: 300, raft_term: 2 };
+        let cases = [
+            (7, Head { created: true, ..Head::default() }),
+            (0, Head { watch_id: 5, canceled: true, compact_revision: 9, ..Head::default() }),
+            (i64::MAX, Head { watch_id: -1, created: true, canceled: true, cancel_reason: "why", ..Head::default() }),
+            (1, Head { watch_id: i64::MAX, fragment: true, ..Head::default() }),
+        ];
+        for (revision, head) in cases {
+            let mut outbox = Outbox::default();
+            put_response(&mut outbox, &ids.header(Revision(revision)), &head, Events::NONE);
+            let written = outbox.take(1_000).unwrap();
+            let header = ResponseHeader { cluster_id: u64::MAX, member_id: 300, revision, raft_term: 2 };
+            let expected = WatchResponse {
+                header: Some(header),
+                watch_id: head.watch_id,
+                created: head.created,
+                canceled: head.canceled,
+                compact_revision: head.compact_revision,
+                cancel_reason: head.cancel_reason.into(),
+                fragment: head.fragment,
+                events: Vec::new(),
+            };
+            assert_eq!(&written[PREFIX_BYTES..], expected.encode_to_vec());
+            assert_eq!(&written[..PREFIX_BYTES], [&[0], &(written.len() as u32 - 5).to_be_bytes()[..]].concat());
+        }
+    }
+}

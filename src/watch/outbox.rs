@@ -1,0 +1,90 @@
+//! What one stream has to send.
+//!
+//! Small messages are copied behind each other, so that all messages of a turn leave in few pieces; long runs of events are
+//! shared by reference between all streams that are told of them. An outbox exists only while something is in it.
+
+use std::collections::VecDeque;
+
+use bytes::{Bytes, BytesMut};
+
+/// Room that the tail is given at first: some messages.
+const TAIL_BYTES: usize = 256;
+/// A spare outbox keeps its buffer up to this size.
+const SPARE_TAIL_BYTES_MAX: usize = 4_096;
+
+#[derive(Default)]
+pub struct Outbox {
+    /// Pieces before the tail.
+    chunks: VecDeque<Bytes>,
+    tail: BytesMut,
+    bytes: usize,
+}
+
+impl Outbox {
+    /// Bytes that are not yet taken.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The buffer to write `length` bytes to, no more and no fewer.
+    pub fn tail(&mut self, length: usize) -> &mut BytesMut {
+        if self.tail.capacity() - self.tail.len() < length {
+            self.tail.reserve(length.max(TAIL_BYTES));
+        }
+        self.bytes += length;
+        &mut self.tail
+    }
+
+    /// Appends bytes without copying them.
+    pub fn share(&mut self, shared: Bytes) {
+        self.bytes += shared.len();
+        if !self.tail.is_empty() {
+            self.chunks.push_back(self.tail.split().freeze());
+        }
+        self.chunks.push_back(shared);
+    }
+
+    /// The next bytes, `bytes_max` at most.
+    pub fn take(&mut self, bytes_max: usize) -> Option<Bytes> {
+        if bytes_max == 0 || self.bytes == 0 {
+            return None;
+        }
+        let bytes = match self.chunks.front_mut() {
+            Some(chunk) if chunk.len() > bytes_max => chunk.split_to(bytes_max),
+            Some(_) => self.chunks.pop_front()?,
+            None => self.tail.split_to(self.tail.len().min(bytes_max)).freeze(),
+        };
+        self.bytes -= bytes.len();
+        Some(bytes)
+    }
+
+    /// Whether it is worth keeping for the next stream that has something to send.
+    pub fn is_spare(&self) -> bool {
+        debug_assert_eq!(self.bytes, 0);
+        self.tail.capacity() <= SPARE_TAIL_BYTES_MAX && self.chunks.capacity() <= 64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::encode::Sink;
+
+    #[test]
+    fn bytes_leave_in_the_order_they_came_cut_anywhere() {
+        let mut outbox = Outbox::default();
+        outbox.tail(3).put(b"abc");
+        outbox.share(Bytes::from("defgh"));
+        outbox.share(Bytes::from("i"));
+        outbox.tail(2).put(b"jk");
+        assert_eq!(outbox.bytes(), 11);
+        let mut taken = Vec::new();
+        while let Some(bytes) = outbox.take(2) {
+            assert!(bytes.len() <= 2);
+            taken.extend_from_slice(&bytes);
+        }
+        assert_eq!((&taken[..], outbox.bytes()), (&b"abcdefghijk"[..], 0));
+        outbox.tail(1).put(b"l");
+        assert_eq!(outbox.take(9).unwrap(), "l");
+    }
+}

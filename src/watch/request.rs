@@ -1,0 +1,163 @@
+//! What a watch stream is asked, and the answers: create, cancel, progress.
+//!
+//! Everything here runs between two batches, at one revision of the hub, so an answer's header says exactly which events
+//! stand before it.
+
+use super::group::{Member, Options};
+use super::hub::{Create, Hub, Request};
+use super::message::{Events, Head};
+use super::stream::Row;
+use crate::types::Revision;
+
+/// etcd's words, each with the prefix that it has there: clients look for them in the text.
+const COMPACTED: &str = "etcdserver: mvcc: required revision has been compacted";
+const EMPTY_RANGE: &str = "mvcc: watcher range is empty";
+const DUPLICATE_ID: &str = "mvcc: duplicate watch ID provided on the WatchStream";
+/// Ours: a shard names groups in 30 bits.
+const TOO_MANY: &str = "tarsier: too many different watches";
+
+/// In what is not about one watch, and in failed creates, the id is -1 (etcd: `InvalidWatchID`).
+const NO_WATCH: i64 = -1;
+
+impl Hub {
+    pub(super) fn answer(&mut self, stream: u32, request: Request) {
+        match request {
+            Request::Create(create) => self.create(stream, &create),
+            Request::Cancel { watch_id } => self.cancel(stream, watch_id),
+            Request::Progress => self.tell_progress(stream),
+        }
+    }
+
+    fn send_head(&mut self, stream: u32, head: Head<'_>) {
+        self.streams.send(stream, &self.config.identity.header(self.revision), &head, Events::NONE);
+    }
+
+    fn create(&mut self, stream: u32, create: &Create) {
+        let refused = |reason| Head {
+            watch_id: NO_WATCH,
+            created: true,
+            canceled: true,
+            cancel_reason: reason,
+            ..Head::default()
+        };
+        if create.start < 0 {
+            return self.send_head(stream, refused(COMPACTED));
+        }
+        if create.range.is_empty() {
+            return self.send_head(stream, refused(EMPTY_RANGE));
+        }
+        if create.watch_id != 0 && self.streams.get(stream).row_of(create.watch_id).is_some() {
+            return self.send_head(stream, refused(DUPLICATE_ID));
+        }
+        let Some(group) = self.groups.intern(&create.range, create.options()) else {
+            return self.send_head(stream, refused(TOO_MANY));
+        };
+        let start = if create.start == 0 { self.revision.next() } else { Revision(create.start) };
+        self.register(stream, create, group, start);
+    }
+
+    fn register(&mut self, stream: u32, create: &Create, group: u32, start: Revision) {
+        #[cfg(test)]
+        let start = if self.planted.resumes_too_early && start <= self.revision { start.previous() } else { start };
+        // A start above the hub's revision that was named is in the future, even when the next batch has it (etcd).
+        let synced = create.start == 0;
+        #[cfg(test)]
+        let synced = synced || (self.planted.future_sees_present && start > self.revision);
+        let progress = create.progress_notify;
+        let (row, watch_id) = self.streams.add(stream, create.watch_id, group, !synced, progress);
+        self.send_head(stream, Head { watch_id, created: true, ..Head::default() });
+        let member = Member { stream, row };
+        if synced {
+            self.groups.add(group, member);
+        } else {
+            self.groups.set_apart(group);
+            if start > self.revision {
+                self.future.insert((start, stream, row), group);
+                self.starts.insert((stream, row), start);
+            } else {
+                self.catch_up.insert(member, group, start, self.compacted);
+            }
+        }
+        if progress && self.streams.get(stream).progress() == 1 {
+            self.with_progress.push_back(stream);
+        }
+    }
+
+    /// One watch whose start the next batch is becomes a member of its group.
+    pub(super) fn join_from_future(&mut self) {
+        let ((_, stream, row), group) = self.future.pop_first().expect("asked only when there is one");
+        self.starts.remove(&(stream, row));
+        self.join(Member { stream, row }, group);
+    }
+
+    /// An unknown id gets no answer (etcd).
+    fn cancel(&mut self, stream: u32, watch_id: i64) {
+        let Some(row) = self.streams.get(stream).row_of(watch_id) else { return };
+        let Row::Live { group, apart } = self.streams.get(stream).row(row) else {
+            panic!("an id in use names a live row")
+        };
+        let member = Member { stream, row };
+        self.end_watch(member, group);
+        if !apart {
+            self.remove_or_bury(member, group);
+        } else if self.leave_future(stream, row) {
+            self.drop_apart(member, group);
+        }
+        self.send_head(stream, Head { watch_id, canceled: true, ..Head::default() });
+    }
+
+    /// The watch is gone, its entry not yet.
+    pub(super) fn end_watch(&mut self, member: Member, group: u32) {
+        let options = self.groups.get(group).expect("a group lives while a watch is in it").options();
+        self.streams.end(member.stream, member.row, options.has(Options::PROGRESS));
+    }
+
+    pub(super) fn leave_future(&mut self, stream: u32, row: u32) -> bool {
+        let Some(start) = self.starts.remove(&(stream, row)) else { return false };
+        self.future.remove(&(start, stream, row)).expect("both maps know a watch, or none");
+        true
+    }
+
+    /// For a planted bug: at once, whatever stands between.
+    #[cfg(test)]
+    pub(super) fn tell_progress_at(&mut self, stream: u32, revision: Revision) {
+        if self.streams.get(stream).live() > 0 {
+            let head = Head { watch_id: NO_WATCH, ..Head::default() };
+            self.streams.send(stream, &self.config.identity.header(revision), &head, Events::NONE);
+        }
+    }
+
+    /// Manual progress: only when every watch of the stream stands at the live edge, else nothing. Never put off.
+    fn tell_progress(&mut self, stream: u32) {
+        let entry = self.streams.get(stream);
+        if entry.live() > 0 && entry.is_synced() && self.streams.has_room(stream) {
+            self.send_head(stream, Head { watch_id: NO_WATCH, ..Head::default() });
+        }
+    }
+
+    /// Goes through the rows of a stream whose tick has come. A watch that was sent events since the last tick is passed
+    /// over, and so is one that is late or starts in the future (etcd).
+    pub(super) fn tick(&mut self, stream: u32, budget: usize) -> usize {
+        let rows = match self.streams.try_get(stream) {
+            Some(entry) if !entry.is_closed() => entry.row_count(),
+            _ => 0,
+        };
+        let end = rows.min(self.tick_row + budget);
+        let used = end.saturating_sub(self.tick_row) + 1;
+        for row in self.tick_row as u32..end as u32 {
+            let Row::Live { group, apart } = self.streams.get(stream).row(row) else { continue };
+            let told = self.streams.take_told(stream, row);
+            let options = self.groups.get(group).expect("a group lives while a watch is in it").options();
+            if !told && !apart && options.has(Options::PROGRESS) && self.streams.has_room(stream) {
+                let watch_id = self.streams.get(stream).id_of(row);
+                self.send_head(stream, Head { watch_id, ..Head::default() });
+            }
+        }
+        self.tick_row = end;
+        if end == rows {
+            self.tick_row = 0;
+            self.ticks.pop_front();
+        }
+        used
+    }
+}

@@ -1,0 +1,361 @@
+//! Tests only: examples of what a client sees, and what things cost.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use prost::Message;
+
+use super::hub::{Create, Hub, HubConfig, Request, StreamId};
+use crate::pb::etcdserverpb::WatchResponse;
+use crate::types::{Batch, Change, KeyRange, KeyValue, LeaseId, Revision, Time};
+
+/// A hub with one stream, and the batches it was handed.
+struct Shard {
+    hub: Hub,
+    stream: StreamId,
+    batches: Vec<Arc<Batch>>,
+}
+
+impl Shard {
+    fn at(revision: i64) -> Shard {
+        Shard::with(HubConfig::default(), revision)
+    }
+
+    fn with(config: HubConfig, revision: i64) -> Shard {
+        let mut hub = Hub::new(config, Revision::FIRST);
+        let stream = hub.open_stream(9);
+        let mut shard = Shard { hub, stream, batches: Vec::new() };
+        while shard.head().0 < revision {
+            shard.put(&["zzz"]);
+        }
+        shard.run();
+        shard
+    }
+
+    fn head(&self) -> Revision {
+        Revision(self.batches.len() as i64 + 1)
+    }
+
+    /// One revision that puts these keys.
+    fn put(&mut self, keys: &[&str]) {
+        self.put_value(keys, b"v");
+    }
+
+    fn put_value(&mut self, keys: &[&str], value: &[u8]) {
+        let revision = self.head().next();
+        let kv = |key: &&str| KeyValue::new(key.as_bytes(), value, revision, revision, 1, LeaseId::NONE);
+        let changes = keys.iter().map(|key| Change::Put { kv: kv(key), previous: None }).collect();
+        let batch = Arc::new(Batch { revision, time: Time(0), changes });
+        self.batches.push(Arc::clone(&batch));
+        self.hub.handle_batch(batch);
+    }
+
+    fn create(&mut self, key: &str, start: i64) {
+        self.ask(Request::Create(create(key, start)));
+    }
+
+    fn ask(&mut self, request: Request) {
+        self.hub.request(self.stream, self.head(), request);
+    }
+
+    fn run(&mut self) {
+        while self.hub.turn(1_000) {}
+        while let Some(from) = self.hub.next_history_request() {
+            self.hub.handle_history(Ok(self.batches[from.0 as usize - 2..].to_vec()));
+            while self.hub.turn(1_000) {}
+        }
+    }
+
+    fn responses(&mut self) -> Vec<WatchResponse> {
+        self.run();
+        let mut bytes = Vec::new();
+        while let Some(taken) = self.hub.take_output(self.stream, 1 << 20) {
+            bytes.extend_from_slice(&taken);
+        }
+        let mut responses = Vec::new();
+        let mut rest = &bytes[..];
+        while let Some((prefix, after)) = rest.split_at_checked(5) {
+            let (message, after) = after.split_at(u32::from_be_bytes(prefix[1..].try_into().unwrap()) as usize);
+            responses.push(WatchResponse::decode(message).unwrap());
+            rest = after;
+        }
+        responses
+    }
+
+    /// What the client was sent, in short.
+    fn told(&mut self) -> Vec<String> {
+        self.responses().iter().map(short).collect()
+    }
+}
+
+fn create(key: &str, start: i64) -> Create {
+    Create {
+        range: KeyRange::One(Bytes::copy_from_slice(key.as_bytes())),
+        start,
+        watch_id: 0,
+        no_put: false,
+        no_delete: false,
+        prev_kv: false,
+        progress_notify: false,
+        fragment: false,
+    }
+}
+
+fn short(response: &WatchResponse) -> String {
+    let mut text = format!("h{} id{}", response.header.as_ref().unwrap().revision, response.watch_id);
+    for (said, word) in [(response.created, " created"), (response.canceled, " canceled"), (response.fragment, " more")]
+    {
+        text += if said { word } else { "" };
+    }
+    if response.compact_revision != 0 {
+        text += &format!(" compacted {}", response.compact_revision);
+    }
+    if !response.cancel_reason.is_empty() {
+        text += &format!(" {:?}", response.cancel_reason);
+    }
+    for event in &response.events {
+        let kv = event.kv.as_ref().unwrap();
+        text += &format!(" {}@{}", String::from_utf8_lossy(&kv.key), kv.mod_revision);
+    }
+    text
+}
+
+#[test]
+fn a_watch_from_now_on_is_told_what_comes() {
+    let mut shard = Shard::at(7);
+    shard.create("a", 0);
+    shard.put(&["a"]);
+    assert_eq!(shard.told(), ["h7 id0 created", "h8 id0 a@8"]);
+}
+
+#[test]
+fn a_watch_that_starts_before_the_compacted_revision_is_created_and_canceled() {
+    let mut shard = Shard::at(7);
+    shard.hub.handle_compaction(Revision(5));
+    shard.create("a", 3);
+    shard.create("a", 5);
+    assert_eq!(shard.told(), ["h7 id0 created", "h7 id1 created", "h0 id0 canceled compacted 5"]);
+    shard.ask(Request::Cancel { watch_id: 0 });
+    shard.ask(Request::Progress);
+    assert_eq!(shard.told(), ["h7 id-1"], "the id is free, and the other watch is synced");
+}
+
+#[test]
+fn two_watches_of_a_key_are_both_told_and_a_transaction_is_one_message() {
+    let mut shard = Shard::at(7);
+    shard.create("a", 0);
+    shard.create("a", 0);
+    let range = KeyRange::From(Bytes::from("\0"));
+    shard.ask(Request::Create(Create { range, ..create("", 0) }));
+    shard.put(&["a", "b"]);
+    let told = shard.told();
+    assert_eq!(told[..3], ["h7 id0 created", "h7 id1 created", "h7 id2 created"]);
+    assert_eq!(told[3..], ["h8 id0 a@8", "h8 id1 a@8", "h8 id2 a@8 b@8"]);
+}
+
+#[test]
+fn a_watch_from_the_future_is_told_nothing_before() {
+    let mut shard = Shard::at(7);
+    shard.create("a", 10);
+    shard.create("a", 8);
+    shard.ask(Request::Progress);
+    assert_eq!(shard.told(), ["h7 id0 created", "h7 id1 created"], "neither is synced yet");
+    shard.put(&["a"]);
+    shard.put(&["a"]);
+    shard.ask(Request::Progress);
+    shard.put(&["a"]);
+    shard.ask(Request::Progress);
+    assert_eq!(shard.told(), ["h8 id1 a@8", "h9 id1 a@9", "h10 id1 a@10", "h10 id0 a@10", "h10 id-1"]);
+}
+
+#[test]
+fn a_cancel_is_answered_once_and_progress_once_for_all() {
+    let mut shard = Shard::at(7);
+    shard.ask(Request::Progress);
+    shard.create("a", 0);
+    shard.create("b", 0);
+    shard.ask(Request::Progress);
+    shard.ask(Request::Cancel { watch_id: 0 });
+    shard.ask(Request::Cancel { watch_id: 0 });
+    assert_eq!(shard.told(), ["h7 id0 created", "h7 id1 created", "h7 id-1", "h7 id0 canceled"]);
+}
+
+#[test]
+fn what_cannot_be_created_is_refused_in_etcds_words() {
+    let mut shard = Shard::at(7);
+    shard.ask(Request::Create(Create { watch_id: 5, ..create("a", 0) }));
+    shard.ask(Request::Create(Create { watch_id: 5, ..create("a", 0) }));
+    shard.create("a", -1);
+    let range = KeyRange::Span { start: Bytes::from("b"), end: Bytes::from("a") };
+    shard.ask(Request::Create(Create { range, ..create("", 0) }));
+    let told = shard.told();
+    assert_eq!(told[0], "h7 id5 created");
+    let refused = |why: &str| format!("h7 id-1 created canceled {why:?}");
+    assert_eq!(told[1], refused("mvcc: duplicate watch ID provided on the WatchStream"));
+    assert_eq!(told[2], refused("etcdserver: mvcc: required revision has been compacted"));
+    assert_eq!(told[3], refused("mvcc: watcher range is empty"));
+}
+
+#[test]
+fn a_request_waits_until_the_hub_has_handled_what_it_was_asked_at() {
+    let mut shard = Shard::at(7);
+    shard.create("a", 0);
+    shard.put(&["a"]);
+    shard.create("a", 0);
+    shard.ask(Request::Progress);
+    assert_eq!(shard.told(), ["h7 id0 created", "h8 id0 a@8", "h8 id1 created", "h8 id-1"]);
+}
+
+#[test]
+fn a_late_watch_is_told_at_most_a_thousand_revisions_in_a_message_all_with_the_current_one() {
+    let config = HubConfig { history_bytes_max: 0, ..HubConfig::default() };
+    let mut shard = Shard::with(config, 1);
+    for _ in 0..1_001 {
+        shard.put(&["a"]);
+    }
+    shard.run();
+    shard.create("a", 2);
+    let responses = shard.responses();
+    let shape: Vec<_> = responses.iter().map(|one| (one.header.as_ref().unwrap().revision, one.events.len())).collect();
+    assert_eq!(shape, [(1_002, 0), (1_002, 1_000), (1_002, 1)]);
+}
+
+#[test]
+fn a_large_response_goes_in_fragments_where_they_were_asked_for() {
+    let config = HubConfig { backlog_bytes_max: 64 << 20, ..HubConfig::default() };
+    let mut shard = Shard::with(config, 1);
+    shard.create("a", 0);
+    shard.ask(Request::Create(Create { fragment: true, ..create("a", 0) }));
+    let range = KeyRange::From(Bytes::from("a"));
+    shard.ask(Request::Create(Create { fragment: true, range, ..create("", 0) }));
+    shard.put_value(&["a", "b", "c", "d"], &vec![b'v'; 1 << 20]);
+    let told = shard.told();
+    assert_eq!(told[3..5], ["h2 id0 a@2", "h2 id1 a@2"], "one event is one message, however large");
+    assert_eq!(told[5..], ["h2 id2 more a@2", "h2 id2 more b@2", "h2 id2 more c@2", "h2 id2 d@2"]);
+}
+
+#[test]
+fn a_tick_tells_quiet_synced_watches_that_asked_for_it() {
+    let mut shard = Shard::at(7);
+    shard.create("a", 0);
+    assert!(!shard.hub.progress_due(shard.stream));
+    assert_eq!(shard.hub.next_progress_stream(), None);
+    for start in [0, 20] {
+        shard.ask(Request::Create(Create { progress_notify: true, ..create("a", start) }));
+    }
+    assert_eq!(shard.hub.next_progress_stream(), Some(shard.stream));
+    assert_eq!(shard.hub.next_progress_stream(), None, "named once");
+    shard.told();
+    assert!(shard.hub.progress_due(shard.stream));
+    assert_eq!(shard.told(), ["h7 id1"]);
+    shard.put(&["a"]);
+    shard.told();
+    shard.hub.progress_due(shard.stream);
+    assert_eq!(shard.told(), [""; 0], "an event since the last tick");
+    shard.hub.progress_due(shard.stream);
+    assert_eq!(shard.told(), ["h8 id1"]);
+}
+
+#[test]
+fn a_slow_stream_holds_a_revision_and_nothing_else_and_delays_nobody() {
+    let config = HubConfig { backlog_bytes_max: 1_000, ..HubConfig::default() };
+    let mut shard = Shard::with(config, 1);
+    shard.create("a", 0);
+    let other = shard.hub.open_stream(1);
+    shard.hub.request(other, shard.head(), Request::Create(create("a", 0)));
+    let mut received = 0;
+    for _ in 0..1_000 {
+        shard.put(&["a"]);
+        shard.run();
+        while let Some(bytes) = shard.hub.take_output(other, 10_000) {
+            received += bytes.len();
+        }
+        assert!(shard.hub.bytes().backlog < 1_200);
+    }
+    assert!(received > 20_000, "the other stream has everything");
+    assert_eq!(shard.hub.counters().behind, 1);
+    assert!(!shard.hub.can_take_requests(shard.stream));
+    let mut events = Vec::new();
+    loop {
+        let responses = shard.responses();
+        if responses.is_empty() {
+            break;
+        }
+        let told = responses.into_iter().flat_map(|response| response.events);
+        events.extend(told.map(|event| event.kv.unwrap().mod_revision));
+    }
+    assert_eq!(events, (2..=1_001).collect::<Vec<_>>());
+    assert_eq!(shard.hub.counters().behind, 0);
+    assert!(shard.hub.can_take_requests(shard.stream));
+}
+
+/// What the counted bytes say of each of many watches, streams aside.
+fn bytes_a_watch(watches: usize, streams: usize, key: impl Fn(usize) -> String) -> f64 {
+    let mut hub = Hub::new(HubConfig::default(), Revision::FIRST);
+    let streams: Vec<StreamId> = (0..streams).map(|token| hub.open_stream(token as u64)).collect();
+    for number in 0..watches {
+        let stream = streams[number % streams.len()];
+        hub.request(stream, Revision::FIRST, Request::Create(create(&key(number), 0)));
+        if number % 64 == 0 {
+            while hub.take_output(stream, 1 << 20).is_some() {}
+        }
+    }
+    let bytes = hub.bytes();
+    assert_eq!(hub.counters().watches, watches as u64);
+    (bytes.watchings + bytes.groups) as f64 / watches as f64
+}
+
+#[test]
+fn a_watching_takes_16_bytes_and_112_with_a_key_of_its_own() {
+    for watches in [60_000, 100_000, 130_000, 400_000] {
+        let pooled = bytes_a_watch(watches, 1_000, |number| format!("{:032}", number * 7_919 % 1_000));
+        assert!(pooled <= 16.5, "{pooled} bytes for each of {watches}, groups included");
+        let own = bytes_a_watch(watches, 1_000, |number| format!("{number:032}"));
+        assert!(own <= 112.5, "{own} bytes for each of {watches}");
+    }
+}
+
+#[test]
+fn a_life_of_creates_and_cancels_takes_no_more_room() {
+    let mut shard = Shard::at(1);
+    let mut high = 0;
+    for round in 0..60_000i64 {
+        shard.create(&format!("{}", round % 100), 0);
+        if round >= 200 {
+            shard.ask(Request::Cancel { watch_id: round - 200 });
+        }
+        if round % 100 == 0 {
+            shard.run();
+            while shard.hub.take_output(shard.stream, 1 << 20).is_some() {}
+        }
+        let bytes = shard.hub.bytes();
+        let held = bytes.watchings + bytes.groups + bytes.apart;
+        if round < 2_000 {
+            high = high.max(held);
+        }
+        assert!(held <= high, "{held} bytes after {round}, {high} before");
+    }
+}
+
+#[test]
+fn a_mass_exit_goes_in_bounded_turns_and_leaves_nothing() {
+    let mut hub = Hub::new(HubConfig::default(), Revision::FIRST);
+    let streams: Vec<StreamId> = (0..100).map(|token| hub.open_stream(token)).collect();
+    for _ in 0..1_000 {
+        for stream in &streams {
+            hub.request(*stream, Revision::FIRST, Request::Create(create("a", 0)));
+            while hub.take_output(*stream, 1 << 20).is_some() {}
+        }
+    }
+    for stream in streams {
+        hub.close_stream(stream);
+    }
+    let mut turns = 0;
+    while hub.turn(1_000) {
+        turns += 1;
+    }
+    assert!((100..1_000).contains(&turns), "{turns} turns");
+    let bytes = hub.bytes();
+    assert_eq!((bytes.streams, bytes.watchings, bytes.apart, bytes.backlog), (0, 0, 0, 0));
+    assert_eq!(hub.counters().groups, 0);
+}

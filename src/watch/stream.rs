@@ -1,0 +1,528 @@
+//! Watch streams: which watches each has, under which ids, and what it has to send.
+//!
+//! A watch is a row in the list of its stream: four bytes that name its group. As long as a stream uses nothing but
+//! automatic ids and cancels none, the row *is* the watch id; a side table exists only for streams that do otherwise.
+//!
+//! A row is in one of three states. *Live*: the watch exists, and exactly one entry somewhere (a group's member, or one of
+//! those that stand apart) stands for it. *Dead*: the watch is gone, its entry is not yet; whoever comes across the entry
+//! removes it and frees the row. *Free*: nothing refers to it, and the next create takes it. So a row is never reused while
+//! an old entry could be mistaken for the new watch, and the same holds for the row of a stream: it is freed when its last
+//! entry and its last waiting request are gone.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use hashbrown::HashMap;
+
+use super::arena::Arena;
+use super::group::grown;
+use super::message::{Events, Head, Header, put_fragments, put_response};
+use super::outbox::Outbox;
+
+/// The events that a watch was sent since the last progress tick suppress its notification.
+const TOLD: u32 = 1 << 31;
+/// The watch is not among the members of its group: it is behind, or starts in the future.
+const APART: u32 = 1 << 30;
+const DEAD: u32 = u32::MAX;
+const FREE: u32 = u32::MAX - 1;
+
+/// Spare outboxes that are kept for the next streams.
+const SPARE_OUTBOXES_MAX: usize = 256;
+/// Requests of one stream that may wait. Beyond it its client is slowed.
+const PENDING_MAX: u32 = 256;
+
+/// The states of a row.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Row {
+    Live { group: u32, apart: bool },
+    Dead,
+    Free,
+}
+
+/// Ids that differ from their rows, and rows that can be used again.
+struct Ids {
+    next: i64,
+    of_row: HashMap<u32, i64>,
+    to_row: HashMap<i64, u32>,
+    free: Vec<u32>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+enum Life {
+    #[default]
+    Open,
+    /// The client is gone.
+    Closed,
+    /// And its rows have been looked through.
+    Emptied,
+}
+
+#[derive(Default)]
+pub struct Stream {
+    pub token: u64,
+    rows: Vec<u32>,
+    ids: Option<Box<Ids>>,
+    outbox: Option<Box<Outbox>>,
+    /// Entries that stand for rows of this stream, anywhere.
+    held: u32,
+    live: u32,
+    /// Live watches that are behind or start in the future.
+    apart: u32,
+    /// Live watches with periodic notifications.
+    progress: u32,
+    /// Requests that wait.
+    pending: u32,
+    life: Life,
+    ready: bool,
+    /// An event did not fit. Until the outbox is half empty, all events count as not fitting.
+    full: bool,
+    /// Its connection was told to hand over no more requests.
+    paused: bool,
+}
+
+impl Stream {
+    pub fn is_closed(&self) -> bool {
+        self.life != Life::Open
+    }
+
+    pub fn live(&self) -> u32 {
+        self.live
+    }
+
+    pub fn progress(&self) -> u32 {
+        self.progress
+    }
+
+    pub fn row_count(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// All its watches stand at the live edge.
+    pub fn is_synced(&self) -> bool {
+        self.apart == 0
+    }
+
+    pub fn backlog(&self) -> usize {
+        self.outbox.as_ref().map_or(0, |outbox| outbox.bytes())
+    }
+
+    pub fn row(&self, row: u32) -> Row {
+        match self.rows[row as usize] {
+            DEAD => Row::Dead,
+            FREE => Row::Free,
+            bits => Row::Live { group: bits & !(TOLD | APART), apart: bits & APART != 0 },
+        }
+    }
+
+    /// The entry for this row stands for a watch that is gone.
+    pub fn is_stale(&self, row: u32) -> bool {
+        self.is_closed() || self.rows[row as usize] == DEAD
+    }
+
+    pub fn id_of(&self, row: u32) -> i64 {
+        let exception = self.ids.as_ref().and_then(|ids| ids.of_row.get(&row));
+        exception.copied().unwrap_or(i64::from(row))
+    }
+
+    /// The row of a live watch.
+    pub fn row_of(&self, watch_id: i64) -> Option<u32> {
+        if let Some(row) = self.ids.as_ref().and_then(|ids| ids.to_row.get(&watch_id)) {
+            return Some(*row);
+        }
+        let row = u32::try_from(watch_id).ok().filter(|row| (*row as usize) < self.rows.len())?;
+        (self.id_of(row) == watch_id && matches!(self.row(row), Row::Live { .. })).then_some(row)
+    }
+
+    /// The id that the next automatic create gets: counting from 0, without those in use, none given twice (etcd).
+    fn next_id(&mut self) -> i64 {
+        let Some(ids) = &self.ids else { return self.rows.len() as i64 };
+        let mut id = ids.next;
+        while self.row_of(id).is_some() {
+            id += 1;
+        }
+        self.ids.as_mut().expect("looked at above").next = id + 1;
+        id
+    }
+
+    fn ids(&mut self) -> &mut Ids {
+        let next = self.rows.len() as i64;
+        let new = || Box::new(Ids { next, of_row: HashMap::new(), to_row: HashMap::new(), free: Vec::new() });
+        self.ids.get_or_insert_with(new)
+    }
+
+    /// A row for a new watch. `watch_id` is free, or 0 for an automatic one. Gives the row and the id.
+    fn take_row(&mut self, watch_id: i64, bits: u32) -> (u32, i64) {
+        if watch_id != 0 {
+            self.ids();
+        }
+        let id = if watch_id == 0 { self.next_id() } else { watch_id };
+        let row = match self.ids.as_mut().and_then(|ids| ids.free.pop()) {
+            Some(row) => {
+                debug_assert_eq!(self.rows[row as usize], FREE);
+                self.rows[row as usize] = bits;
+                row
+            }
+            None => {
+                let row = self.rows.len();
+                if row == self.rows.capacity() {
+                    // The list holds entries of four bytes; its size classes lie where those of pairs do.
+                    self.rows.reserve_exact(2 * grown(row.div_ceil(2)) - row);
+                }
+                self.rows.push(bits);
+                row as u32
+            }
+        };
+        if let Some(ids) = &mut self.ids
+            && id != i64::from(row)
+        {
+            ids.of_row.insert(row, id);
+            ids.to_row.insert(id, row);
+        }
+        (row, id)
+    }
+
+    /// The watch is gone, so its id is free again.
+    fn forget_id(&mut self, row: u32) {
+        let ids = self.ids();
+        if let Some(id) = ids.of_row.remove(&row) {
+            ids.to_row.remove(&id);
+        }
+    }
+}
+
+/// All watch streams of a shard, and their outboxes.
+pub struct Streams {
+    arena: Arena<Stream>,
+    spare: Vec<Box<Outbox>>,
+    ready: VecDeque<u32>,
+    backlog_bytes_max: usize,
+    backlog_bytes: usize,
+    list_bytes: usize,
+    live: u64,
+    open: u64,
+}
+
+impl Streams {
+    pub fn new(backlog_bytes_max: usize) -> Streams {
+        Streams {
+            arena: Arena::new(),
+            spare: Vec::new(),
+            ready: VecDeque::new(),
+            backlog_bytes_max,
+            backlog_bytes: 0,
+            list_bytes: 0,
+            live: 0,
+            open: 0,
+        }
+    }
+
+    /// Streams that are open.
+    pub fn open_count(&self) -> u64 {
+        self.open
+    }
+
+    /// Watches that exist.
+    pub fn live_count(&self) -> u64 {
+        self.live
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.arena.bytes()
+    }
+
+    pub fn list_bytes(&self) -> usize {
+        self.list_bytes
+    }
+
+    pub fn backlog_bytes(&self) -> usize {
+        self.backlog_bytes
+    }
+
+    pub fn open(&mut self, token: u64) -> u32 {
+        self.open += 1;
+        self.arena.insert(Stream { token, ..Stream::default() })
+    }
+
+    pub fn get(&self, stream: u32) -> &Stream {
+        &self.arena[stream]
+    }
+
+    /// A row that may have been freed.
+    pub fn try_get(&self, stream: u32) -> Option<&Stream> {
+        self.arena.get(stream)
+    }
+
+    /// The client is gone: nothing is sent any more. Rows stay until their entries are gone.
+    pub fn close(&mut self, stream: u32) {
+        let entry = &mut self.arena[stream];
+        assert!(!entry.is_closed(), "a stream is closed once");
+        entry.life = Life::Closed;
+        self.open -= 1;
+        self.live -= u64::from(entry.live);
+        entry.live = 0;
+        if let Some(outbox) = entry.outbox.take() {
+            self.backlog_bytes -= outbox.bytes();
+        }
+    }
+
+    /// All rows of a closed stream have been looked at.
+    pub fn emptied(&mut self, stream: u32) {
+        let entry = &mut self.arena[stream];
+        self.list_bytes -= entry.rows.capacity() * 4;
+        entry.rows = Vec::new();
+        entry.ids = None;
+        entry.life = Life::Emptied;
+        self.free_if_unused(stream);
+    }
+
+    fn free_if_unused(&mut self, stream: u32) {
+        let entry = &self.arena[stream];
+        if entry.life == Life::Emptied && entry.held == 0 && entry.pending == 0 {
+            self.arena.remove(stream);
+        }
+    }
+
+    /// A new watch, with the entry that the caller makes for it. `watch_id` is free, or 0. Gives its row and its id.
+    pub fn add(&mut self, stream: u32, watch_id: i64, group: u32, apart: bool, progress: bool) -> (u32, i64) {
+        let entry = &mut self.arena[stream];
+        let before = entry.rows.capacity();
+        let taken = entry.take_row(watch_id, group | if apart { APART } else { 0 });
+        self.list_bytes += (entry.rows.capacity() - before) * 4;
+        entry.held += 1;
+        entry.live += 1;
+        entry.apart += u32::from(apart);
+        entry.progress += u32::from(progress);
+        self.live += 1;
+        taken
+    }
+
+    /// The watch ends. Its entry is still somewhere, so the row is dead.
+    pub fn end(&mut self, stream: u32, row: u32, progress: bool) {
+        let entry = &mut self.arena[stream];
+        let Row::Live { apart, .. } = entry.row(row) else { panic!("a watch ends once") };
+        entry.forget_id(row);
+        entry.rows[row as usize] = DEAD;
+        entry.live -= 1;
+        entry.apart -= u32::from(apart);
+        entry.progress -= u32::from(progress);
+        self.live -= 1;
+    }
+
+    /// Marks a row of a closed stream, whose entry will be found and removed later. The counts of its watches are gone
+    /// with the stream.
+    pub fn mark_dead(&mut self, stream: u32, row: u32) {
+        debug_assert!(self.arena[stream].is_closed());
+        self.arena[stream].rows[row as usize] = DEAD;
+    }
+
+    /// The entry of a dead row, or of any row of a closed stream, has been removed. True when the row was counted as dead
+    /// before.
+    pub fn drop_entry(&mut self, stream: u32, row: u32) -> bool {
+        let entry = &mut self.arena[stream];
+        entry.held -= 1;
+        let was_dead = match entry.rows.get_mut(row as usize) {
+            Some(bits) => std::mem::replace(bits, FREE) == DEAD,
+            None => true,
+        };
+        if !entry.is_closed() {
+            entry.ids().free.push(row);
+        }
+        self.free_if_unused(stream);
+        was_dead
+    }
+
+    /// A watch leaves its group's members, or joins them.
+    pub fn set_apart(&mut self, stream: u32, row: u32, apart: bool) {
+        let entry = &mut self.arena[stream];
+        let bits = &mut entry.rows[row as usize];
+        debug_assert!(*bits < FREE && (*bits & APART != 0) != apart);
+        *bits ^= APART;
+        if apart {
+            entry.apart += 1;
+        } else {
+            entry.apart -= 1;
+        }
+    }
+
+    /// Notes that a watch was sent an event.
+    pub fn set_told(&mut self, stream: u32, row: u32) {
+        self.arena[stream].rows[row as usize] |= TOLD;
+    }
+
+    /// A progress tick looks at a watch: whether it was sent an event since the last one.
+    pub fn take_told(&mut self, stream: u32, row: u32) -> bool {
+        let bits = &mut self.arena[stream].rows[row as usize];
+        let told = *bits & TOLD != 0;
+        *bits &= !TOLD;
+        told
+    }
+
+    /// Whether events for this stream are to wait as a revision. Once they are, they do until the outbox is half empty.
+    pub fn refuses(&mut self, stream: u32) -> bool {
+        let entry = &mut self.arena[stream];
+        entry.full |= entry.backlog() >= self.backlog_bytes_max;
+        entry.full
+    }
+
+    /// As [`Streams::refuses`], for messages that are dropped when there is no room.
+    pub fn has_room(&self, stream: u32) -> bool {
+        let entry = &self.arena[stream];
+        !entry.full && entry.backlog() < self.backlog_bytes_max
+    }
+
+    pub fn send(&mut self, stream: u32, header: &Header, head: &Head<'_>, events: Events<'_>) {
+        self.write(stream, |outbox| put_response(outbox, header, head, events));
+    }
+
+    pub fn send_fragments(
+        &mut self,
+        stream: u32,
+        header: &Header,
+        watch_id: i64,
+        events: Events<'_>,
+        bytes_max: usize,
+    ) {
+        self.write(stream, |outbox| put_fragments(outbox, header, watch_id, events, bytes_max));
+    }
+
+    fn write(&mut self, stream: u32, put: impl FnOnce(&mut Outbox)) {
+        let entry = &mut self.arena[stream];
+        if entry.is_closed() {
+            return;
+        }
+        let outbox = entry.outbox.get_or_insert_with(|| self.spare.pop().unwrap_or_default());
+        let before = outbox.bytes();
+        put(outbox);
+        self.backlog_bytes += outbox.bytes() - before;
+        self.announce(stream);
+    }
+
+    fn announce(&mut self, stream: u32) {
+        let entry = &mut self.arena[stream];
+        if !entry.ready {
+            entry.ready = true;
+            self.ready.push_back(stream);
+        }
+    }
+
+    /// A stream that got something to send, or can take requests again.
+    pub fn next_ready(&mut self) -> Option<u32> {
+        while let Some(stream) = self.ready.pop_front() {
+            // The row may have been freed, and taken by another stream, since it was announced.
+            if let Some(entry) = self.arena.get_mut(stream)
+                && entry.ready
+            {
+                entry.ready = false;
+                if !entry.is_closed() {
+                    return Some(stream);
+                }
+            }
+        }
+        None
+    }
+
+    pub fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// The next bytes to send. True beside them when events that waited for room may come now.
+    pub fn take(&mut self, stream: u32, bytes_max: usize) -> (Option<Bytes>, bool) {
+        let entry = &mut self.arena[stream];
+        let Some(outbox) = &mut entry.outbox else { return (None, false) };
+        let taken = outbox.take(bytes_max);
+        self.backlog_bytes -= taken.as_ref().map_or(0, Bytes::len);
+        if outbox.bytes() == 0
+            && let Some(outbox) = entry.outbox.take()
+            && self.spare.len() < SPARE_OUTBOXES_MAX
+            && outbox.is_spare()
+        {
+            self.spare.push(outbox);
+        }
+        let drained = entry.full && entry.backlog() <= self.backlog_bytes_max / 2;
+        entry.full &= !drained;
+        self.resume(stream);
+        (taken, drained)
+    }
+
+    /// A request waits.
+    pub fn hold(&mut self, stream: u32) {
+        self.arena[stream].pending += 1;
+    }
+
+    /// A request that waited is done with.
+    pub fn unhold(&mut self, stream: u32) {
+        self.arena[stream].pending -= 1;
+        self.resume(stream);
+        self.free_if_unused(stream);
+    }
+
+    /// False makes the connection stop; the stream is announced when it can go on.
+    pub fn can_take_requests(&mut self, stream: u32) -> bool {
+        let backlog_bytes_max = self.backlog_bytes_max;
+        let entry = &mut self.arena[stream];
+        entry.paused = entry.backlog() >= backlog_bytes_max || entry.pending >= PENDING_MAX;
+        !entry.paused
+    }
+
+    fn resume(&mut self, stream: u32) {
+        let entry = &mut self.arena[stream];
+        if entry.paused && entry.backlog() <= self.backlog_bytes_max / 2 && entry.pending <= PENDING_MAX / 2 {
+            entry.paused = false;
+            self.announce(stream);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idle_stream_takes_72_bytes() {
+        assert_eq!(size_of::<Stream>(), 72);
+    }
+
+    #[test]
+    fn automatic_ids_count_up_skip_those_in_use_and_never_come_back() {
+        let mut streams = Streams::new(1_000);
+        let stream = streams.open(0);
+        let add = |streams: &mut Streams, id| streams.add(stream, id, 7, false, false);
+        assert_eq!(add(&mut streams, 0), (0, 0));
+        assert_eq!(add(&mut streams, 0), (1, 1));
+        assert_eq!(add(&mut streams, 3), (2, 3));
+        assert_eq!(add(&mut streams, 0), (3, 2));
+        assert_eq!(add(&mut streams, 0), (4, 4), "3 is in use");
+        let row = streams.get(stream).row_of(1).unwrap();
+        streams.end(stream, row, false);
+        assert_eq!(streams.get(stream).row_of(1), None);
+        assert_eq!(add(&mut streams, 0), (5, 5), "a dead row is not reused");
+        assert!(streams.drop_entry(stream, row));
+        assert_eq!(add(&mut streams, 0), (1, 6), "a free row is, under a new id");
+        assert_eq!(streams.get(stream).row_of(6), Some(1));
+        assert_eq!(streams.get(stream).row_of(1), None);
+        assert_eq!(add(&mut streams, 1), (6, 1), "a chosen id may come back");
+        for (id, row) in [(0, 0), (3, 2), (2, 3), (4, 4), (5, 5)] {
+            assert_eq!((streams.get(stream).row_of(id), streams.get(stream).id_of(row)), (Some(row), id));
+        }
+    }
+
+    #[test]
+    fn a_long_life_of_creates_and_cancels_takes_no_more_room() {
+        let mut streams = Streams::new(1_000);
+        let stream = streams.open(0);
+        for _ in 0..10_000 {
+            let (row, _) = streams.add(stream, 0, 7, false, false);
+            streams.end(stream, row, false);
+            streams.drop_entry(stream, row);
+        }
+        assert_eq!(streams.get(stream).rows.len(), 1);
+        assert_eq!(streams.get(stream).next_free_ids(), (0, 1));
+    }
+
+    impl Stream {
+        /// How many ids differ from their rows, and how many rows are free.
+        fn next_free_ids(&self) -> (usize, usize) {
+            self.ids.as_ref().map_or((0, 0), |ids| (ids.of_row.len(), ids.free.len()))
+        }
+    }
+}
