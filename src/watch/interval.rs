@@ -38,10 +38,6 @@ impl Interval {
         Interval { nodes: Arena::new(), root: NONE }
     }
 
-    pub fn len(&self) -> usize {
-        self.nodes.len()
-    }
-
     pub fn bytes(&self) -> usize {
         self.nodes.bytes()
     }
@@ -306,7 +302,7 @@ mod tests {
                 let mut expected: Vec<u32> = present.iter().copied().filter(holds).collect();
                 expected.sort_unstable();
                 assert_eq!(found, expected, "seed {seed}");
-                assert_eq!(tree.len(), present.len());
+                assert_eq!(tree.nodes.len(), present.len());
             }
         }
     }
