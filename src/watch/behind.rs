@@ -120,6 +120,9 @@ pub(super) struct CatchUp {
     pub(super) fetched_bytes: usize,
     pub(super) wanted: Option<Revision>,
     pub(super) asked: bool,
+    /// History was refused for a compaction that the hub has not been told of. It is told only once it is durable, and
+    /// until then nobody may hear of it.
+    pub(super) refused: Option<Revision>,
 }
 
 impl CatchUp {
@@ -193,7 +196,7 @@ impl CatchUp {
 
     /// The revision from which history is to be read, once for each time it is needed.
     pub(super) fn next_history_request(&mut self) -> Option<Revision> {
-        if self.asked {
+        if self.asked || self.refused.is_some() {
             return None;
         }
         let wanted = self.wanted?;
@@ -215,13 +218,18 @@ impl CatchUp {
         }
     }
 
-    pub(super) fn history_refused(&mut self) {
+    /// Everything below this revision is gone, or about to be; the hub knows of `known`.
+    pub(super) fn history_refused(&mut self, compacted: Revision, known: Revision) {
         self.asked = false;
-        self.wanted = None;
+        self.refused = Some(compacted).filter(|compacted| *compacted > known);
+        if self.refused.is_none() {
+            self.wanted = None;
+        }
     }
 
     /// Everything below this revision may be gone.
     pub(super) fn handle_compaction(&mut self, compacted: Revision) {
+        self.refused = self.refused.filter(|refused| *refused > compacted);
         if let Some(pass) = &mut self.pass
             && pass.position < compacted
         {

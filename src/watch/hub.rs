@@ -277,14 +277,11 @@ impl Hub {
     }
 
     /// The answer to a history request: batches from that revision on, as many as were convenient, or the revision below
-    /// which everything is forgotten.
+    /// which everything is forgotten. Watches are canceled for that only once [`Hub::handle_compaction`] has told it.
     pub fn handle_history(&mut self, reply: Result<Vec<Arc<Batch>>, Revision>) {
         match reply {
             Ok(batches) => self.catch_up.handle_history(batches),
-            Err(compacted) => {
-                self.catch_up.history_refused();
-                self.handle_compaction(compacted);
-            }
+            Err(compacted) => self.catch_up.history_refused(compacted, self.compacted),
         }
     }
 
