@@ -1,2 +1,99 @@
 //! The load generator of tarsier.
-fn main() {}
+//!
+//! `hold` keeps very many watches open against any etcd v3 server and proves that each gets its events exactly once, in
+//! order. `compare` runs etcd and tarsier in turn and measures what a unit of work costs each of them.
+//!
+//! The client shares the machine with what it measures, so it is lean before it is general: raw h2 instead of a gRPC
+//! library, one task a connection, hand-written messages where they are many.
+//!
+//! ```text
+//! main ─► hold    ─┬─► fleet (held watches)  ──┬─► link (one h2 connection) ─► wire (bytes)
+//!      ─► compare ─┤   load (calls in a loop)  │
+//!                  │   caller (single calls) ──┘
+//!                  └─► check (the judge)  keys (who watches what)  process (what the kernel knows)
+//!          compare ──► scenes, bystander ─► server (started and stopped)  meter (what it cost)  report
+//! ```
+
+mod bystander;
+mod caller;
+mod check;
+mod compare;
+mod fault;
+mod fleet;
+mod hold;
+mod keys;
+mod link;
+mod load;
+mod meter;
+mod process;
+mod random;
+mod report;
+mod scenes;
+mod screen;
+mod server;
+mod wire;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::LocalSet;
+
+use crate::fault::{Fault, Result};
+
+/// Load for servers of the etcd v3 API: very many watches, and what they cost
+#[derive(Parser, Debug)]
+#[command(version, max_term_width = 110)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Hold very many watches, print what they cost the server, and prove that each gets its events
+    Hold(hold::HoldArgs),
+    /// Run etcd and tarsier in turn and print what a unit of work costs each of them
+    Compare(Box<compare::CompareArgs>),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(fault) => {
+            eprintln!("tarsier-bench: {fault}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|cause| Fault::Refused(format!("no event loop: {cause}")))?;
+    LocalSet::new().block_on(&runtime, async {
+        let work = async {
+            match arguments.command {
+                Command::Hold(args) => hold::run(args).await,
+                Command::Compare(args) => compare::run(*args).await,
+            }
+        };
+        // Dropping the work closes its connections and stops the servers that it started.
+        tokio::select! {
+            outcome = work => outcome,
+            stopped = interrupted() => stopped,
+        }
+    })
+}
+
+/// Waits for an interrupt or a request to end.
+async fn interrupted() -> Result<()> {
+    let no_handler = |cause| Fault::Refused(format!("no signal handler: {cause}"));
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(no_handler)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(no_handler)?;
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    Err(Fault::Refused("interrupted".to_owned()))
+}

@@ -25,7 +25,10 @@ pub enum FrameError {
     Compressed,
     /// A flag that the specification does not have.
     UnknownFlag(u8),
-    TooLarge { length: u32, length_max: u32 },
+    TooLarge {
+        length: u32,
+        length_max: u32,
+    },
 }
 
 impl FrameError {
@@ -103,9 +106,10 @@ impl Deframer {
         Ok(Some(partial.body.into()))
     }
 
-    /// A message has begun and is not whole yet.
+    /// The body of a message has begun, or is due, and is not whole yet. A cut prefix does not count: grpc-go takes an
+    /// end there for the end of the messages.
     pub fn is_amid_message(&self) -> bool {
-        self.partial.is_some()
+        self.partial.as_ref().is_some_and(|partial| usize::from(partial.prefix_bytes) == PREFIX_BYTES)
     }
 
     /// What is held for the message that is cut, in bytes.
@@ -181,7 +185,8 @@ mod tests {
             let mut deframer = Deframer::default();
             let mut arrived = 0;
             'call: for _ in 0..50 {
-                let mut chunk: Bytes = (0..random.below(64)).map(|_| (random.below(8) * random.below(40)) as u8).collect();
+                let mut chunk: Bytes =
+                    (0..random.below(64)).map(|_| (random.below(8) * random.below(40)) as u8).collect();
                 arrived += chunk.len();
                 loop {
                     match deframer.next(&mut chunk, 1 << 20) {

@@ -45,7 +45,8 @@ impl Head {
             return Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, Code::InvalidArgument, message));
         }
         if parts.method != Method::POST {
-            let message = format!("Received a HEADERS frame with :method {:?} which should be POST", parts.method.as_str());
+            let message =
+                format!("Received a HEADERS frame with :method {:?} which should be POST", parts.method.as_str());
             return Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, Code::Internal, message));
         }
         let timeout = parts.headers.get("grpc-timeout").map(|value| read_timeout(value.as_bytes())).transpose();
@@ -189,9 +190,8 @@ mod tests {
 
     #[test]
     fn the_token_is_read_as_etcd_reads_it() {
-        let token = |fields: &[(&str, &[u8])]| {
-            read(&[&[GRPC], fields].concat()).unwrap().token.as_deref().map(str::to_owned)
-        };
+        let token =
+            |fields: &[(&str, &[u8])]| read(&[&[GRPC], fields].concat()).unwrap().token.as_deref().map(str::to_owned);
         assert_eq!(token(&[]), None);
         assert_eq!(token(&[("authorization", b"Bearer abc")]).as_deref(), Some("abc"));
         assert_eq!(token(&[("authorization", b"x"), ("token", b"y.1")]).as_deref(), Some("y.1"));
@@ -199,7 +199,8 @@ mod tests {
 
     #[test]
     fn only_the_first_hasleader_counts_and_garbled_versions_are_noticed() {
-        let head = read(&[GRPC, ("hasleader", b"true"), ("hasleader", b"no"), ("client-api-version", b"3.7\xff")]).unwrap();
+        let head =
+            read(&[GRPC, ("hasleader", b"true"), ("hasleader", b"no"), ("client-api-version", b"3.7\xff")]).unwrap();
         assert!(head.requires_leader && head.client_api_version_is_garbled);
         let head = read(&[GRPC, ("hasleader", b"True"), ("client-api-version", b"3.7")]).unwrap();
         assert!(!head.requires_leader && !head.client_api_version_is_garbled);

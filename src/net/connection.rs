@@ -263,10 +263,17 @@ impl Connection {
         };
         let Some(row) = self.rows.get_mut(stream as usize) else { return };
         let waker = self.server.ready.stream_waker(self.slot, stream);
+        let partial = &self.server.counters.partial_bytes;
+        partial.subtract(row.held_bytes() as u64);
         self.server.ready.serve(self.slot, Some(stream));
         let look = row.look(&around, &mut Context::from_waker(&waker), announced);
         self.server.ready.serve(self.slot, None);
+        partial.add(row.held_bytes() as u64);
         match look {
+            _ if partial.get() > self.server.config.partial_bytes_max && row.held_bytes() > 0 => {
+                let text = "too many requests are arriving at once";
+                self.end_call(stream, &Status::new(Code::ResourceExhausted, text));
+            }
             Look::Waits => {}
             Look::More => waker.wake(),
             Look::Ended => self.remove(stream),
@@ -288,6 +295,7 @@ impl Connection {
         if let Some(at) = row.deadline {
             self.deadlines.remove(&(at, stream));
         }
+        self.server.counters.partial_bytes.subtract(row.held_bytes() as u64);
         self.server.counters.streams_open.subtract(1);
     }
 
@@ -403,6 +411,7 @@ impl Connection {
             self.server.timers.remove(alarm, self.slot);
         }
         for (stream, row) in std::mem::take(&mut self.rows) {
+            self.server.counters.partial_bytes.subtract(row.held_bytes() as u64);
             self.server.counters.streams_open.subtract(1);
             self.server.counters.calls_reset.add(1);
             self.server.handler.closed(self.call(stream as u32), row.handle);

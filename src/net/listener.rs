@@ -21,6 +21,8 @@ use super::ring::Accept;
 
 /// Clients that the kernel keeps until they are accepted: a whole fleet that reconnects at once.
 const BACKLOG: i32 = 4_096;
+/// The kernel doubles this for its own overhead, and caps it by `net.core.wmem_max`.
+const SEND_BUFFER_BYTES: usize = 256 * 1_024;
 const BACK_OFF_MIN: Duration = Duration::from_millis(10);
 const BACK_OFF_MAX: Duration = Duration::from_millis(100);
 
@@ -87,6 +89,8 @@ fn socket(address: SocketAddr, shared: bool) -> Result<Socket, ListenError> {
             // The IPv4 address beside it has a socket of its own.
             socket.set_only_v6(true)?;
         }
+        // Its clients inherit it. Left alone, the kernel grows the buffer of a peer that reads slowly to 4 MiB.
+        socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
         Ok(socket)

@@ -23,8 +23,6 @@ pub mod ring;
 pub mod server;
 mod socket;
 mod stream;
-#[cfg(test)]
-mod tests;
 mod timers;
 
 use std::time::Duration;
@@ -62,7 +60,8 @@ pub struct CallHead<'a> {
 /// How the connection reads a call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum CallKind {
-    /// Exactly one request message; the handler sees it when the client has half-closed (unary and server-streaming calls).
+    /// Exactly one request message (unary and server-streaming calls). The handler sees it, and the end of requests, when
+    /// it is whole; like grpc-go, nobody reads what follows.
     OneRequest,
     /// Any number of request messages, each handed over as it arrives; response headers leave at once.
     RequestStream,
@@ -79,7 +78,8 @@ pub struct Opened {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Intake {
     Continue,
-    /// Hand over no more until [`Ready`] names the call again. Flow control then slows the peer.
+    /// Hand over no more until [`Ready`] names the call again, for whatever reason: output is then taken first, and a
+    /// handler that still has no room answers the next message with `Pause` again. Flow control slows the peer.
     Pause,
 }
 
@@ -107,7 +107,7 @@ pub trait Handler {
     /// One whole request message, without its five-byte prefix.
     fn message(&self, call: CallId, handle: u32, message: Bytes) -> Intake;
 
-    /// The client has half-closed; for [`CallKind::OneRequest`] this follows its message.
+    /// The client has half-closed; for [`CallKind::OneRequest`] this follows its message at once.
     fn end_of_requests(&self, call: CallId, handle: u32);
 
     /// What is there to send, at most `bytes_max` bytes of it, given that the peer's window has room.
@@ -117,3 +117,6 @@ pub trait Handler {
     /// called behind [`Output::End`] and [`Output::Last`]: there the handler knows.
     fn closed(&self, call: CallId, handle: u32);
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,6 @@
-//! What lies between h2 and the socket, in plaintext: the frame meter, write gathering, and the place where HTTP/1.1 will
-//! be told apart and idle pages given back.
+//! What lies between h2 and the socket, in plaintext: the frame meter and write gathering. It is also the place where
+//! HTTP/1.1 would be told apart (in front of the meter's preface) and idle pages of h2's given back (when the meter stands
+//! between frames); today a peer without the HTTP/2 preface is refused by h2.
 //!
 //! h2 owns a [`Plain`] and speaks `AsyncRead` and `AsyncWrite` to it; the connection keeps the [`Wire`], the other handle
 //! on the same state. Writes are gathered: h2 asks for a flush after each large DATA frame, and `poll_flush` only notes
@@ -106,11 +107,6 @@ impl Wire {
     /// Bytes received since the connection began: tells a peer that is alive from one that is gone.
     pub fn bytes_in(&self) -> u64 {
         self.state().bytes_in
-    }
-
-    /// Where the stream of incoming bytes stands: nothing but a frame boundary lets buffers be given back.
-    pub fn is_at_frame_boundary(&self) -> bool {
-        self.state().meter.is_at_boundary()
     }
 
     /// Ends both directions, and is ready once nothing is in flight. h2's half must be dropped by then.
@@ -303,6 +299,8 @@ impl Meter {
         at
     }
 
+    /// Nothing is half read here: h2's read buffer holds no part of a frame.
+    #[cfg(test)]
     fn is_at_boundary(&self) -> bool {
         self.preface_bytes == PREFACE_BYTES && self.header_bytes == 0 && self.payload_left == 0
     }

@@ -225,7 +225,8 @@ mod tests {
         let connection = ready.add().unwrap();
         let waker = ready.stream_waker(connection, 3);
         waker.wake_by_ref();
-        waker.clone().wake();
+        drop(waker.clone());
+        waker.wake_by_ref();
         ready.ready(CallId { connection, stream: 3 });
         assert_eq!(ready.next(connection), Some(Due { stream: 3, announced: true }));
         assert_eq!(ready.next(connection), None);

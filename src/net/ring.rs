@@ -66,9 +66,15 @@ impl std::error::Error for RingRefused {}
 impl std::fmt::Display for RingRefused {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let advice = match self.0.raw_os_error().map(Errno::from_raw_os_error) {
-            Some(Errno::NOSYS) => "this kernel has none, or a seccomp profile hides it: use Linux 5.15 or later and allow io_uring_setup, io_uring_enter and io_uring_register",
-            Some(Errno::PERM | Errno::ACCESS) => "not permitted: set sysctl kernel.io_uring_disabled=0, or allow io_uring_setup, io_uring_enter and io_uring_register in the container's seccomp profile",
-            Some(Errno::NOMEM) => "out of memory for it: raise the locked-memory limit (ulimit -l, LimitMEMLOCK=) or the memory limit of the cgroup",
+            Some(Errno::NOSYS) => {
+                "this kernel has none, or a seccomp profile hides it: use Linux 5.15 or later and allow io_uring_setup, io_uring_enter and io_uring_register"
+            }
+            Some(Errno::PERM | Errno::ACCESS) => {
+                "not permitted: set sysctl kernel.io_uring_disabled=0, or allow io_uring_setup, io_uring_enter and io_uring_register in the container's seccomp profile"
+            }
+            Some(Errno::NOMEM) => {
+                "out of memory for it: raise the locked-memory limit (ulimit -l, LimitMEMLOCK=) or the memory limit of the cgroup"
+            }
             Some(Errno::MFILE | Errno::NFILE) => "out of file descriptors: raise the limit (ulimit -n, LimitNOFILE=)",
             _ => "the kernel refused it",
         };
@@ -164,7 +170,8 @@ impl Send {
         let bytes = &buffer[from..];
         let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
         let flags = rustix::net::SendFlags::NOSIGNAL.bits() | rustix::net::RecvFlags::WAITALL.bits();
-        let entry = opcode::Send::new(types::Fd(socket.as_raw_fd()), bytes.as_ptr(), length).flags(flags as i32).build();
+        let entry =
+            opcode::Send::new(types::Fd(socket.as_raw_fd()), bytes.as_ptr(), length).flags(flags as i32).build();
         // SAFETY: the operation owns the vector, whose heap memory does not move with it, and a share of the descriptor.
         Send(unsafe { submit((socket.clone(), buffer), entry) })
     }
@@ -288,7 +295,7 @@ impl ReceivePool {
     fn flush(&self) {
         let mut ids = self.returned.borrow_mut();
         ids.sort_unstable();
-        let joined = |left: &u16, right: &u16| left + 1 == *right && right % BUFFERS_PER_BLOCK != 0;
+        let joined = |left: &u16, right: &u16| left + 1 == *right && !right.is_multiple_of(BUFFERS_PER_BLOCK);
         for run in ids.chunk_by(joined) {
             self.provide(run[0], run.len() as u16);
         }

@@ -25,6 +25,9 @@ pub struct NetConfig {
     pub concurrent_streams_max: u32,
     /// The longest request message, prefix aside. etcd: `--max-request-bytes` and 512 KiB for what surrounds it.
     pub request_bytes_max: u32,
+    /// What this shard holds for requests that have not arrived whole. Beyond it, a call that holds some is refused:
+    /// otherwise one peer with 16,384 streams could have 32 GiB held for it.
+    pub partial_bytes_max: u64,
     /// Connections of this shard; a client beyond is closed at once. Bounded by descriptors.
     pub connections_max: u64,
     /// A peer that does not finish its connection preface and settings in this time is cut.
@@ -41,6 +44,7 @@ impl NetConfig {
             now,
             concurrent_streams_max: 16_384,
             request_bytes_max: 2_097_152,
+            partial_bytes_max: 256 << 20,
             connections_max: 1 << 20,
             handshake_timeout: Duration::from_secs(10),
             keepalive_interval: Duration::from_secs(2 * 3_600),
@@ -111,6 +115,10 @@ impl Server {
             self.counters.connections_refused.add(1);
             return;
         };
+        // As grpc-go does: a peer that acknowledges nothing for so long is gone. A kernel that knows no such timeout leaves
+        // that to the keep-alive.
+        let timeout = u32::try_from(self.config.keepalive_timeout.as_millis()).unwrap_or(u32::MAX);
+        let _ = rustix::net::sockopt::set_tcp_user_timeout(&client, timeout);
         self.counters.connections_accepted.add(1);
         self.counters.connections_open.add(1);
         ring::spawn(Connection::new(self.clone(), slot, client, peer));
@@ -125,6 +133,7 @@ impl Server {
         let counters = &self.counters;
         counters.connections_open.get() * connection::CONNECTION_BYTES
             + counters.stream_slots.get() * connection::STREAM_SLOT_BYTES
+            + counters.partial_bytes.get()
     }
 
     /// Ends everything in order: no new clients, a GOAWAY on every connection, calls with a stream of requests end with

@@ -32,13 +32,12 @@ pub struct Row {
     body: RecvStream,
     sender: Sender,
     deframer: Deframer,
-    /// The request of a [`CallKind::OneRequest`] until its client half-closes, or what a pause has cut off a chunk.
+    /// What a pause has cut off a chunk.
     held: Option<Box<Bytes>>,
     pub deadline: Option<Instant>,
     pub handle: u32,
     pub kind: CallKind,
     reading: Reading,
-    has_request: bool,
     /// The handler may have something to send.
     is_output_due: bool,
 }
@@ -93,7 +92,6 @@ impl Row {
             handle: 0,
             kind: CallKind::OneRequest,
             reading: Reading::Open,
-            has_request: false,
             is_output_due: false,
         }
     }
@@ -110,25 +108,40 @@ impl Row {
 
     /// One bounded look: requests in, output out. `announced` when the handler named the call.
     pub fn look(&mut self, around: &Surroundings<'_>, context: &mut Context<'_>, announced: bool) -> Look {
-        if announced {
-            self.is_output_due = true;
-            if self.reading == Reading::Paused {
-                self.reading = Reading::Open;
-            }
+        self.is_output_due |= announced;
+        match self.read_and_write(around, context, announced) {
+            Err(look) => look,
+            Ok(more) => self.look_for_reset(context, more),
         }
+    }
+
+    /// Output goes first: a handler that paused the call makes room by it.
+    fn read_and_write(
+        &mut self,
+        around: &Surroundings<'_>,
+        context: &mut Context<'_>,
+        announced: bool,
+    ) -> Result<bool, Look> {
+        if announced && self.reading == Reading::Paused {
+            self.reading = Reading::Open;
+        }
+        if self.is_output_due && self.write(around, context)? {
+            return Ok(true);
+        }
+        // What a closed window has left due waits for its wake, whatever is read meanwhile.
+        let blocked = std::mem::take(&mut self.is_output_due);
         let mut more = false;
         if self.reading == Reading::Open {
-            match self.read(around, context) {
-                Ok(is_cut) => more = is_cut,
-                Err(look) => return look,
-            }
+            more = self.read(around, context)?;
         }
-        if self.is_output_due {
-            match self.write(around, context) {
-                Ok(is_cut) => more |= is_cut,
-                Err(look) => return look,
-            }
+        if self.is_output_due && !blocked {
+            more |= self.write(around, context)?;
         }
+        self.is_output_due |= blocked;
+        Ok(more)
+    }
+
+    fn look_for_reset(&mut self, context: &mut Context<'_>, more: bool) -> Look {
         let reset = match &mut self.sender {
             Sender::Response(respond) => respond.poll_reset(context),
             Sender::Stream(stream) => stream.poll_reset(context),
@@ -143,14 +156,14 @@ impl Row {
     /// Takes request messages until there are none. `Ok(true)` when it stopped for the sake of others.
     fn read(&mut self, around: &Surroundings<'_>, context: &mut Context<'_>) -> Result<bool, Look> {
         let mut messages_left = MESSAGES_PER_LOOK;
-        let mut chunk = match self.kind {
-            CallKind::RequestStream => self.held.take().map_or_else(Bytes::new, |rest| *rest),
-            CallKind::OneRequest => Bytes::new(),
-        };
+        let mut chunk = self.held.take().map_or_else(Bytes::new, |rest| *rest);
         loop {
             while let Some(message) = self.next_message(&mut chunk, around)? {
-                let intake = self.take(message, around)?;
+                let intake = self.take(message, around);
                 messages_left -= 1;
+                if self.reading == Reading::Ended {
+                    return Ok(false);
+                }
                 if intake == Intake::Pause {
                     self.reading = Reading::Paused;
                 }
@@ -177,32 +190,28 @@ impl Row {
         self.deframer.next(chunk, around.request_bytes_max).map_err(|error| self.fail(&error.status()))
     }
 
-    fn take(&mut self, message: Bytes, around: &Surroundings<'_>) -> Result<Intake, Look> {
-        if self.kind == CallKind::RequestStream {
-            self.is_output_due = true;
-            return Ok(around.handler.message(around.call, self.handle, message));
+    fn take(&mut self, message: Bytes, around: &Surroundings<'_>) -> Intake {
+        self.is_output_due = true;
+        let intake = around.handler.message(around.call, self.handle, message);
+        match self.kind {
+            CallKind::RequestStream => intake,
+            CallKind::OneRequest => {
+                self.reading = Reading::Ended;
+                around.handler.end_of_requests(around.call, self.handle);
+                intake
+            }
         }
-        if self.has_request {
-            let text = "cardinality violation: received multiple request messages for non-client-streaming RPC";
-            return Err(self.fail(&Status::new(Code::Internal, text)));
-        }
-        self.has_request = true;
-        self.held = Some(Box::new(message));
-        Ok(Intake::Continue)
     }
 
+    /// In the words of grpc-go, as etcd 3.7 answers.
     fn end_of_requests(&mut self, around: &Surroundings<'_>) -> Result<(), Look> {
         self.reading = Reading::Ended;
-        if self.deframer.is_amid_message() {
-            return Err(self.fail(&Status::new(Code::Internal, "unexpected EOF")));
-        }
-        if self.kind == CallKind::OneRequest {
-            let Some(request) = self.held.take() else {
-                let text = "cardinality violation: received no request message from non-client-streaming RPC";
-                return Err(self.fail(&Status::new(Code::Internal, text)));
-            };
-            // There is one message only, so there is nothing to pause.
-            let _ = around.handler.message(around.call, self.handle, *request);
+        let is_cut = self.deframer.is_amid_message();
+        match self.kind {
+            CallKind::OneRequest if is_cut => return Err(self.fail(&Status::new(Code::Unknown, "unexpected EOF"))),
+            CallKind::OneRequest => return Err(self.fail(&Status::new(Code::Unknown, "EOF"))),
+            CallKind::RequestStream if is_cut => return Err(self.fail(&Status::new(Code::Internal, "unexpected EOF"))),
+            CallKind::RequestStream => {}
         }
         around.handler.end_of_requests(around.call, self.handle);
         self.is_output_due = true;
@@ -276,6 +285,11 @@ impl Row {
         stream.send_data(bytes, false).map_err(|_| Look::Broken(Broken::ByPeer))
     }
 
+    /// What is held of requests, in bytes.
+    pub fn held_bytes(&self) -> usize {
+        self.deframer.bytes() + self.held.as_ref().map_or(0, |held| held.len())
+    }
+
     /// The last that the peer hears of this call. A stream that is reset already hears nothing, and needs nothing.
     pub fn end(&mut self, status: &Status) {
         self.end_with(StatusCode::OK, status);
@@ -283,9 +297,9 @@ impl Row {
 
     pub fn end_with(&mut self, http: StatusCode, status: &Status) {
         let _ = match &mut self.sender {
-            Sender::Response(respond) if status.code == Code::Ok => {
-                respond.send_response(head::response(), false).and_then(|mut stream| stream.send_trailers(status.trailers()))
-            }
+            Sender::Response(respond) if status.code == Code::Ok => respond
+                .send_response(head::response(), false)
+                .and_then(|mut stream| stream.send_trailers(status.trailers())),
             Sender::Response(respond) => respond.send_response(head::trailers_only(http, status), true).map(drop),
             Sender::Stream(stream) => stream.send_trailers(status.trailers()),
         };

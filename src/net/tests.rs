@@ -1,7 +1,9 @@
 //! A server on a real ring, spoken to over real sockets by h2's client.
 
+mod peers;
+
 use std::cell::RefCell;
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::mpsc;
@@ -22,7 +24,7 @@ use crate::grpc::status::{Code, Status};
 /// A handler of three calls: one answers a request with itself, one answers each, one answers without end.
 struct Echo {
     ready: Ready,
-    calls: RefCell<Slab<Call>>,
+    calls: Rc<RefCell<Slab<Call>>>,
     report: mpsc::Sender<Report>,
 }
 
@@ -30,6 +32,7 @@ struct Call {
     path: String,
     queue: VecDeque<Bytes>,
     is_half_closed: bool,
+    is_paused: bool,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -46,7 +49,7 @@ impl Handler for Echo {
     fn open(&self, call: CallId, head: &CallHead<'_>) -> Result<Opened, Status> {
         let kind = match head.path {
             "/test/Unary" | "/test/Never" | "/test/Numbers" | "/test/Late" => CallKind::OneRequest,
-            "/test/Echo" | "/test/Endless" => CallKind::RequestStream,
+            "/test/Echo" | "/test/Endless" | "/test/Pause" => CallKind::RequestStream,
             _ => return Err(Status::new(Code::Unimplemented, "unknown service test")),
         };
         if head.path == "/test/Late" {
@@ -56,13 +59,27 @@ impl Handler for Echo {
                 ready.ready(call);
             });
         }
-        let new = Call { path: head.path.to_owned(), queue: VecDeque::new(), is_half_closed: false };
+        let new = Call { path: head.path.to_owned(), queue: VecDeque::new(), is_half_closed: false, is_paused: false };
         Ok(Opened { kind, handle: self.calls.borrow_mut().insert(new) as u32 })
     }
 
-    fn message(&self, _call: CallId, handle: u32, message: Bytes) -> Intake {
-        self.calls.borrow_mut()[handle as usize].queue.push_back(framed(&message));
-        Intake::Continue
+    fn message(&self, call: CallId, handle: u32, message: Bytes) -> Intake {
+        let mut calls = self.calls.borrow_mut();
+        let row = &mut calls[handle as usize];
+        row.queue.push_back(framed(&message));
+        if row.path != "/test/Pause" {
+            return Intake::Continue;
+        }
+        // A message for each announcement.
+        assert!(!row.is_paused);
+        row.is_paused = true;
+        let (ready, calls) = (self.ready.clone(), self.calls.clone());
+        ring::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            calls.borrow_mut()[handle as usize].is_paused = false;
+            ready.ready(call);
+        });
+        Intake::Pause
     }
 
     fn end_of_requests(&self, _call: CallId, handle: u32) {
@@ -76,7 +93,7 @@ impl Handler for Echo {
             "/test/Never" => Output::Nothing,
             "/test/Endless" => {
                 self.report.send(Report::Output(bytes_max)).unwrap();
-                Output::Bytes(framed(&vec![7; bytes_max.min(1_000) - frame::PREFIX_BYTES.min(bytes_max)]))
+                Output::Bytes(vec![7; bytes_max.min(1_000)].into())
             }
             "/test/Unary" | "/test/Late" => match call.queue.pop_front() {
                 Some(mut first) if first.len() > bytes_max => {
@@ -130,6 +147,7 @@ struct End {
     streams: u64,
     connections: u64,
     slots: u64,
+    partial: u64,
     resets: u64,
 }
 
@@ -141,7 +159,7 @@ fn start(adjust: impl FnOnce(&mut NetConfig) + Send + 'static) -> Running {
     let thread = std::thread::spawn(move || {
         Ring::new().unwrap().run(async move {
             let ready = Ready::new(3);
-            let echo = Rc::new(Echo { ready: ready.clone(), calls: RefCell::default(), report });
+            let echo = Rc::new(Echo { ready: ready.clone(), calls: Rc::default(), report });
             let mut config = NetConfig::new(Instant::now);
             adjust(&mut config);
             let server = Server::new(echo.clone(), ready, config);
@@ -149,13 +167,16 @@ fn start(adjust: impl FnOnce(&mut NetConfig) + Send + 'static) -> Running {
             tell.send(listener.address()).unwrap();
             server.listen(listener);
             bell.wait().await;
-            server.drain(Status::new(Code::Unavailable, "etcdserver: server stopped"), Duration::from_millis(500)).await;
+            server
+                .drain(Status::new(Code::Unavailable, "etcdserver: server stopped"), Duration::from_millis(500))
+                .await;
             let counters = server.counters();
             End {
                 calls: echo.calls.borrow().len(),
                 streams: counters.streams_open.get(),
                 connections: counters.connections_open.get(),
                 slots: counters.stream_slots.get(),
+                partial: counters.partial_bytes.get(),
                 resets: counters.calls_reset.get(),
             }
         })
@@ -168,7 +189,7 @@ impl Running {
     fn end(self) -> End {
         self.stop.ring();
         let end = self.thread.join().unwrap();
-        assert_eq!((end.calls, end.streams, end.connections, end.slots), (0, 0, 0, 0));
+        assert_eq!((end.calls, end.streams, end.connections, end.slots, end.partial), (0, 0, 0, 0, 0));
         end
     }
 
@@ -326,10 +347,15 @@ fn requests_that_are_no_calls_are_told_so() {
         let answer = call(client, request("/test/Unary", &[]), vec![0, 0xff, 0xff, 0xff, 0xff]).await;
         let text = "grpc: received message larger than max (4294967295 vs. 2097152)";
         assert_eq!(answer.status(), ("8".into(), text.into()));
-        let answer = call(client, request("/test/Unary", &[]), [message(), message()].concat()).await;
-        assert_eq!(answer.status().0, "13");
-        let answer = call(client, request("/test/Unary", &[]), vec![]).await;
-        assert_eq!(answer.status().0, "13");
+        for (body, text) in [(0, "EOF"), (3, "EOF"), (5, "unexpected EOF")] {
+            let answer = call(client, request("/test/Unary", &[]), message().slice(..body)).await;
+            assert_eq!(answer.status(), ("2".into(), text.into()), "{body} bytes");
+        }
+        let answer = call(client, request("/test/Echo", &[]), message().slice(..5)).await;
+        assert_eq!(answer.status(), ("13".into(), "unexpected EOF".into()));
+        // The first message counts, and nobody reads what follows.
+        let answer = call(client, request("/test/Unary", &[]), [message(), framed(b"yy")].concat()).await;
+        assert_eq!((answer.status().0.as_str(), &answer.body[..]), ("0", &message()[..]));
         let answer = call(client, request("/test/Unary", &[]), message()).await;
         assert_eq!(answer.status().0, "0");
     });
@@ -376,4 +402,17 @@ fn a_reset_and_a_peer_that_vanishes_free_everything() {
         assert!(matches!(server.report(), Report::Closed(_)));
     }
     assert_eq!(server.end().resets, 102);
+}
+
+#[test]
+fn a_paused_call_is_read_again_when_it_is_announced() {
+    let server = start(|_| {});
+    run(async {
+        let client = &mut connect(server.address).await;
+        let body: Bytes = (0..100_u8).flat_map(|number| framed(&[number; 2_000])).collect();
+        let answer = call(client, request("/test/Pause", &[]), body.clone()).await;
+        assert!(answer.body == body);
+        assert_eq!(answer.status().0, "0");
+    });
+    server.end();
 }

@@ -142,7 +142,8 @@ impl Writer {
             Command::History { from } => {
                 let batches = self.store.history(from, self.committed, self.pace.history_batches, self.pace.history_bytes);
                 let reply = batches.map_err(|refused| HistoryError::Compacted(refused.compacted));
-                self.outbox.push_back((origin, Reply::History(reply)));
+                let is_refused = reply.is_err();
+                self.reply_to_reader(origin, Reply::History(reply), is_refused);
             }
         }
     }
@@ -176,11 +177,17 @@ impl Writer {
     }
 
     fn finish_read(&mut self, origin: Origin, result: Result<Answer, Error>) {
+        let is_refused = result.is_err();
+        self.reply_to_reader(origin, Reply::Answer(result), is_refused);
+    }
+
+    /// What was read at the committed revision may leave at once. A refusal may have seen a compaction that is not durable.
+    fn reply_to_reader(&mut self, origin: Origin, reply: Reply, is_refused: bool) {
         let all_told = self.open.replies.is_empty() && self.sealed.is_empty();
-        if result.is_ok() || all_told {
-            return self.outbox.push_back((origin, Reply::Answer(result)));
+        if all_told || !is_refused {
+            return self.outbox.push_back((origin, reply));
         }
-        self.unreleased().replies.push(Waiting { origin, reply: Reply::Answer(result), after_removal: false });
+        self.unreleased().replies.push(Waiting { origin, reply, after_removal: false });
     }
 
     /// The youngest group that is not durable yet.

@@ -301,11 +301,10 @@ impl World {
             7..9 => {
                 let mut ids: Vec<i64> = self.clients[client].observer.watches.keys().copied().collect();
                 ids.sort_unstable();
-                ids.push(77);
+                // Perhaps one that does not exist, or does not yet.
+                ids.push(self.random.below(8) as i64);
                 let watch_id = *self.random.pick(&ids);
-                if let Some(seen) = self.clients[client].observer.watches.get_mut(&watch_id) {
-                    seen.canceling = true;
-                }
+                *self.clients[client].observer.canceling.entry(watch_id).or_default() += 1;
                 hub::Request::Cancel { watch_id }
             }
             _ => hub::Request::Progress,
@@ -605,12 +604,63 @@ mod tests {
         }
     }
 
-    /// Runs until the planted bug is found; it has to be within 200 seeds.
-    fn caught(planted: Planted) {
-        let hook = std::panic::take_hook();
-        std::panic::set_hook(Box::new(|_| {}));
-        let found = (0..200).any(|seed| std::panic::catch_unwind(|| run(seed, planted)).is_err());
-        std::panic::set_hook(hook);
-        assert!(found, "the planted bug was not found");
+    /// Whether one of the first 200 seeds finds the planted bug.
+    fn finds(planted: Planted) -> bool {
+        (0..200).any(|seed| std::panic::catch_unwind(|| run(seed, planted)).is_err())
+    }
+
+    fn watch_bug(plant: impl FnOnce(&mut hub::Planted)) -> Planted {
+        let mut planted = Planted::default();
+        plant(&mut planted.watch);
+        planted
+    }
+
+    #[test]
+    fn progress_told_before_queued_events_is_found() {
+        assert!(finds(watch_bug(|planted| planted.progress_before_events = true)));
+    }
+
+    #[test]
+    fn a_resume_that_replays_from_an_older_revision_is_found() {
+        assert!(finds(watch_bug(|planted| planted.resumes_too_early = true)));
+    }
+
+    #[test]
+    fn an_event_told_twice_is_found() {
+        assert!(finds(watch_bug(|planted| planted.tells_twice = true)));
+    }
+
+    #[test]
+    fn events_dropped_for_a_slow_watcher_are_found() {
+        assert!(finds(watch_bug(|planted| planted.drops_when_slow = true)));
+    }
+
+    #[test]
+    fn a_delete_lost_at_the_compacted_revision_is_found() {
+        let mut planted = Planted::default();
+        planted.store.lost_delete_at_compaction = true;
+        assert!(finds(planted));
+    }
+
+    #[test]
+    fn an_old_event_told_to_a_watch_from_the_future_is_found() {
+        assert!(finds(watch_bug(|planted| planted.future_sees_present = true)));
+    }
+
+    #[test]
+    fn a_transaction_split_over_two_responses_is_found() {
+        assert!(finds(watch_bug(|planted| planted.splits_transactions = true)));
+    }
+
+    #[test]
+    fn a_member_passed_over_because_of_a_removal_behind_the_cursor_is_found() {
+        assert!(finds(watch_bug(|planted| planted.passes_swapped_by = true)));
+    }
+
+    #[test]
+    fn a_reply_released_before_the_committed_revision_is_found() {
+        let mut planted = Planted::default();
+        planted.writer.release_before_commit = true;
+        assert!(finds(planted));
     }
 }

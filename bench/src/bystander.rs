@@ -1,0 +1,265 @@
+//! The bystander: what a modest client feels while others ask for everything.
+//!
+//! The store holds many keys. One client reads all of them in one unary range, again and again; another writes very many
+//! revisions and compacts them. Beside them a third puts at a fixed rate. It sends on a schedule and counts from the time
+//! at which a put was due, so a stall counts with all the puts that it delayed. Each of the three has a thread of its
+//! own: reading a hundred megabytes must not look like a slow put.
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use hdrhistogram::Histogram;
+use tarsier_proto::etcdserverpb as pb;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{JoinSet, LocalSet};
+
+use crate::caller::Caller;
+use crate::fault::{Fault, Result};
+use crate::link::Windows;
+use crate::load::{latencies, record};
+use crate::meter::Meter;
+use crate::report::Measured;
+use crate::screen::count;
+use crate::server::Server;
+use crate::wire;
+
+/// Puts of one transaction while the keys are loaded; etcd allows 128 operations.
+const PUTS_A_TXN: u32 = 100;
+const LOADS_IN_FLIGHT: u32 = 16;
+const WRITES_IN_FLIGHT: u32 = 64;
+/// Puts of the bystander that may be unanswered; past it the server is taken for stuck.
+const UNANSWERED_MAX: usize = 50_000;
+
+#[derive(Clone, Copy, Debug)]
+pub struct Bystander {
+    pub keys: u32,
+    pub revisions: u32,
+    pub puts_a_second: u32,
+    /// How long the bystander is alone before the others come.
+    pub alone: Duration,
+}
+
+/// Keys of 24 bytes in index order.
+fn key(index: u32) -> Vec<u8> {
+    format!("load/{index:019}").into_bytes()
+}
+
+pub async fn run(server: &mut Server, sizes: Bystander) -> Result<Measured> {
+    let endpoint = server.endpoint.clone();
+    load(&endpoint, sizes.keys).await?;
+    server.wait_until_quiet().await?;
+    let mut measured = Measured::default();
+    let scene = format!("puts, {} a second, beside {} idle keys", sizes.puts_a_second, count(u64::from(sizes.keys)));
+    let stops = Arc::new(AtomicBool::new(false));
+    let putter = start_putter(&endpoint, sizes, &stops)?;
+    tokio::time::sleep(sizes.alone).await;
+    stops.store(true, Ordering::Relaxed);
+    add_tail(&mut measured, &scene, &finished(putter).await?);
+
+    let stops = Arc::new(AtomicBool::new(false));
+    let meter = Meter::start(server.process)?;
+    let ranger = {
+        let (endpoint, stops) = (endpoint.clone(), stops.clone());
+        on_thread("ranger", move || range_all(endpoint, sizes.keys, stops))?
+    };
+    let writer = {
+        let endpoint = endpoint.clone();
+        on_thread("writer", move || write_and_compact(endpoint, sizes))?
+    };
+    let putter = start_putter(&endpoint, sizes, &stops)?;
+    let written = finished(writer).await;
+    stops.store(true, Ordering::Relaxed);
+    let (tail, ranges, written) = (finished(putter).await?, finished(ranger).await?, written?);
+    let spent = meter.read()?;
+
+    let scene = format!("{scene}, one client ranging over them, one writing and compacting");
+    add_tail(&mut measured, &scene, &tail);
+    measured.add(&scene, "ranges of all keys done", ranges.len() as f64);
+    measured.add(&scene, "one range, s (median)", ranges.value_at_quantile(0.5) as f64 / 1e6);
+    measured.add(&scene, "revisions written a second", f64::from(sizes.revisions) / written.writing.as_secs_f64());
+    measured.add(&scene, "compaction, s", written.compacting.as_secs_f64());
+    measured.add(&scene, "server CPU, s", spent.cpu.as_secs_f64());
+    Ok(measured)
+}
+
+fn add_tail(measured: &mut Measured, scene: &str, latency: &Histogram<u64>) {
+    let millis = |microseconds: u64| microseconds as f64 / 1e3;
+    measured.add(scene, "p50, ms", millis(latency.value_at_quantile(0.5)));
+    measured.add(scene, "p99, ms", millis(latency.value_at_quantile(0.99)));
+    measured.add(scene, "max, ms", millis(latency.max()));
+    measured.add(scene, "puts", latency.len() as f64);
+}
+
+/// Runs `work` on a thread with an event loop of its own.
+fn on_thread<T, F>(name: &str, work: impl FnOnce() -> F + Send + 'static) -> Result<oneshot::Receiver<Result<T>>>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T>>,
+{
+    let (sender, receiver) = oneshot::channel();
+    let body = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let outcome = match runtime {
+            Ok(runtime) => LocalSet::new().block_on(&runtime, work()),
+            Err(cause) => Err(Fault::Refused(format!("no event loop: {cause}"))),
+        };
+        // Nobody listens any more after another part has failed.
+        let _ = sender.send(outcome);
+    };
+    let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(body);
+    spawned.map(|_| receiver).map_err(|cause| Fault::Refused(format!("no thread for the load: {cause}")))
+}
+
+async fn finished<T>(receiver: oneshot::Receiver<Result<T>>) -> Result<T> {
+    receiver.await.map_err(|_| Fault::Refused("a load thread panicked".to_owned()))?
+}
+
+/// Puts every key once, many to a transaction.
+async fn load(endpoint: &Arc<str>, keys: u32) -> Result<()> {
+    let caller = Caller::connect(endpoint, Windows::SMALL).await?;
+    let next = Rc::new(RefCell::new(0u32));
+    let lane = async || {
+        loop {
+            let first = next.replace_with(|next| next.saturating_add(PUTS_A_TXN));
+            if first >= keys {
+                return Ok(());
+            }
+            let puts = (first..keys.min(first + PUTS_A_TXN)).map(|index| {
+                let put = pb::PutRequest { key: key(index).into(), value: "value".into(), ..Default::default() };
+                pb::RequestOp { request: Some(pb::request_op::Request::RequestPut(put)) }
+            });
+            let request = pb::TxnRequest { success: puts.collect(), ..Default::default() };
+            caller.call_message(wire::PATH_TXN, &request).await?;
+        }
+    };
+    in_lanes(LOADS_IN_FLIGHT, lane).await
+}
+
+/// Runs so many copies of a future side by side in this task; the first fault ends them all.
+async fn in_lanes<F: Future<Output = Result<()>>>(lanes: u32, lane: impl Fn() -> F) -> Result<()> {
+    let mut running: Vec<_> = (0..lanes).map(|_| Some(Box::pin(lane()))).collect();
+    std::future::poll_fn(|cx| {
+        let mut is_any_pending = false;
+        for slot in &mut running {
+            match slot.as_mut().map(|future| future.as_mut().poll(cx)) {
+                None => {}
+                Some(std::task::Poll::Pending) => is_any_pending = true,
+                Some(std::task::Poll::Ready(Ok(()))) => *slot = None,
+                Some(std::task::Poll::Ready(Err(fault))) => return std::task::Poll::Ready(Err(fault)),
+            }
+        }
+        if is_any_pending { std::task::Poll::Pending } else { std::task::Poll::Ready(Ok(())) }
+    })
+    .await
+}
+
+/// Reads all keys until told to stop; each range must hold them all.
+async fn range_all(endpoint: Arc<str>, keys: u32, stops: Arc<AtomicBool>) -> Result<Histogram<u64>> {
+    let caller = Caller::connect(&endpoint, Windows::WIDE).await?;
+    let mut latency = latencies();
+    while !stops.load(Ordering::Relaxed) {
+        let mut request = BytesMut::new();
+        wire::range(&mut request, &key(0), &key(keys));
+        let begun = Instant::now();
+        let body = caller.call(wire::PATH_RANGE, request.freeze()).await?;
+        record(&mut latency, begun.elapsed());
+        let malformed = |cause| Fault::Malformed { path: wire::PATH_RANGE, cause };
+        let found = wire::range_counts(&body).map_err(malformed)?;
+        if found != (u64::from(keys), u64::from(keys)) {
+            let (shown, counted) = found;
+            return Err(Fault::Refused(format!("a range over {keys} keys gave {shown} and counted {counted}")));
+        }
+    }
+    Ok(latency)
+}
+
+struct Written {
+    writing: Duration,
+    compacting: Duration,
+}
+
+/// Writes the revisions, one a put, and compacts them all, waiting until what is forgotten is gone.
+async fn write_and_compact(endpoint: Arc<str>, sizes: Bystander) -> Result<Written> {
+    let caller = Caller::connect(&endpoint, Windows::SMALL).await?;
+    let begun = Instant::now();
+    let (next, newest) = (Rc::new(RefCell::new(0u32)), Rc::new(RefCell::new(0i64)));
+    // Each lane is a task, so that an answer wakes one of them and not all.
+    let mut lanes = JoinSet::new();
+    for _ in 0..WRITES_IN_FLIGHT {
+        let (caller, next, newest) = (caller.clone(), next.clone(), newest.clone());
+        lanes.spawn_local(async move {
+            loop {
+                let put = next.replace_with(|next| next.saturating_add(1));
+                if put >= sizes.revisions {
+                    return Ok::<_, Fault>(());
+                }
+                let revision = caller.put(&key(put % sizes.keys), b"value").await?;
+                newest.replace_with(|newest| revision.max(*newest));
+            }
+        });
+    }
+    while let Some(ended) = lanes.join_next().await {
+        ended.map_err(|cause| Fault::Refused(format!("a writer ended badly: {cause}")))??;
+    }
+    let writing = begun.elapsed();
+    let begun = Instant::now();
+    let revision = *newest.borrow();
+    caller.compact(revision).await?;
+    Ok(Written { writing, compacting: begun.elapsed() })
+}
+
+/// Starts the bystander. A thread that only sleeps keeps its schedule: the event loop's timers know milliseconds only.
+fn start_putter(
+    endpoint: &Arc<str>,
+    sizes: Bystander,
+    stops: &Arc<AtomicBool>,
+) -> Result<oneshot::Receiver<Result<Histogram<u64>>>> {
+    let (due, schedule) = mpsc::unbounded_channel();
+    let (stops, endpoint) = (stops.clone(), endpoint.clone());
+    let pause = Duration::from_secs(1) / sizes.puts_a_second.max(1);
+    let pacer = move || {
+        let mut at = Instant::now() + pause;
+        while !stops.load(Ordering::Relaxed) {
+            std::thread::sleep(at.saturating_duration_since(Instant::now()));
+            if due.send(at).is_err() {
+                break;
+            }
+            at += pause;
+        }
+    };
+    let spawned = std::thread::Builder::new().name("pacer".to_owned()).spawn(pacer);
+    spawned.map_err(|cause| Fault::Refused(format!("no thread for the load: {cause}")))?;
+    on_thread("putter", move || put_on_schedule(endpoint, schedule))
+}
+
+/// Puts when each put is due, whether or not the last one is answered.
+async fn put_on_schedule(endpoint: Arc<str>, mut schedule: mpsc::UnboundedReceiver<Instant>) -> Result<Histogram<u64>> {
+    let caller = Caller::connect(&endpoint, Windows::SMALL).await?;
+    let latency = Rc::new(RefCell::new(latencies()));
+    let mut puts = JoinSet::new();
+    let mut number = 0u32;
+    while let Some(due) = schedule.recv().await {
+        let (caller, latency) = (caller.clone(), latency.clone());
+        number += 1;
+        puts.spawn_local(async move {
+            caller.put(format!("by/{:017}", number % 1_000).as_bytes(), &[b'v'; 64]).await?;
+            record(&mut latency.borrow_mut(), due.elapsed());
+            Ok::<_, Fault>(())
+        });
+        while let Some(ended) = puts.try_join_next() {
+            ended.map_err(|cause| Fault::Refused(format!("a put ended badly: {cause}")))??;
+        }
+        if puts.len() > UNANSWERED_MAX {
+            return Err(Fault::Refused(format!("{UNANSWERED_MAX} puts on schedule are unanswered")));
+        }
+    }
+    while let Some(ended) = puts.join_next().await {
+        ended.map_err(|cause| Fault::Refused(format!("a put ended badly: {cause}")))??;
+    }
+    Ok(latency.replace(latencies()))
+}

@@ -1,0 +1,119 @@
+//! Single calls for the parts of a run that are not the load: readiness, revisions, puts that cause events, compaction.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use h2::client::SendRequest;
+use prost::Message;
+use tarsier_proto::etcdserverpb as pb;
+
+use crate::fault::{Fault, Result};
+use crate::link::{self, Answer, Piece, Windows};
+use crate::wire::{self, Deframer};
+
+/// A connection whose calls are awaited one by one; clones share it. Must be made inside a `LocalSet`.
+#[derive(Clone)]
+pub struct Caller {
+    endpoint: Arc<str>,
+    requests: SendRequest<Bytes>,
+}
+
+impl Caller {
+    pub async fn connect(endpoint: &Arc<str>, windows: Windows) -> Result<Caller> {
+        let (requests, connection) = link::connect(endpoint, windows).await?;
+        // Its error reaches each call that is under way, so the task has nobody to report to.
+        tokio::task::spawn_local(async move { drop(connection.await) });
+        Ok(Caller { endpoint: endpoint.clone(), requests })
+    }
+
+    /// One unary call; `request` is framed already. Gives the body of the answer.
+    pub async fn call(&self, path: &'static str, request: Bytes) -> Result<Vec<u8>> {
+        let http = |cause| Fault::Http { endpoint: self.endpoint.to_string(), cause };
+        let head = link::call_head(&self.endpoint, path)?;
+        let mut requests = self.requests.clone().ready().await.map_err(http)?;
+        let (response, mut send) = requests.send_request(head, false).map_err(http)?;
+        send.send_data(request, true).map_err(http)?;
+        let (mut answer, mut deframer, mut body) = (Answer::Head(response), Deframer::default(), None);
+        loop {
+            match poll_fn(|cx| answer.poll_piece(&self.endpoint, path, cx)).await? {
+                Piece::End => return body.ok_or(Fault::NoAnswer { path }),
+                Piece::Data(data) => deframer
+                    .feed(&data, |message| {
+                        body = Some(message.to_vec());
+                        Ok(())
+                    })
+                    .map_err(|cause| Fault::Malformed { path, cause })?,
+            }
+        }
+    }
+
+    /// Any message that has no encoder of its own.
+    pub async fn call_message(&self, path: &'static str, request: &impl Message) -> Result<Vec<u8>> {
+        let mut out = BytesMut::new();
+        wire::message(&mut out, |out| request.encode(out).expect("a BytesMut grows as needed"));
+        self.call(path, out.freeze()).await
+    }
+
+    /// The revision that the write got.
+    pub async fn put(&self, key: &[u8], value: &[u8]) -> Result<i64> {
+        let mut out = BytesMut::with_capacity(key.len() + value.len() + 16);
+        wire::put(&mut out, key, value);
+        let body = self.call(wire::PATH_PUT, out.freeze()).await?;
+        wire::header_revision(&body).map_err(|cause| Fault::Malformed { path: wire::PATH_PUT, cause })
+    }
+
+    /// The store's revision now, by a linearizable read of one key.
+    pub async fn revision(&self) -> Result<i64> {
+        let mut out = BytesMut::new();
+        wire::range(&mut out, b"any", b"");
+        let body = self.call(wire::PATH_RANGE, out.freeze()).await?;
+        wire::header_revision(&body).map_err(|cause| Fault::Malformed { path: wire::PATH_RANGE, cause })
+    }
+
+    /// Forgets what lies before a revision, and waits until it is gone.
+    pub async fn compact(&self, revision: i64) -> Result<()> {
+        let request = pb::CompactionRequest { revision, physical: true };
+        self.call_message(wire::PATH_COMPACT, &request).await.map(drop)
+    }
+
+    /// What the server says its version is; empty if it does not know the call.
+    pub async fn version(&self) -> Result<String> {
+        let path = wire::PATH_STATUS;
+        let body = match self.call_message(path, &pb::StatusRequest::default()).await {
+            Err(Fault::Status { code, .. }) if code == "12" => return Ok(String::new()),
+            body => body?,
+        };
+        let malformed = |_| Fault::Malformed { path, cause: wire::Malformed("no StatusResponse") };
+        Ok(pb::StatusResponse::decode(&body[..]).map_err(malformed)?.version)
+    }
+}
+
+/// Waits until a server answers a read; gives a caller for it.
+pub async fn wait_until_ready(
+    endpoint: &Arc<str>,
+    patience: Duration,
+    mut still_alive: impl FnMut() -> Result<()>,
+) -> Result<Caller> {
+    let deadline = tokio::time::Instant::now() + patience;
+    loop {
+        let attempt = async {
+            let caller = Caller::connect(endpoint, Windows::SMALL).await?;
+            caller.revision().await?;
+            Ok(caller)
+        };
+        let outcome = match tokio::time::timeout_at(deadline, attempt).await {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                Err(Fault::Stalled { waiting_for: format!("an answer of {endpoint}"), seconds: patience.as_secs() })
+            }
+        };
+        still_alive()?;
+        match outcome {
+            Ok(caller) => return Ok(caller),
+            Err(fault) if tokio::time::Instant::now() >= deadline => return Err(fault),
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! What can go wrong between this client and a server, each as one clear sentence.
+
+use std::fmt;
+
+use crate::wire::Malformed;
+
+/// Why a run cannot go on.
+#[derive(Debug)]
+pub enum Fault {
+    Connect {
+        endpoint: String,
+        cause: std::io::Error,
+    },
+    /// The peer does not speak HTTP/2, or broke the connection or a stream.
+    Http {
+        endpoint: String,
+        cause: h2::Error,
+    },
+    /// The connection ended without an error.
+    Closed {
+        endpoint: String,
+    },
+    /// A call ended with a status that is not OK.
+    Status {
+        path: &'static str,
+        code: String,
+        message: String,
+    },
+    /// An HTTP answer that is not gRPC.
+    NotGrpc {
+        endpoint: String,
+        status: http::StatusCode,
+    },
+    /// A call ended OK where an answer was due.
+    NoAnswer {
+        path: &'static str,
+    },
+    Malformed {
+        path: &'static str,
+        cause: Malformed,
+    },
+    /// The server ended a watch that nobody canceled.
+    Canceled {
+        watch: u64,
+        reason: String,
+    },
+    /// Creates are answered in order with ids counted from 0; this one was not.
+    WatchId {
+        expected: i64,
+        found: i64,
+    },
+    /// Nothing moved for too long.
+    Stalled {
+        waiting_for: String,
+        seconds: u64,
+    },
+    /// Anything about this machine or the arguments.
+    Refused(String),
+    /// The server's process is gone.
+    ServerDied(String),
+}
+
+pub type Result<T> = std::result::Result<T, Fault>;
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Fault::Connect { endpoint, cause } => write!(f, "no connection to {endpoint}: {cause}"),
+            Fault::Http { endpoint, cause } => write!(f, "the HTTP/2 connection to {endpoint} failed: {cause}"),
+            Fault::Closed { endpoint } => write!(f, "{endpoint} closed a connection that was in use"),
+            Fault::Status { path, code, message } => write!(f, "{path} ended with status {code}: {message}"),
+            Fault::NotGrpc { endpoint, status } => write!(f, "{endpoint} answered HTTP {status}; it is no gRPC server"),
+            Fault::NoAnswer { path } => write!(f, "{path} ended without an answer"),
+            Fault::Malformed { path, cause } => write!(f, "the answer to {path} is malformed: {}", cause.0),
+            Fault::Canceled { watch, reason } => write!(f, "the server canceled watch {watch}: {reason}"),
+            Fault::WatchId { expected, found } => {
+                write!(f, "a watch was created with id {found} where {expected} was due")
+            }
+            Fault::Stalled { waiting_for, seconds } => {
+                write!(f, "nothing moved for {seconds} s; missing: {waiting_for}")
+            }
+            Fault::Refused(text) | Fault::ServerDied(text) => f.write_str(text),
+        }
+    }
+}

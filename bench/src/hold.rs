@@ -1,0 +1,276 @@
+//! `hold`: keep very many watches open, say what they cost the server, and prove that each gets its events.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+
+use crate::caller::{self, Caller};
+use crate::check::{Put, Verdict, events_due};
+use crate::fault::{Fault, Result};
+use crate::fleet::{Fleet, Pace, Progress};
+use crate::keys::{KeyChoice, Plan};
+use crate::process::{self, Process};
+use crate::screen::{Bar, count, megabytes};
+
+#[derive(Args, Clone, Debug)]
+pub struct HoldArgs {
+    /// Connections to open
+    #[arg(long, short = 'c', default_value_t = 100)]
+    connections: u32,
+    /// Watch streams of each connection
+    #[arg(long, short = 's', default_value_t = 1)]
+    streams: u32,
+    /// Watches of each stream
+    #[arg(long, short = 'w', default_value_t = 1)]
+    watchings: u32,
+    /// What the watches watch
+    #[arg(long, value_enum, default_value_t = KeyChoice::Pool)]
+    keys: KeyChoice,
+    /// Keys that `pool` and `range` draw from
+    #[arg(long, default_value_t = 100_000)]
+    pool: u32,
+    /// Keys in a range, for `range`
+    #[arg(long, default_value_t = 10)]
+    range_keys: u32,
+    /// Length of a key
+    #[arg(long, default_value_t = 32)]
+    key_bytes: usize,
+    /// The server, any that speaks the etcd v3 API without TLS
+    #[arg(long, default_value = "127.0.0.1:2379")]
+    endpoint: String,
+    /// The server's process; found by its port when it runs on this host
+    #[arg(long)]
+    pid: Option<u32>,
+    /// Keys to put once each when all watches are held; 0 for none
+    #[arg(long, default_value_t = 1_000)]
+    puts: u32,
+    /// Puts under way at once
+    #[arg(long, default_value_t = 16)]
+    puts_in_flight: u32,
+    /// Length of a value
+    #[arg(long, default_value_t = 64)]
+    value_bytes: usize,
+    /// Seconds without anything to do before memory is read
+    #[arg(long, default_value_t = 5)]
+    idle: u64,
+    /// Seconds to wait after the last event for one that should not come
+    #[arg(long, default_value_t = 1)]
+    settle: u64,
+    /// Give up when nothing moves for so many seconds
+    #[arg(long, default_value_t = 60)]
+    patience: u64,
+    /// Close all at the end and read the server's memory 5 and 30 seconds later
+    #[arg(long)]
+    leave: bool,
+    /// Threads of the load client
+    #[arg(long, default_value_t = 1)]
+    threads: u32,
+    /// Connections that create watches at once
+    #[arg(long, default_value_t = 64)]
+    ramp: u32,
+    /// Unanswered creates of one stream
+    #[arg(long, default_value_t = 128)]
+    window: u32,
+    /// Seed of the key choice
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
+impl HoldArgs {
+    fn plan(&self) -> Plan {
+        Plan {
+            connections: self.connections,
+            streams: self.streams,
+            watchings: self.watchings,
+            choice: self.keys,
+            pool: self.pool,
+            range_keys: self.range_keys,
+            prefix: "hold/",
+            key_bytes: self.key_bytes,
+            seed: self.seed,
+        }
+    }
+}
+
+/// Runs it. Must be called inside a `LocalSet`.
+pub async fn run(args: HoldArgs) -> Result<()> {
+    let plan = args.plan();
+    plan.check().map_err(Fault::Refused)?;
+    process::check_files(u64::from(plan.connections), "this many connections")?;
+    let endpoint: Arc<str> = args.endpoint.as_str().into();
+    let patience = Duration::from_secs(args.patience);
+    let caller = caller::wait_until_ready(&endpoint, Duration::from_secs(3), || Ok(())).await?;
+    let server = find_server(&args)?;
+    let watched = Watched { server, own: Process::own() };
+    watched.print("before")?;
+
+    let held_from = Instant::now();
+    let pace = Pace { threads: args.threads, ramp: args.ramp, window: args.window };
+    let base_revision = caller.revision().await?;
+    let fleet = Fleet::launch(plan, &endpoint, pace, base_revision)?;
+    let mut bar = Bar::new("watches created", fleet.plan.watches());
+    let tick = |progress: &Progress| {
+        bar.set(progress.created.load(Ordering::Relaxed));
+        watched.check_alive()
+    };
+    fleet.wait_created(patience, tick).await?;
+    drop(bar);
+    let seconds = held_from.elapsed().as_secs_f64();
+    let watches = fleet.plan.watches();
+    let rate = count((watches as f64 / seconds) as u64);
+    println!("created {} watches in {seconds:.1} s ({rate} a second)", count(watches));
+    watched.print("all created")?;
+    if args.idle > 0 {
+        tokio::time::sleep(Duration::from_secs(args.idle)).await;
+        watched.print(&format!("{} s later", args.idle))?;
+    }
+    if args.puts > 0 {
+        prove(&args, &caller, &fleet, &watched).await?;
+    }
+    fleet.check_fault()?;
+    if args.leave {
+        leave(fleet, &watched).await?;
+    }
+    Ok(())
+}
+
+fn find_server(args: &HoldArgs) -> Result<Option<Process>> {
+    let local = ["127.0.0.1:", "localhost:", "[::1]:"].iter().any(|host| args.endpoint.starts_with(host));
+    let port = args.endpoint.rsplit(':').next().and_then(|port| port.parse().ok());
+    let server = match args.pid {
+        Some(id) => Some(Process { id }),
+        None => port.filter(|_| local).and_then(Process::listening_on),
+    };
+    if let Some(server) = server {
+        let limit = server.files_max()?;
+        let needed = u64::from(args.connections) + 20;
+        if limit < needed {
+            let text = format!("the server (process {}) may open {limit} files; {needed} are needed", server.id);
+            return Err(Fault::Refused(text));
+        }
+    }
+    Ok(server)
+}
+
+/// The processes whose cost is printed.
+struct Watched {
+    server: Option<Process>,
+    own: Process,
+}
+
+impl Watched {
+    fn check_alive(&self) -> Result<()> {
+        self.server.map_or(Ok(()), |server| server.memory().map(drop))
+    }
+
+    fn print(&self, when: &str) -> Result<()> {
+        if let Some(server) = self.server {
+            print_cost(&format!("server {}", server.id), when, server)?;
+        }
+        print_cost("load client", when, self.own)
+    }
+}
+
+fn print_cost(who: &str, when: &str, process: Process) -> Result<()> {
+    let (memory, cpu) = (process.memory()?, process.cpu()?.as_secs_f64());
+    let (resident, anonymous) = (megabytes(memory.resident), megabytes(memory.anonymous));
+    println!("{who}, {when}: VmRSS {resident}, RssAnon {anonymous}, CPU {cpu:.2} s");
+    Ok(())
+}
+
+/// Puts, waits for all events that are due, and judges what came.
+async fn prove(args: &HoldArgs, caller: &Caller, fleet: &Fleet, watched: &Watched) -> Result<()> {
+    let keys = fleet.plan.put_keys(args.puts);
+    let due = events_due(&fleet.plan, &keys);
+    let cpu_before = watched.server.map(Process::cpu).transpose()?;
+    let started = Instant::now();
+    let puts = put_all(caller, &fleet.plan, &keys, args.value_bytes, args.puts_in_flight).await;
+    let puts = match puts {
+        // A dead server is the better explanation of a failed put.
+        Err(fault) => return Err(watched.check_alive().err().unwrap_or(fault)),
+        Ok(puts) => puts,
+    };
+    let mut bar = Bar::new("events delivered", due);
+    let tick = |progress: &Progress| {
+        bar.set(progress.delivered.load(Ordering::Relaxed));
+        watched.check_alive()
+    };
+    let complete = fleet.wait_delivered(due, Duration::from_secs(args.patience), tick).await;
+    drop(bar);
+    let seconds = started.elapsed().as_secs_f64();
+    match complete {
+        // What is missing is named by the verdict.
+        Ok(()) | Err(Fault::Stalled { .. }) => {}
+        Err(fault) => return Err(fault),
+    }
+    tokio::time::sleep(Duration::from_secs(args.settle)).await;
+    let base_revision = caller.revision().await?;
+    let verdict = fleet.judge(&puts, base_revision).await?;
+    report(&verdict, puts.len(), seconds, fleet.plan.watches())?;
+    if let (Some(before), Some(server)) = (cpu_before, watched.server)
+        && verdict.received > 0
+    {
+        let cpu = server.cpu()?.saturating_sub(before).as_secs_f64();
+        println!("server CPU for puts and events: {cpu:.2} s, {:.2} us an event", cpu * 1e6 / verdict.received as f64);
+    }
+    watched.print("after the events")
+}
+
+fn report(verdict: &Verdict, puts: usize, seconds: f64, watches: u64) -> Result<()> {
+    let (received, expected) = (count(verdict.received), count(verdict.expected));
+    println!(
+        "delivered {received} of {expected} events of {puts} puts in {seconds:.2} s to {} watches",
+        count(watches)
+    );
+    if verdict.is_clean() {
+        println!("each exactly once, in order, with its key and revision, and nothing else to anybody");
+        return Ok(());
+    }
+    for difference in &verdict.shown {
+        eprintln!("  {difference}");
+    }
+    Err(Fault::Refused(format!("{} watches or events differ from what was put", verdict.differences)))
+}
+
+/// Puts each key once over one connection, `in_flight` at a time. The result is in the order of `keys`' lanes.
+pub async fn put_all(
+    caller: &Caller,
+    plan: &Plan,
+    keys: &[u32],
+    value_bytes: usize,
+    in_flight: u32,
+) -> Result<Vec<Put>> {
+    let lanes = (in_flight.max(1) as usize).min(keys.len());
+    let mut tasks = Vec::new();
+    for lane in 0..lanes {
+        let keys: Vec<u32> = keys.iter().copied().skip(lane).step_by(lanes).collect();
+        let (caller, plan) = (caller.clone(), plan.clone());
+        tasks.push(tokio::task::spawn_local(async move {
+            let (value, mut key) = (vec![b'v'; value_bytes], Vec::new());
+            let mut puts = Vec::with_capacity(keys.len());
+            for index in keys {
+                plan.write_key(index, &mut key);
+                puts.push(Put { key: index, revision: caller.put(&key, &value).await? });
+            }
+            Ok::<_, Fault>(puts)
+        }));
+    }
+    let mut puts = Vec::with_capacity(keys.len());
+    for task in tasks {
+        puts.extend(task.await.map_err(|cause| Fault::Refused(format!("a put ended badly: {cause}")))??);
+    }
+    Ok(puts)
+}
+
+async fn leave(fleet: Fleet, watched: &Watched) -> Result<()> {
+    let started = Instant::now();
+    drop(fleet);
+    println!("all connections closed");
+    for seconds in [5, 30] {
+        tokio::time::sleep(Duration::from_secs(seconds).saturating_sub(started.elapsed())).await;
+        watched.print(&format!("{seconds} s after all have left"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,306 @@
+//! Logical clients in a closed loop: each sends its next call when the last is answered.
+//!
+//! The clients share connections, as the goroutines of one process do, and the connections share few threads. The run
+//! that started the load reads the counter at the beginning and the end of its window; latencies are recorded only while
+//! the window is open, so connecting and warming up do not count.
+
+use std::cell::RefCell;
+use std::ops::Range;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use hdrhistogram::Histogram;
+use http::Request;
+use tokio::task::{JoinSet, LocalSet};
+
+use crate::fault::{Fault, Result};
+use crate::link::{self, Answer, Calls, Link, Piece, Turn, Windows};
+use crate::random::Random;
+use crate::wire::{self, Deframer};
+
+/// Latencies are kept in microseconds up to this, with three digits.
+const LATENCY_MAX: Duration = Duration::from_secs(600);
+
+/// An empty histogram of microseconds.
+pub fn latencies() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, LATENCY_MAX.as_micros() as u64, 3).expect("the bounds are constants and in order")
+}
+
+/// Records a latency; what is longer than the longest counts as that.
+pub fn record(histogram: &mut Histogram<u64>, latency: Duration) {
+    histogram.saturating_record(latency.as_micros().max(1) as u64);
+}
+
+/// What the clients do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// Puts to random keys among so many.
+    Put { keys: u32, key_bytes: usize, value_bytes: usize },
+    /// Linearizable reads of this one key, which must exist.
+    Read { key: Vec<u8> },
+}
+
+impl Work {
+    fn path(&self) -> &'static str {
+        match self {
+            Work::Put { .. } => wire::PATH_PUT,
+            Work::Read { .. } => wire::PATH_RANGE,
+        }
+    }
+
+    fn request(&self, random: &mut Random) -> BytesMut {
+        let mut out = BytesMut::new();
+        match self {
+            Work::Put { keys, key_bytes, value_bytes } => {
+                let index = random.below(u64::from(*keys));
+                let key = format!("put/{index:0width$}", width = key_bytes.saturating_sub(4));
+                out.reserve(key.len() + value_bytes + 16);
+                // Half of the value changes, so that nothing can profit from storing the same bytes again.
+                let mut value = vec![b'v'; *value_bytes];
+                for eight in value.chunks_exact_mut(16) {
+                    eight[..8].copy_from_slice(&random.next().to_le_bytes());
+                }
+                wire::put(&mut out, key.as_bytes(), &value);
+            }
+            Work::Read { key } => wire::range(&mut out, key, b""),
+        }
+        out
+    }
+
+    /// An answer that says nothing was done is no unit of work.
+    fn check(&self, body: &[u8]) -> Result<()> {
+        let path = self.path();
+        let malformed = |cause| Fault::Malformed { path, cause };
+        match self {
+            Work::Put { .. } if wire::header_revision(body).map_err(malformed)? < 2 => {
+                Err(Fault::Refused("a put was answered without a revision".to_owned()))
+            }
+            Work::Read { .. } if wire::range_counts(body).map_err(malformed)? != (1, 1) => {
+                Err(Fault::Refused("a read of an existing key did not find it".to_owned()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// How many clients, over what.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    pub connections: u32,
+    pub clients: u32,
+    pub threads: u32,
+}
+
+#[derive(Default)]
+struct Shared {
+    completed: AtomicU64,
+    window_is_open: AtomicBool,
+    stops: AtomicBool,
+}
+
+/// A running load.
+pub struct Load {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<Result<Histogram<u64>>>>,
+}
+
+impl Load {
+    pub fn launch(endpoint: &Arc<str>, shape: Shape, work: Work) -> Result<Load> {
+        let head = link::call_head(endpoint, work.path())?;
+        let mut load = Load { shared: Arc::default(), threads: Vec::new() };
+        let threads = shape.threads.clamp(1, shape.connections);
+        for thread in 0..threads {
+            let start = |thread: u32| shape.connections * thread / threads;
+            let crew = Crew {
+                endpoint: endpoint.clone(),
+                shape,
+                work: work.clone(),
+                head: head.clone(),
+                shared: load.shared.clone(),
+                connections: start(thread)..start(thread + 1),
+                latency: RefCell::new(latencies()),
+            };
+            let named = std::thread::Builder::new().name(format!("load-{thread}"));
+            let spawned = named.spawn(move || crew.run());
+            load.threads.push(spawned.map_err(|cause| Fault::Refused(format!("no thread for the load: {cause}")))?);
+        }
+        Ok(load)
+    }
+
+    pub fn completed(&self) -> u64 {
+        self.shared.completed.load(Ordering::Relaxed)
+    }
+
+    pub fn open_window(&self) {
+        self.shared.window_is_open.store(true, Ordering::Relaxed);
+    }
+
+    /// A thread ends early only with a fault.
+    pub fn has_failed(&self) -> bool {
+        self.threads.iter().any(JoinHandle::is_finished)
+    }
+
+    /// Lets the calls under way finish; gives the latencies of the window.
+    pub fn finish(mut self) -> Result<Histogram<u64>> {
+        self.shared.window_is_open.store(false, Ordering::Relaxed);
+        self.shared.stops.store(true, Ordering::Relaxed);
+        let mut sum = latencies();
+        for thread in self.threads.drain(..) {
+            let panicked = |_| Fault::Refused("a load thread panicked".to_owned());
+            let of_thread = thread.join().map_err(panicked)??;
+            sum.add(of_thread).expect("all histograms have the same bounds");
+        }
+        Ok(sum)
+    }
+}
+
+impl Drop for Load {
+    /// The threads see the flag at their next answer; nobody waits for them here.
+    fn drop(&mut self) {
+        self.shared.stops.store(true, Ordering::Relaxed);
+    }
+}
+
+struct Crew {
+    endpoint: Arc<str>,
+    shape: Shape,
+    work: Work,
+    head: Request<()>,
+    shared: Arc<Shared>,
+    connections: Range<u32>,
+    latency: RefCell<Histogram<u64>>,
+}
+
+impl Crew {
+    fn run(self) -> Result<Histogram<u64>> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|cause| Fault::Refused(format!("no event loop: {cause}")))?;
+        let crew = Rc::new(self);
+        LocalSet::new().block_on(&runtime, async {
+            let mut tasks = JoinSet::new();
+            for connection in crew.connections.clone() {
+                tasks.spawn_local(drive(crew.clone(), connection));
+            }
+            while let Some(ended) = tasks.join_next().await {
+                ended.map_err(|cause| Fault::Refused(format!("a connection's task ended badly: {cause}")))??;
+            }
+            Ok::<_, Fault>(())
+        })?;
+        let latency = crew.latency.borrow().clone();
+        Ok(latency)
+    }
+}
+
+async fn drive(crew: Rc<Crew>, connection: u32) -> Result<()> {
+    let share = |connection: u32| crew.shape.clients * connection / crew.shape.connections;
+    let clients = share(connection + 1) - share(connection);
+    if clients == 0 {
+        return Ok(());
+    }
+    let mut link = Link::open(&crew.endpoint, Windows::SMALL, clients).await?;
+    let clients = (0..clients).map(|_| None).collect();
+    let mut loops = Loops { random: Random::new(u64::from(connection) + 1), crew, clients, busy: 0 };
+    link.drive(&mut loops).await
+}
+
+/// The clients of one connection.
+struct Loops {
+    crew: Rc<Crew>,
+    random: Random,
+    /// By slot: the call under way.
+    clients: Box<[Option<Call>]>,
+    busy: u32,
+}
+
+struct Call {
+    answer: Answer,
+    deframer: Deframer,
+    begun: Instant,
+    answered: bool,
+}
+
+impl Calls for Loops {
+    fn poll_slot(&mut self, turn: &mut Turn<'_>, slot: u32, cx: &mut Context<'_>) -> Result<()> {
+        let crew = self.crew.clone();
+        let path = crew.work.path();
+        loop {
+            let Some(call) = &mut self.clients[slot as usize] else {
+                if crew.shared.stops.load(Ordering::Relaxed) || !self.begin(turn, slot, cx)? {
+                    return Ok(());
+                }
+                continue;
+            };
+            match call.answer.poll_piece(&crew.endpoint, path, cx) {
+                Poll::Pending => return Ok(()),
+                Poll::Ready(Err(fault)) => return Err(fault),
+                Poll::Ready(Ok(Piece::Data(data))) => call.deframer.feed(&data, |body| {
+                    call.answered = true;
+                    crew.work.check(body)
+                })?,
+                Poll::Ready(Ok(Piece::End)) if !call.answered => return Err(Fault::NoAnswer { path }),
+                Poll::Ready(Ok(Piece::End)) => {
+                    if crew.shared.window_is_open.load(Ordering::Relaxed) {
+                        record(&mut crew.latency.borrow_mut(), call.begun.elapsed());
+                    }
+                    crew.shared.completed.fetch_add(1, Ordering::Relaxed);
+                    self.clients[slot as usize] = None;
+                    self.busy -= 1;
+                }
+            }
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        self.busy == 0 && self.crew.shared.stops.load(Ordering::Relaxed)
+    }
+}
+
+impl Loops {
+    fn begin(&mut self, turn: &mut Turn<'_>, slot: u32, cx: &mut Context<'_>) -> Result<bool> {
+        let http = |cause| Fault::Http { endpoint: self.crew.endpoint.to_string(), cause };
+        let opened = turn.open(slot, &self.crew.head, false, cx).map_err(http)?;
+        let Some((response, mut send)) = opened else { return Ok(false) };
+        let request = self.crew.work.request(&mut self.random).freeze();
+        let begun = Instant::now();
+        send.send_data(request, true).map_err(http)?;
+        let call = Call { answer: Answer::Head(response), deframer: Deframer::default(), begun, answered: false };
+        self.clients[slot as usize] = Some(call);
+        self.busy += 1;
+        Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prost::Message;
+    use tarsier_proto::etcdserverpb as pb;
+
+    #[test]
+    fn requests_have_the_lengths_that_were_asked_for() {
+        let work = Work::Put { keys: 100_000, key_bytes: 32, value_bytes: 256 };
+        let mut random = Random::new(3);
+        let bytes = work.request(&mut random);
+        let request = pb::PutRequest::decode(&bytes[wire::PREFIX_BYTES..]).unwrap();
+        assert_eq!((request.key.len(), request.value.len()), (32, 256));
+        let again = work.request(&mut random);
+        assert_ne!(bytes, again, "each put differs");
+    }
+
+    #[test]
+    fn an_answer_that_did_nothing_is_no_unit_of_work() {
+        let read = Work::Read { key: b"k".to_vec() };
+        let found = pb::RangeResponse { kvs: vec![Default::default()], count: 1, ..Default::default() };
+        assert!(read.check(&found.encode_to_vec()).is_ok());
+        assert!(read.check(&[]).is_err());
+        let put = Work::Put { keys: 1, key_bytes: 16, value_bytes: 1 };
+        assert!(put.check(&[]).is_err());
+        let header = Some(pb::ResponseHeader { revision: 2, ..Default::default() });
+        assert!(put.check(&pb::PutResponse { header, prev_kv: None }.encode_to_vec()).is_ok());
+    }
+}

@@ -1,0 +1,75 @@
+//! What a stretch of a run cost: the server's CPU time, the whole machine's, and the time on the wall.
+//!
+//! The machine's figure is there because the kernel does work for one process in the name of another.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use crate::fault::{Fault, Result};
+use crate::process::Process;
+use crate::report::Measured;
+
+/// Readings at the beginning of a stretch.
+pub struct Meter {
+    server: Process,
+    cpu: Duration,
+    machine: Duration,
+    begun: Instant,
+}
+
+/// What a stretch cost.
+#[derive(Clone, Copy, Debug)]
+pub struct Spent {
+    pub cpu: Duration,
+    pub machine: Duration,
+    pub wall: Duration,
+}
+
+impl Meter {
+    pub fn start(server: Process) -> Result<Meter> {
+        Ok(Meter { server, cpu: server.cpu()?, machine: machine_busy()?, begun: Instant::now() })
+    }
+
+    pub fn read(&self) -> Result<Spent> {
+        let wall = self.begun.elapsed();
+        let cpu = self.server.cpu()?.saturating_sub(self.cpu);
+        Ok(Spent { cpu, machine: machine_busy()?.saturating_sub(self.machine), wall })
+    }
+}
+
+impl Spent {
+    /// The three figures of each kind of work.
+    pub fn figures(&self, scene: &str, units: u64, measured: &mut Measured) {
+        let units = units as f64;
+        measured.add(scene, "server CPU, us each", self.cpu.as_secs_f64() * 1e6 / units);
+        measured.add(scene, "whole machine busy, us each", self.machine.as_secs_f64() * 1e6 / units);
+        measured.add(scene, "a second", units / self.wall.as_secs_f64());
+    }
+}
+
+/// The time that all cores together were not idle.
+fn machine_busy() -> Result<Duration> {
+    let unreadable = |cause: &dyn std::fmt::Display| Fault::Refused(format!("/proc/stat cannot be used: {cause}"));
+    let stat = fs::read_to_string("/proc/stat").map_err(|cause| unreadable(&cause))?;
+    let ticks = busy_ticks(&stat).ok_or_else(|| unreadable(&"its first line is malformed"))?;
+    Ok(Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64))
+}
+
+/// User, nice, system, and behind idle and iowait: irq, softirq. Stolen time is another machine's work.
+fn busy_ticks(stat: &str) -> Option<u64> {
+    let fields: Vec<u64> = stat.lines().next()?.strip_prefix("cpu ")?.split_whitespace().flat_map(str::parse).collect();
+    let counted = fields.get(..3)?.iter().chain(fields.get(5..7)?);
+    Some(counted.sum())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn idle_and_stolen_time_are_not_busy() {
+        assert_eq!(busy_ticks("cpu  1 2 3 1000 1000 4 5 1000 0 0\ncpu0 9 9 9"), Some(15));
+        assert_eq!(busy_ticks("cpu  1 2"), None);
+        assert_eq!(busy_ticks("intr 1"), None);
+    }
+}

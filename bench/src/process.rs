@@ -1,0 +1,168 @@
+//! What the kernel knows of a process: its memory, its CPU time, its limits, and which one listens on a port.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::fault::{Fault, Result};
+
+/// Resident memory in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Memory {
+    pub resident: u64,
+    /// The part that is the process's own: what remains of `resident` without mapped files.
+    pub anonymous: u64,
+}
+
+/// A process, by its id.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Process {
+    pub id: u32,
+}
+
+impl Process {
+    pub fn own() -> Process {
+        Process { id: std::process::id() }
+    }
+
+    fn read(self, file: &str) -> Result<String> {
+        let path = format!("/proc/{}/{file}", self.id);
+        let gone = |cause| Fault::ServerDied(format!("process {} cannot be looked at ({path}: {cause})", self.id));
+        fs::read_to_string(&path).map_err(gone)
+    }
+
+    pub fn memory(self) -> Result<Memory> {
+        let status = self.read("status")?;
+        match (kilobytes(&status, "VmRSS:"), kilobytes(&status, "RssAnon:")) {
+            (Some(resident), Some(anonymous)) => Ok(Memory { resident, anonymous }),
+            _ => Err(Fault::ServerDied(format!("process {} has ended", self.id))),
+        }
+    }
+
+    /// User and system time of all its threads, those that ended included.
+    pub fn cpu(self) -> Result<Duration> {
+        let stat = self.read("stat")?;
+        let ticks = cpu_ticks(&stat).ok_or_else(|| Fault::Refused(format!("/proc/{}/stat is malformed", self.id)))?;
+        Ok(Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64))
+    }
+
+    /// How many files it may open.
+    pub fn files_max(self) -> Result<u64> {
+        let limits = self.read("limits")?;
+        let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
+        let soft = line.and_then(|line| line.split_whitespace().next());
+        Ok(soft.and_then(|soft| soft.parse().ok()).unwrap_or(u64::MAX))
+    }
+
+    /// The process on this host that listens on a TCP port, if we may see it.
+    pub fn listening_on(port: u16) -> Option<Process> {
+        let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(|path| fs::read_to_string(path).unwrap_or_default());
+        let inodes: Vec<&str> = tables.iter().flat_map(|table| listening_inodes(table, port)).collect();
+        let sockets: Vec<String> = inodes.iter().map(|inode| format!("socket:[{inode}]")).collect();
+        let processes = fs::read_dir("/proc").ok()?.flatten();
+        let ids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        ids.map(|id| Process { id }).find(|process| process.has_open(&sockets))
+    }
+
+    fn has_open(self, sockets: &[String]) -> bool {
+        let Ok(files) = fs::read_dir(format!("/proc/{}/fd", self.id)) else { return false };
+        files.flatten().any(|file| {
+            let target = fs::read_link(file.path()).unwrap_or_default();
+            sockets.iter().any(|socket| target == Path::new(socket))
+        })
+    }
+}
+
+/// What stands beside every published figure.
+pub struct Machine {
+    pub model: String,
+    pub cores: usize,
+    pub memory_bytes: u64,
+    pub kernel: String,
+}
+
+/// This machine, as far as it says what it is.
+pub fn machine() -> Machine {
+    let text = |path| fs::read_to_string(path).unwrap_or_default();
+    let cpus = text("/proc/cpuinfo");
+    let model = cpus.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    Machine {
+        model: model.map_or("an unnamed processor", |(_, name)| name).to_owned(),
+        cores: std::thread::available_parallelism().map_or(0, usize::from),
+        memory_bytes: kilobytes(&text("/proc/meminfo"), "MemTotal:").unwrap_or(0),
+        kernel: text("/proc/sys/kernel/osrelease").trim().to_owned(),
+    }
+}
+
+/// Refuses a load that needs more files than this process may open.
+pub fn check_files(needed: u64, for_what: &str) -> Result<()> {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    // Event loops, standard streams and what the coordinator opens.
+    let needed = needed + 40;
+    match limit {
+        Some(limit) if limit < needed => Err(Fault::Refused(format!(
+            "{for_what} needs {needed} open files and the limit is {limit}: raise ulimit -n"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn kilobytes(status: &str, name: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+    line.split_whitespace().next()?.parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
+}
+
+/// Fields 14 and 15 of `/proc/PID/stat`. The name in field 2 may hold anything, so counting starts behind its bracket.
+fn cpu_ticks(stat: &str) -> Option<u64> {
+    let mut fields = stat.get(stat.rfind(')')? + 1..)?.split_whitespace().skip(11);
+    Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
+}
+
+/// The inodes of sockets that listen (state 0A) on a port.
+fn listening_inodes(table: &str, port: u16) -> impl Iterator<Item = &str> {
+    let port = format!(":{port:04X}");
+    table.lines().skip(1).filter_map(move |line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let listens = fields.get(1)?.ends_with(&port) && *fields.get(3)? == "0A";
+        listens.then_some(*fields.get(9)?)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_of_a_process_does_not_shift_its_cpu_time() {
+        let stat = "12 (a) b (c) S 1 12 12 0 -1 4194560 1 0 0 0 700 42 0 0 20 0 9 0";
+        assert_eq!(cpu_ticks(stat), Some(742));
+        assert_eq!(cpu_ticks("12 (a"), None);
+        assert_eq!(cpu_ticks("12 (a) S 1"), None);
+    }
+
+    #[test]
+    fn our_own_process_has_memory_and_uses_cpu() {
+        let own = Process::own();
+        let before = own.cpu().unwrap();
+        let mut sum = 0u64;
+        while own.cpu().unwrap() == before {
+            sum = sum.wrapping_mul(31).wrapping_add(1);
+        }
+        assert_ne!(sum, 0);
+        let memory = own.memory().unwrap();
+        assert!(memory.resident >= memory.anonymous && memory.anonymous > 0);
+    }
+
+    #[test]
+    fn the_listener_of_a_port_is_found() {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        assert_eq!(Process::listening_on(socket.local_addr().unwrap().port()), Some(Process::own()));
+    }
+
+    #[test]
+    fn too_many_files_are_refused() {
+        assert!(check_files(1, "a test").is_ok());
+        let fault = check_files(1 << 40, "a test").unwrap_err();
+        assert!(fault.to_string().contains("ulimit -n"));
+    }
+}

@@ -1,0 +1,218 @@
+//! The scenes of a comparison: each brings its own load to a running server and says what a unit of work cost.
+
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+
+use crate::check::Put;
+use crate::fault::{Fault, Result};
+use crate::fleet::{Fleet, Pace, Progress};
+use crate::hold::put_all;
+use crate::keys::{KeyChoice, Plan};
+use crate::load::{self, Load, Shape, Work};
+use crate::meter::Meter;
+use crate::process::Process;
+use crate::report::Measured;
+use crate::screen::count;
+use crate::server::Server;
+
+/// How large the scenes are.
+#[derive(Clone, Copy, Debug)]
+pub struct Scale {
+    pub threads: u32,
+    /// Length of a measured window.
+    pub window: Duration,
+    pub warm_up: Duration,
+    /// Watches that a create scene creates.
+    pub creates: u32,
+    /// Events that an event scene causes, about.
+    pub events: u32,
+    /// Watches held by the idle scene.
+    pub idle_watches: u32,
+    /// Give up when nothing moves for so long.
+    pub patience: Duration,
+}
+
+impl Scale {
+    fn pace(&self) -> Pace {
+        Pace { threads: self.threads, ramp: 64, window: 128 }
+    }
+}
+
+/// Connections, streams of each, watches of each.
+pub type WatchShape = (u32, u32, u32);
+
+fn plan((connections, streams, watchings): WatchShape, choice: KeyChoice, prefix: &'static str) -> Plan {
+    Plan { connections, streams, watchings, choice, pool: 100_000, range_keys: 10, prefix, key_bytes: 32, seed: 1 }
+}
+
+const CLIENTS: u32 = 1_000;
+const CLIENT_CONNECTIONS: u32 = 100;
+const VALUE_BYTES: usize = 256;
+const EVENT_VALUE_BYTES: usize = 64;
+
+/// Puts by 1,000 clients over 100 connections.
+pub async fn put(server: &mut Server, scale: &Scale) -> Result<Measured> {
+    let work = Work::Put { keys: 100_000, key_bytes: 32, value_bytes: VALUE_BYTES };
+    closed_loop(server, scale, work, "put, 1,000 clients over 100 connections, 256 B").await
+}
+
+/// Linearizable reads of one key by the same clients.
+pub async fn read(server: &mut Server, scale: &Scale) -> Result<Measured> {
+    let key = b"read/key".to_vec();
+    server.caller().await?.put(&key, &[b'v'; VALUE_BYTES]).await?;
+    closed_loop(server, scale, Work::Read { key }, "linearizable read of one key, same clients").await
+}
+
+async fn closed_loop(server: &mut Server, scale: &Scale, work: Work, scene: &str) -> Result<Measured> {
+    let shape = Shape { connections: CLIENT_CONNECTIONS, clients: CLIENTS, threads: scale.threads };
+    let load = Load::launch(&server.endpoint, shape, work)?;
+    tokio::time::sleep(scale.warm_up).await;
+    load.open_window();
+    let (meter, before) = (Meter::start(server.process)?, load.completed());
+    tokio::time::sleep(scale.window).await;
+    let (spent, units) = (meter.read()?, load.completed() - before);
+    if load.has_failed() || units == 0 {
+        let nothing =
+            || Fault::Stalled { waiting_for: format!("an answer ({scene})"), seconds: scale.window.as_secs() };
+        return Err(if load.has_failed() { load.finish().err().unwrap_or_else(nothing) } else { nothing() });
+    }
+    let latency = load.finish()?;
+    let mut measured = Measured::default();
+    spent.figures(scene, units, &mut measured);
+    add_latency(&mut measured, scene, &latency);
+    Ok(measured)
+}
+
+fn add_latency(measured: &mut Measured, scene: &str, latency: &Histogram<u64>) {
+    measured.add(scene, "p50, ms", latency.value_at_quantile(0.5) as f64 / 1e3);
+    measured.add(scene, "p99, ms", latency.value_at_quantile(0.99) as f64 / 1e3);
+}
+
+/// Creates of watches over 100 connections of one stream.
+pub async fn create(server: &mut Server, scale: &Scale, choice: KeyChoice) -> Result<Measured> {
+    let (scene, prefix) = match choice {
+        KeyChoice::Own => ("watch create, own keys", "create-own/"),
+        KeyChoice::One => ("watch create, one key", "create-one/"),
+        KeyChoice::Range => ("watch create, ranges of 10 of 100,000 keys", "create-range/"),
+        KeyChoice::Pool => ("watch create, keys of a pool", "create-pool/"),
+    };
+    server.wait_until_quiet().await?;
+    let plan = plan((100, 1, (scale.creates / 100).max(1)), choice, prefix);
+    let watches = plan.watches();
+    let revision = server.caller().await?.revision().await?;
+    let meter = Meter::start(server.process)?;
+    let fleet = Fleet::launch(plan, &server.endpoint, scale.pace(), revision)?;
+    fleet.wait_created(scale.patience, |_| server.check_alive()).await?;
+    let spent = meter.read()?;
+    let mut measured = Measured::default();
+    spent.figures(scene, watches, &mut measured);
+    measured.void = prove(server, scale, &fleet, 100).await?;
+    Ok(measured)
+}
+
+/// Puts to keys of the fleet and judges the events; says why the scene is void, if it is.
+async fn prove(server: &mut Server, scale: &Scale, fleet: &Fleet, puts: u32) -> Result<Option<String>> {
+    let caller = server.caller().await?;
+    // One key that all watch makes an event for each of them with a single put.
+    let puts = if fleet.plan.choice == KeyChoice::One { 1 } else { puts };
+    let keys = fleet.plan.put_keys(puts);
+    let due = crate::check::events_due(&fleet.plan, &keys);
+    let puts = put_all(&caller, &fleet.plan, &keys, EVENT_VALUE_BYTES, 16).await?;
+    let complete = fleet.wait_delivered(due, scale.patience, |_| server.check_alive()).await;
+    judge(server, fleet, &puts, complete).await
+}
+
+/// The verdict over all that came; a stall is no fault here, because the verdict names what is missing.
+async fn judge(server: &Server, fleet: &Fleet, puts: &[Put], complete: Result<()>) -> Result<Option<String>> {
+    match complete {
+        Ok(()) | Err(Fault::Stalled { .. }) => {}
+        Err(fault) => return Err(fault),
+    }
+    // A surplus event would come now.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let revision = server.caller().await?.revision().await?;
+    let verdict = fleet.judge(puts, revision).await?;
+    if verdict.is_clean() {
+        return Ok(None);
+    }
+    let first = verdict.shown.first().cloned().unwrap_or_default();
+    let (received, expected) = (count(verdict.received), count(verdict.expected));
+    Ok(Some(format!("{received} of {expected} events, {} differences, first: {first}", verdict.differences)))
+}
+
+/// Events of one key that every watch of the shape watches. The next put leaves when all have the event of the last, so
+/// neither side can gather the events of several puts into one message.
+pub async fn event(server: &mut Server, scale: &Scale, shape: WatchShape) -> Result<Measured> {
+    let (connections, streams, watchings) = shape;
+    let scene =
+        format!("event, {} connections x {streams} streams x {watchings} watches", count(u64::from(connections)));
+    server.wait_until_quiet().await?;
+    let caller = server.caller().await?;
+    let base_revision = caller.revision().await?;
+    let fleet = Fleet::launch(plan(shape, KeyChoice::One, "event/"), &server.endpoint, scale.pace(), base_revision)?;
+    fleet.wait_created(scale.patience, |_| server.check_alive()).await?;
+    server.wait_until_quiet().await?;
+
+    let watches = fleet.plan.watches();
+    let puts_due = (u64::from(scale.events) / watches).max(3);
+    let (mut puts, mut to_last, mut complete) = (Vec::new(), load::latencies(), Ok(()));
+    let meter = Meter::start(server.process)?;
+    for put in 1..=puts_due {
+        let begun = Instant::now();
+        fleet.expect_delivered(put * watches);
+        puts.extend(put_all(&caller, &fleet.plan, &[0], EVENT_VALUE_BYTES, 1).await?);
+        complete = fleet.wait_delivered(put * watches, scale.patience, |_: &Progress| server.check_alive()).await;
+        if complete.is_err() {
+            break;
+        }
+        load::record(&mut to_last, begun.elapsed());
+    }
+    let spent = meter.read()?;
+    let mut measured = Measured::default();
+    spent.figures(&scene, puts.len() as u64 * watches, &mut measured);
+    let scene = format!("{scene}: put to last event");
+    add_latency(&mut measured, &scene, &to_last);
+    measured.void = judge(server, &fleet, &puts, complete).await?;
+    Ok(measured)
+}
+
+/// CPU of a server that holds watches and is asked for nothing.
+pub async fn idle(server: &mut Server, scale: &Scale) -> Result<Measured> {
+    let plan = plan((100, 10, (scale.idle_watches / 1_000).max(1)), KeyChoice::Pool, "idle/");
+    let scene = format!("idle, {} watches held", count(plan.watches()));
+    let revision = server.caller().await?.revision().await?;
+    let fleet = Fleet::launch(plan, &server.endpoint, scale.pace(), revision)?;
+    fleet.wait_created(scale.patience, |_| server.check_alive()).await?;
+    server.wait_until_quiet().await?;
+    let meter = Meter::start(server.process)?;
+    // CPU time is counted in hundredths of a second, so an idle server needs a long window.
+    tokio::time::sleep(scale.window * 2).await;
+    let spent = meter.read()?;
+    let mut measured = Measured::default();
+    let millis = spent.cpu.as_secs_f64() * 1e3 / spent.wall.as_secs_f64();
+    measured.add(&scene, "server CPU, ms a second", millis);
+    measured.void = prove(server, scale, &fleet, 1_000).await?;
+    Ok(measured)
+}
+
+/// Resident memory with so many watches; wants a fresh server, since a used one keeps what it freed.
+pub async fn memory(server: &mut Server, scale: &Scale, shape: WatchShape) -> Result<Measured> {
+    let plan = plan(shape, KeyChoice::Pool, "memory/");
+    let (connections, streams, watchings) = shape;
+    let scene = format!("memory, {} x {streams} x {watchings} watches", count(u64::from(connections)));
+    let empty = server.process.memory()?;
+    let revision = server.caller().await?.revision().await?;
+    let fleet = Fleet::launch(plan, &server.endpoint, scale.pace(), revision)?;
+    fleet.wait_created(scale.patience, |_| server.check_alive()).await?;
+    // Long enough for a server that gives idle buffers back after some seconds of silence.
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let held = server.process.memory()?;
+    let mut measured = Measured::default();
+    measured.add(&scene, "VmRSS, MB", held.resident as f64 / 1e6);
+    measured.add(&scene, "RssAnon, MB", held.anonymous as f64 / 1e6);
+    measured.add("memory, empty server", "VmRSS, MB", empty.resident as f64 / 1e6);
+    measured.add(&scene, "load client itself, VmRSS, MB", Process::own().memory()?.resident as f64 / 1e6);
+    measured.void = prove(server, scale, &fleet, 1_000).await?;
+    Ok(measured)
+}

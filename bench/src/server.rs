@@ -1,0 +1,214 @@
+//! A server under test: started on ports of ours with a data directory of its own, stopped and removed on every way out.
+
+use std::fs::{self, File};
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::caller::{self, Caller};
+use crate::fault::{Fault, Result};
+use crate::process::Process;
+
+/// From the start of the process to its first answer.
+const START_PATIENCE: Duration = Duration::from_secs(20);
+/// From the request to end to the end; then it is killed.
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The two sides of a comparison.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Side {
+    Etcd,
+    Tarsier,
+}
+
+impl Side {
+    pub fn name(self) -> &'static str {
+        match self {
+            Side::Etcd => "etcd",
+            Side::Tarsier => "tarsier",
+        }
+    }
+}
+
+/// How to start one side.
+#[derive(Clone, Debug)]
+pub struct Program {
+    pub side: Side,
+    pub path: PathBuf,
+    /// Flags of the user behind ours.
+    pub flags: Vec<String>,
+    /// For clients; etcd takes the next one for its peers.
+    pub port: u16,
+}
+
+impl Program {
+    fn flags(&self, data: &str) -> Vec<String> {
+        let client = format!("http://127.0.0.1:{}", self.port);
+        let mut flags =
+            vec!["--listen-client-urls".to_owned(), client.clone(), "--data-dir".to_owned(), data.to_owned()];
+        if self.side == Side::Etcd {
+            let peer = format!("http://127.0.0.1:{}", self.port + 1);
+            let cluster = format!("default={peer}");
+            let single = ["--advertise-client-urls", &client, "--listen-peer-urls", &peer];
+            let single =
+                single.into_iter().chain(["--initial-advertise-peer-urls", &peer, "--initial-cluster", &cluster]);
+            // The quota is the largest that etcd's documents advise; the default of 2 GiB would end the larger loads.
+            let advised = ["--quota-backend-bytes", "8589934592", "--log-level", "error"];
+            flags.extend(single.chain(advised).map(str::to_owned));
+        }
+        flags.extend(self.flags.iter().cloned());
+        flags
+    }
+
+    /// Starts it and waits until it answers a read.
+    pub async fn start(&self) -> Result<Server> {
+        self.check_port()?;
+        let directory = TemporaryDirectory::new()?;
+        let log = directory.path.join("log");
+        let no_log = |cause| Fault::Refused(format!("{} cannot be written: {cause}", log.display()));
+        let output = File::create(&log).map_err(no_log)?;
+        let errors = output.try_clone().map_err(no_log)?;
+        let data = directory.path.join("data");
+        let spawned = Command::new(&self.path)
+            .args(self.flags(&data.to_string_lossy()))
+            .stdin(Stdio::null())
+            .stdout(output)
+            .stderr(errors)
+            .spawn();
+        let child =
+            spawned.map_err(|cause| Fault::Refused(format!("{} does not start: {cause}", self.path.display())))?;
+        let endpoint: Arc<str> = format!("127.0.0.1:{}", self.port).into();
+        let mut server = Server { side: self.side, process: Process { id: child.id() }, endpoint, child, directory };
+        let endpoint = server.endpoint.clone();
+        // Its connection is not kept: each scene brings its own.
+        caller::wait_until_ready(&endpoint, START_PATIENCE, || server.check_alive()).await?;
+        Ok(server)
+    }
+
+    /// A server that shares its port silently with a forgotten one would serve half of the clients.
+    fn check_port(&self) -> Result<()> {
+        let taken =
+            |cause| Fault::Refused(format!("port {} cannot be used: {cause}; choose another --port", self.port));
+        TcpListener::bind(("127.0.0.1", self.port)).map(drop).map_err(taken)
+    }
+}
+
+/// A running server; dropping it stops it and removes its data.
+pub struct Server {
+    pub side: Side,
+    pub process: Process,
+    pub endpoint: Arc<str>,
+    child: Child,
+    directory: TemporaryDirectory,
+}
+
+impl Server {
+    /// An error with the last words of the process, if it has ended.
+    pub fn check_alive(&mut self) -> Result<()> {
+        match self.child.try_wait() {
+            Ok(None) => Ok(()),
+            Ok(Some(status)) => {
+                let log = fs::read_to_string(self.directory.path.join("log")).unwrap_or_default();
+                let words = log.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("nothing");
+                let text = format!("{} ended under the load ({status}); its last words: {words}", self.side.name());
+                Err(Fault::ServerDied(text))
+            }
+            Err(cause) => Err(Fault::ServerDied(format!("{} cannot be waited for: {cause}", self.side.name()))),
+        }
+    }
+
+    /// A fault of the load, or the death of the server where that explains it. The kernel closes the connections of a
+    /// dying process a moment before it can be waited for.
+    pub fn explain(&mut self, fault: Fault) -> Fault {
+        std::thread::sleep(Duration::from_millis(200));
+        self.check_alive().err().unwrap_or(fault)
+    }
+
+    pub async fn caller(&self) -> Result<Caller> {
+        Caller::connect(&self.endpoint, crate::link::Windows::SMALL).await
+    }
+
+    /// Waits until the server has nothing more to do, so that one scene does not pay for another.
+    pub async fn wait_until_quiet(&self) -> Result<()> {
+        const LOOK: Duration = Duration::from_millis(500);
+        for _ in 0..60 {
+            let before = self.process.cpu()?;
+            tokio::time::sleep(LOOK).await;
+            if self.process.cpu()? - before <= LOOK / 25 {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(id) = rustix::process::Pid::from_raw(self.process.id as i32)
+            && matches!(self.child.try_wait(), Ok(None))
+        {
+            // It may end between the look and the signal; then there is nothing to ask for.
+            let _ = rustix::process::kill_process(id, rustix::process::Signal::TERM);
+        }
+        let asked = Instant::now();
+        while asked.elapsed() < STOP_PATIENCE {
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        // Killing fails only for a process that has ended, and waiting then returns at once.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Removed with all that is in it.
+struct TemporaryDirectory {
+    path: PathBuf,
+}
+
+impl TemporaryDirectory {
+    fn new() -> Result<TemporaryDirectory> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("tarsier-bench-{}-{number}", std::process::id()));
+        let refused = |cause| Fault::Refused(format!("{} cannot be made: {cause}", path.display()));
+        fs::create_dir_all(&path).map_err(refused)?;
+        Ok(TemporaryDirectory { path })
+    }
+}
+
+impl Drop for TemporaryDirectory {
+    fn drop(&mut self) {
+        if let Err(cause) = fs::remove_dir_all(&self.path) {
+            eprintln!("{} remains: {cause}", self.path.display());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_temporary_directory_goes_with_its_owner() {
+        let directory = TemporaryDirectory::new().unwrap();
+        let path = directory.path.clone();
+        fs::write(path.join("file"), "x").unwrap();
+        drop(directory);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn only_etcd_gets_the_flags_of_a_cluster() {
+        let program = |side| Program { side, path: "x".into(), flags: vec!["--extra".to_owned()], port: 7 };
+        let flags = program(Side::Tarsier).flags("d");
+        assert_eq!(flags, ["--listen-client-urls", "http://127.0.0.1:7", "--data-dir", "d", "--extra"]);
+        let flags = program(Side::Etcd).flags("d");
+        assert!(flags.contains(&"default=http://127.0.0.1:8".to_owned()) && flags.last().unwrap() == "--extra");
+    }
+}

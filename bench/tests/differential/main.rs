@@ -1,0 +1,172 @@
+//! Says the same things to the server as were said to a real etcd 3.7.3, and compares the answers field by field.
+//!
+//! The requests and etcd's answers stand together in the files of `script/`: a request, below it the lines that came back,
+//! each behind a `=`. So the comparison needs no etcd, and a change of the list is reviewed with its answers:
+//!
+//! ```text
+//! cargo test -p tarsier-bench --test differential              # against the tarsier of this workspace
+//! TARSIER_BIN=/path/to/server cargo test -p tarsier-bench ...  # against another binary, a real etcd too
+//! TARSIER_RECORD=/path/to/etcd cargo test -p tarsier-bench ... # writes the answers of this etcd into the files
+//! ```
+//!
+//! Every file is played to a server of its own, from an empty store, so its revisions are known. Not compared are
+//! `cluster_id`, `member_id` and `raft_term` (only whether a header has them). Where etcd leaves an order or a moment
+//! open, `play` says how both sides are brought to one form. What tarsier answers otherwise on purpose is in
+//! [`EXCEPTIONS`], each with its reason; all else is a failure.
+
+mod call;
+mod play;
+#[path = "../server/mod.rs"]
+mod server;
+mod text;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use play::{Player, Step};
+use protox::prost_reflect::DescriptorPool;
+
+/// A request that tarsier answers otherwise than etcd.
+struct Exception {
+    script: &'static str,
+    /// The request as it stands in the script, or its beginning.
+    request: &'static str,
+    /// What tarsier answers, without the `= `.
+    answer: &'static [&'static str],
+    #[allow(dead_code, reason = "it is for the reader")]
+    reason: &'static str,
+}
+
+/// Everything that differs from etcd on purpose.
+const EXCEPTIONS: &[Exception] = &[
+    Exception {
+        script: "range",
+        request: "RangeStream ",
+        answer: &["status 12 tarsier does not serve etcdserverpb.KV/RangeStream yet"],
+        reason: "The call is new in etcd 3.7; clients that know it fall back to Range on code 12, as Kubernetes does.",
+    },
+    Exception {
+        script: "malformed",
+        request: r#"raw path: "/etcdserverpb.KV/Range" flag: 1 body: "\x0a\x01a" header { grpc-encoding: "gzip" }"#,
+        answer: &["status 12 grpc: Decompressor is not installed for grpc-encoding \"gzip\""],
+        reason: "No compression is served; code 12 is what gRPC asks for then.",
+    },
+    Exception {
+        script: "malformed",
+        request: r#"raw path: "/etcdserverpb.KV/Range" body: "\x0a\x01a" header { grpc-encoding: "gzip" }"#,
+        answer: &["status 12 grpc: Decompressor is not installed for grpc-encoding \"gzip\""],
+        reason: "As above. etcd answers compressed, since its gateway's library brings gzip along.",
+    },
+];
+
+/// The whole list: fewer requests than this would mean that a file was lost.
+const REQUESTS_MIN: usize = 400;
+
+macro_rules! scripts {
+    ($($test:ident $file:literal)*) => {
+        const SCRIPTS: &[&str] = &[$($file),*];
+        $(#[test]
+        fn $test() {
+            check($file);
+        })*
+    };
+}
+
+scripts! {
+    ranges_are_answered_as_etcd_does "range"
+    puts_and_deletes_are_answered_as_etcd_does "put_delete"
+    transactions_are_answered_as_etcd_does "txn"
+    compactions_are_answered_as_etcd_does "compact"
+    malformed_calls_are_answered_as_etcd_does "malformed"
+    large_requests_are_answered_as_etcd_does "size"
+    a_killed_server_answers_as_a_killed_etcd_does "restart"
+    watch_creates_and_cancels_are_answered_as_etcd_does "watch_create"
+    events_are_told_as_etcd_tells_them "watch_events"
+    history_is_told_as_etcd_tells_it "watch_history"
+    progress_is_told_as_etcd_tells_it "watch_progress"
+    large_events_are_cut_as_etcd_cuts_them "watch_fragment"
+}
+
+#[test]
+fn the_list_is_whole_and_every_exception_is_in_it() {
+    let scripts: Vec<(&str, Vec<Step>)> = SCRIPTS.iter().map(|name| (*name, play::steps(&read(name)))).collect();
+    let requests: usize = scripts.iter().flat_map(|(_, steps)| steps).filter(|step| step.is_request()).count();
+    assert!(requests >= REQUESTS_MIN, "only {requests} requests");
+    println!("{requests} requests");
+    for exception in EXCEPTIONS {
+        let is_meant = |(name, steps): &&(&str, Vec<Step>)| {
+            *name == exception.script && steps.iter().any(|step| step.request.starts_with(exception.request))
+        };
+        assert!(scripts.iter().find(is_meant).is_some(), "{}: nobody asks {:?}", exception.script, exception.request);
+    }
+}
+
+fn check(name: &str) {
+    let steps = play::steps(&read(name));
+    match std::env::var_os("TARSIER_RECORD") {
+        Some(etcd) => record(name, steps, Path::new(&etcd)),
+        None => compare(name, &steps, &server::binary_under_test()),
+    }
+}
+
+fn record(name: &str, mut steps: Vec<Step>, etcd: &Path) {
+    assert!(server::is_real_etcd(etcd), "{} is no etcd", etcd.display());
+    let requests = steps.clone();
+    let answers = block_on(Player::new(descriptors(), etcd, play::Pace::Record).play(&requests));
+    for (step, answer) in steps.iter_mut().zip(answers) {
+        step.answer = answer;
+    }
+    fs::write(path(name), play::file_text(&steps)).expect("the script can be written");
+}
+
+fn compare(name: &str, steps: &[Step], binary: &Path) {
+    let mut expected = steps.to_vec();
+    if !server::is_real_etcd(binary) {
+        for exception in EXCEPTIONS.iter().filter(|exception| exception.script == name) {
+            for step in expected.iter_mut().filter(|step| step.request.starts_with(exception.request)) {
+                step.answer = exception.answer.iter().map(|line| (*line).to_owned()).collect();
+            }
+        }
+    }
+    let answers = block_on(Player::new(descriptors(), binary, play::Pace::Compare).play(&expected));
+    let mut differences = String::new();
+    for (step, answer) in expected.iter().zip(&answers) {
+        if step.answer != *answer {
+            differences.push_str(&difference(step, answer));
+        }
+    }
+    let count = expected.iter().zip(&answers).filter(|(step, answer)| step.answer != **answer).count();
+    assert!(differences.is_empty(), "script {name}: {count} answers differ\n{differences}");
+}
+
+/// Only the lines that differ, and their neighbours' number: answers can be long.
+fn difference(step: &Step, answer: &[String]) -> String {
+    let mut text = format!("\nline {}: {}\n", step.line, step.request);
+    let alike = step.answer.iter().zip(answer).take_while(|(a, b)| a == b).count();
+    if alike > 0 {
+        text.push_str(&format!("  ({alike} lines alike)\n"));
+    }
+    step.answer[alike..].iter().for_each(|line| text.push_str(&format!("  - etcd  {line}\n")));
+    answer[alike..].iter().for_each(|line| text.push_str(&format!("  + here  {line}\n")));
+    text
+}
+
+fn descriptors() -> DescriptorPool {
+    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/../proto/proto");
+    let mut compiler = protox::Compiler::new([directory]).expect("the .proto files are in the repository");
+    compiler.open_files(["etcdserverpb/kv.proto", "etcdserverpb/watch.proto"]).expect("the .proto files compile");
+    compiler.descriptor_pool()
+}
+
+fn path(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/differential/script").join(format!("{name}.txt"))
+}
+
+fn read(name: &str) -> String {
+    fs::read_to_string(path(name)).unwrap_or_else(|error| panic!("script {name}: {error}"))
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("a runtime of one thread starts").block_on(future)
+}
