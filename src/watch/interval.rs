@@ -253,12 +253,12 @@ mod tests {
         (0..random.below(4)).map(|_| b'a' + random.below(4) as u8).collect()
     }
 
-    fn check_below(tree: &Interval, bounds: &impl Bounds, at: u32) -> i32 {
+    fn check_below(tree: &Interval, at: u32) -> i32 {
         if at == NONE {
             return 0;
         }
         let node = &tree.nodes[at];
-        let (left, right) = (check_below(tree, bounds, node.left), check_below(tree, bounds, node.right));
+        let (left, right) = (check_below(tree, node.left), check_below(tree, node.right));
         assert!((left - right).abs() <= 1, "balanced");
         assert_eq!(i32::from(node.height), 1 + left.max(right));
         1 + left.max(right)
@@ -290,7 +290,7 @@ mod tests {
                     let gone = present.swap_remove(random.below(present.len() as u64) as usize);
                     tree.remove(&spans, gone);
                 }
-                check_below(&tree, &spans, tree.root);
+                check_below(&tree, tree.root);
                 let key = key(random);
                 let mut found = Vec::new();
                 tree.stab(&spans, &key, &mut |group| found.push(group));
