@@ -196,9 +196,9 @@ mod tests {
         for seed in 0..2_000 {
             let mut state = seed;
             let revision = Revision(number(&mut state));
-            let previous = (next(&mut state) % 2 == 0).then(|| key_value(&mut state));
-            let with_previous = next(&mut state) % 2 == 0;
-            let (change, r#type, kv) = if next(&mut state) % 3 == 0 {
+            let previous = (next(&mut state).is_multiple_of(2)).then(|| key_value(&mut state));
+            let with_previous = next(&mut state).is_multiple_of(2);
+            let (change, r#type, kv) = if next(&mut state).is_multiple_of(3) {
                 let key = Bytes::from(text(&mut state));
                 let kv = KeyValue::new(&key, b"", Revision::ZERO, revision, 0, LeaseId::NONE);
                 (Change::Delete { key, previous: previous.clone() }, 1, kv)

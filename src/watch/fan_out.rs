@@ -82,6 +82,7 @@ impl Hub {
                 None if self.fan_out.at < self.fan_out.hits.len() => self.start_run(&batch),
                 None => {
                     self.fan_out.batch = None;
+                    self.fan_out.hits.clear();
                     self.fan_out.hits.shrink_to(4_096);
                     self.handled(batch);
                     break;
@@ -138,7 +139,10 @@ impl Hub {
                 return used;
             }
             used += 1;
-            if self.streams.get(member.stream).is_stale(member.row) {
+            // The list of the stream is looked into only where some member is dead: it is one cache line more an event.
+            let some_dead = self.groups.get(run.group).is_some_and(|group| group.dead() > 0);
+            let stream = self.streams.get(member.stream);
+            if stream.is_closed() || (some_dead && stream.is_stale(member.row)) {
                 self.remove_stale_member(run.group, run.member);
             } else if self.streams.refuses(member.stream) {
                 self.fall_behind(&mut run, member, batch.revision);

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use hashbrown::HashMap;
 
-use super::catch_up::CatchUp;
+use super::behind::CatchUp;
 use super::fan_out::FanOut;
 use super::group::{Groups, Options};
 pub use super::message::HeaderIds;
@@ -277,14 +277,11 @@ impl Hub {
     }
 
     /// The answer to a history request: batches from that revision on, as many as were convenient, or the revision below
-    /// which everything is forgotten.
+    /// which everything is forgotten. Watches are canceled for that only once [`Hub::handle_compaction`] has told it.
     pub fn handle_history(&mut self, reply: Result<Vec<Arc<Batch>>, Revision>) {
         match reply {
             Ok(batches) => self.catch_up.handle_history(batches),
-            Err(compacted) => {
-                self.catch_up.history_refused();
-                self.handle_compaction(compacted);
-            }
+            Err(compacted) => self.catch_up.history_refused(compacted, self.compacted),
         }
     }
 
@@ -421,10 +418,10 @@ impl Hub {
         self.with_progress.pop_front().map(StreamId)
     }
 
-    /// The periodic tick of a stream. False when it has no watch with notifications any more: its ticks can end, and
+    /// The periodic tick of a stream. False when it is gone or has no watch with notifications any more: its ticks can end, and
     /// [`Hub::next_progress_stream`] names it when they are to begin again.
     pub fn progress_due(&mut self, stream: StreamId) -> bool {
-        if self.streams.get(stream.0).progress() == 0 {
+        if !self.streams.try_get(stream.0).is_some_and(|stream| !stream.is_closed() && stream.progress() > 0) {
             return false;
         }
         self.ticks.push_back(stream.0);

@@ -9,7 +9,7 @@
 //! | `group` | equal ranges with equal options: keys and members, kept once |
 //! | `interval` | spans, found by a key |
 //! | `fan_out` | one batch on its way to the synced |
-//! | `catch_up` | watchers that are behind, and the passes that bring them forward |
+//! | `behind`, `catch_up` | watchers that are behind; the passes that bring them forward |
 //! | `removal` | what is gone, and the sweeps that take it out |
 //! | `stream` | the watches and ids of one stream; all streams |
 //! | `outbox`, `message` | what a stream has to send; responses to bytes |
@@ -31,6 +31,7 @@
 //! | a stream with something to send | its bytes, and a buffer that the next stream takes over |
 
 mod arena;
+mod behind;
 mod catch_up;
 mod fan_out;
 mod group;

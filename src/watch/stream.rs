@@ -193,6 +193,8 @@ impl Stream {
 /// All watch streams of a shard, and their outboxes.
 pub struct Streams {
     arena: Arena<Stream>,
+    /// Boxed, because the box itself moves between here and the streams.
+    #[allow(clippy::vec_box)]
     spare: Vec<Box<Outbox>>,
     ready: VecDeque<u32>,
     backlog_bytes_max: usize,

@@ -49,6 +49,8 @@ pub struct World {
     /// Batches that the hub was handed.
     handed: usize,
     compacted: i64,
+    /// The compaction that the store has applied; it is told once it is durable.
+    applied_compaction: i64,
     clients: Vec<Client>,
     history: Option<Revision>,
     budget_max: u64,
@@ -79,6 +81,7 @@ impl World {
             committed: 0,
             handed: 0,
             compacted: 0,
+            applied_compaction: 0,
             clients: Vec::new(),
             history: None,
             budget_max,
@@ -174,9 +177,16 @@ impl World {
 
     fn compact(&mut self) {
         if self.random.chance(30) {
-            self.compacted = self.compacted.max(self.random.below(self.head() as u64 + 1) as i64);
-            self.hub.handle_compaction(Revision(self.compacted));
+            self.applied_compaction = self.applied_compaction.max(self.random.below(self.head() as u64 + 1) as i64);
         }
+        if self.random.chance(50) {
+            self.tell_compaction();
+        }
+    }
+
+    fn tell_compaction(&mut self) {
+        self.compacted = self.applied_compaction;
+        self.hub.handle_compaction(Revision(self.compacted));
     }
 
     fn any(&mut self) -> usize {
@@ -270,8 +280,8 @@ impl World {
             return true;
         }
         self.history = None;
-        if from.0 < self.compacted {
-            self.hub.handle_history(Err(Revision(self.compacted)));
+        if from.0 < self.applied_compaction {
+            self.hub.handle_history(Err(Revision(self.applied_compaction)));
             return true;
         }
         let first = from.0 as usize - 2;
@@ -330,6 +340,7 @@ impl World {
         self.slow_history = false;
         self.committed = self.batches.len();
         self.hand_over(self.committed);
+        self.tell_compaction();
         self.run_until_quiet();
         let truth = Truth { batches: &self.batches, committed: self.head(), compacted: self.compacted };
         for client in &self.clients {
