@@ -39,6 +39,9 @@ use crate::types::Revision;
 const DRAIN_MAX: Duration = Duration::from_secs(5);
 /// etcd allows a message this much beyond `--max-request-bytes` (grpcOverheadBytes).
 const MESSAGE_OVERHEAD_BYTES: usize = 512 * 1024;
+/// A port that is taken is tried again for two seconds.
+const TAKEN_PROBES: u32 = 40;
+const TAKEN_PROBE_INTERVAL: Duration = Duration::from_millis(50);
 /// etcd's text for calls that a stopping server cuts.
 const STOPPED: &str = "etcdserver: server stopped";
 
@@ -94,13 +97,7 @@ struct Plan {
 pub fn run(config: Config) -> Result<(), StartError> {
     memory::without_huge_pages().map_err(system("switch transparent huge pages off"))?;
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGUSR1]).map_err(system("listen for signals"))?;
-    for listen in &config.listen {
-        match listener::probe(listen.address) {
-            Err(error @ ListenError::Taken(_)) => return Err(error.into()),
-            Err(error) if listen.required => return Err(error.into()),
-            Err(_) | Ok(()) => {}
-        }
-    }
+    probe(&config)?;
     let cores = cores::plan(config.shards).map_err(system("read the cores this process may use"))?;
     let (plans, mut orders) = plan_shards(config, &cores)?;
     let (started_sender, started) = mpsc::channel();
@@ -121,6 +118,26 @@ pub fn run(config: Config) -> Result<(), StartError> {
         thread.join().expect("a shard ends the process when it panics");
     }
     tracing::info!("all connections closed");
+    Ok(())
+}
+
+/// Refuses addresses that another process listens on. A predecessor that was killed keeps its sockets for a moment, until
+/// the kernel has taken its rings apart; a supervisor that starts the next one at once must not fail for that.
+fn probe(config: &Config) -> Result<(), StartError> {
+    for listen in &config.listen {
+        let mut tries = TAKEN_PROBES;
+        loop {
+            match listener::probe(listen.address) {
+                Err(ListenError::Taken(_)) if tries > 0 => {
+                    tries -= 1;
+                    thread::sleep(TAKEN_PROBE_INTERVAL);
+                }
+                Err(error @ ListenError::Taken(_)) => return Err(error.into()),
+                Err(error) if listen.required => return Err(error.into()),
+                Err(_) | Ok(()) => break,
+            }
+        }
+    }
     Ok(())
 }
 

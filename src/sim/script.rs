@@ -374,6 +374,11 @@ mod tests {
     }
 
     #[test]
+    fn a_watch_from_the_first_revision_is_told_everything() {
+        check("put a=1; put a=2; watch w a from 1 -> created 3 id 0; w -> put a=1@2, put a=2@3; progress -> progress 3");
+    }
+
+    #[test]
     fn reads_of_old_revisions_work_down_to_the_compacted_one() {
         check(
             "put a=1; put a=2; del a; get a -> none; get a at 2 -> 1@2; compact 3 -> ok; get a at 2 -> compacted;

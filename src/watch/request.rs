@@ -75,7 +75,9 @@ impl Hub {
                 self.future.insert((start, stream, row), group);
                 self.starts.insert((stream, row), start);
             } else {
-                self.catch_up.insert(member, group, start, self.compacted);
+                // No write has the first revision, so nobody has a batch of it to wait for.
+                let next = if self.compacted > Revision::FIRST { start } else { start.max(Revision::FIRST.next()) };
+                self.catch_up.insert(member, group, next, self.compacted);
             }
         }
         if progress && self.streams.get(stream).progress() == 1 {
