@@ -77,7 +77,7 @@ pub async fn run(server: &mut Server, sizes: Bystander) -> Result<Measured> {
     let (tail, ranges, written) = (finished(putter).await?, finished(ranger).await?, written?);
     let spent = meter.read()?;
 
-    let scene = format!("{scene}, one client ranging over them, one writing and compacting");
+    let scene = format!("{scene}: others range, write and compact");
     add_tail(&mut measured, &scene, &tail);
     measured.add(&scene, "ranges of all keys done", ranges.len() as f64);
     measured.add(&scene, "one range, s (median)", ranges.value_at_quantile(0.5) as f64 / 1e6);

@@ -1,4 +1,4 @@
-//! What a stretch of a run cost: the server's CPU time, the whole machine's, and the time on the wall.
+//! What a stretch of a run cost: the server's CPU time, this client's, the whole machine's, and the time on the wall.
 //!
 //! The machine's figure is there because the kernel does work for one process in the name of another.
 
@@ -13,6 +13,7 @@ use crate::report::Measured;
 pub struct Meter {
     server: Process,
     cpu: Duration,
+    own: Duration,
     machine: Duration,
     begun: Instant,
 }
@@ -21,27 +22,32 @@ pub struct Meter {
 #[derive(Clone, Copy, Debug)]
 pub struct Spent {
     pub cpu: Duration,
+    /// Of the load client.
+    pub own: Duration,
     pub machine: Duration,
     pub wall: Duration,
 }
 
 impl Meter {
     pub fn start(server: Process) -> Result<Meter> {
-        Ok(Meter { server, cpu: server.cpu()?, machine: machine_busy()?, begun: Instant::now() })
+        let (cpu, own, machine) = (server.cpu()?, Process::own().cpu()?, machine_busy()?);
+        Ok(Meter { server, cpu, own, machine, begun: Instant::now() })
     }
 
     pub fn read(&self) -> Result<Spent> {
         let wall = self.begun.elapsed();
         let cpu = self.server.cpu()?.saturating_sub(self.cpu);
-        Ok(Spent { cpu, machine: machine_busy()?.saturating_sub(self.machine), wall })
+        let own = Process::own().cpu()?.saturating_sub(self.own);
+        Ok(Spent { cpu, own, machine: machine_busy()?.saturating_sub(self.machine), wall })
     }
 }
 
 impl Spent {
-    /// The three figures of each kind of work.
+    /// The figures of each kind of work.
     pub fn figures(&self, scene: &str, units: u64, measured: &mut Measured) {
         let units = units as f64;
         measured.add(scene, "server CPU, us each", self.cpu.as_secs_f64() * 1e6 / units);
+        measured.add(scene, "load client's CPU, us each", self.own.as_secs_f64() * 1e6 / units);
         measured.add(scene, "whole machine busy, us each", self.machine.as_secs_f64() * 1e6 / units);
         measured.add(scene, "a second", units / self.wall.as_secs_f64());
     }
