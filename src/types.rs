@@ -188,7 +188,7 @@ impl fmt::Debug for KeyValue {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Change {
     /// `previous` is the state of the key before the whole *revision*, not before this change: etcd reads `prev_kv` at
-    /// `mod_revision - 1`.
+    /// `mod_revision - 1`. A creation has none, even of a key that the same revision deleted before.
     Put {
         kv: KeyValue,
         previous: Option<KeyValue>,

@@ -397,6 +397,9 @@ impl Handler for Shard {
         }
         let stream = StreamId(handle & !WATCH_HANDLE);
         if let Some(bytes) = core.hub.take_output(stream, bytes_max) {
+            if core.hub.has_work() {
+                self.wake();
+            }
             return Output::Bytes(bytes);
         }
         match core.ending.remove(&handle) {

@@ -61,7 +61,7 @@ impl Model {
                     let (key, value) = (key.clone(), value.clone());
                     let row = Row { key: key.clone(), value, create_revision, mod_revision: revision, version };
                     state.insert(key.clone(), row.clone());
-                    let previous = before.get(&key).cloned();
+                    let previous = before.get(&key).filter(|_| create_revision < revision).cloned();
                     self.log.push(Told { revision, key, put: Some(row), previous });
                 }
                 Op::Delete(range) => {

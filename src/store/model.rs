@@ -226,7 +226,8 @@ impl Attempt<'_> {
         let version = old.as_ref().map_or(1, |old| old.version() + 1);
         let kv = KeyValue::new(&put.key, &value, create, revision, version, lease);
         self.after.insert(put.key.clone(), kv.clone());
-        self.changes.push(Change::Put { kv, previous: self.before.get(&put.key).cloned() });
+        let before = self.before.get(&put.key).cloned().filter(|_| kv.create_revision() != kv.mod_revision());
+        self.changes.push(Change::Put { kv, previous: before });
         Ok(Outcome::Put { previous: old.filter(|_| put.prev_kv) })
     }
 

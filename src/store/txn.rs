@@ -226,7 +226,9 @@ impl<'a> Writing<'a> {
         let kv = KeyValue::new(&put.key, value, create, revision, version, lease);
         let Changed { before_revision, replaced } = self.index.put(kv.clone());
         self.unindexed_bytes += replaced.as_ref().map_or(0, KeyValue::bytes);
-        self.changes.push(Change::Put { kv, previous: before_revision });
+        // A key that was deleted earlier in this transaction is created anew, and a creation has no previous state.
+        let previous_told = before_revision.filter(|_| kv.create_revision() != kv.mod_revision());
+        self.changes.push(Change::Put { kv, previous: previous_told });
         Ok(self.answer(Outcome::Put { previous }))
     }
 

@@ -299,7 +299,8 @@ impl Hub {
         self.has_work()
     }
 
-    fn has_work(&self) -> bool {
+    /// Whether [`Hub::turn`] has something to do. Taking output can make it so: there is room again for who fell behind.
+    pub fn has_work(&self) -> bool {
         self.fan_out.is_active()
             || !self.intake.is_empty()
             || self.waiting.front().is_some_and(|waiting| waiting.committed <= self.revision)
