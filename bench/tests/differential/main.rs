@@ -91,13 +91,7 @@ const EXCEPTIONS: &[Exception] = &[
         answer: &["header { ids revision: 7 }", "watch_id: -1"],
         reason: "As above: a watch that a compaction has ended does not hold back the progress of the others.",
     },
-    Exception {
-        script: "watch_progress",
-        request: "read f",
-        at: Some(4),
-        answer: &["nothing"],
-        reason: "As above.",
-    },
+    Exception { script: "watch_progress", request: "read f", at: Some(4), answer: &["nothing"], reason: "As above." },
     Exception {
         script: "watch_history",
         request: "read compacted",
