@@ -212,7 +212,9 @@ impl Writer {
     /// The log is durable up to this position. The caller publishes the release before it takes the replies.
     pub fn durable(&mut self, position: Position) -> Option<Release> {
         let mut release: Option<Release> = None;
-        while let Some(group) = self.sealed.pop_front_if(|group| group.position <= position) {
+        while self.sealed.front().is_some_and(|group| group.position <= position)
+            && let Some(group) = self.sealed.pop_front()
+        {
             let Group { batches, revision, compacted, replies, reads, .. } = group;
             self.committed = revision;
             match &mut release {

@@ -67,9 +67,8 @@ impl LateLog {
 
     fn complete_all(&self) {
         let mut state = self.0.borrow_mut();
-        if let Some(position) = state.appended.drain(..).last() {
-            state.completed = Some(position);
-        }
+        let newest = state.appended.drain(..).next_back();
+        state.completed = newest.or(state.completed);
     }
 }
 

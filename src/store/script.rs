@@ -420,8 +420,7 @@ fn an_event_carries_the_state_before_its_whole_revision() {
     check(
         "put a=1 -> 2;  txn then del a.., put a=2, (txn then put a=3) -> 3 yes [3 deleted 1 | 3 | 0 yes [3]];
          get a -> 3: a=3(3,3,2) count 1;
-         events a from 2 -> 2 put a=1(2,2,1), 3 del a was a=1(2,2,1), 3 put a=2(3,3,1) was a=1(2,2,1),
-            3 put a=3(3,3,2) was a=1(2,2,1);
+         events a from 2 -> 2 put a=1(2,2,1), 3 del a was a=1(2,2,1), 3 put a=2(3,3,1), 3 put a=3(3,3,2);
          compact 3 -> ok;  events a from 3 -> 3 del a, 3 put a=2(3,3,1), 3 put a=3(3,3,2);
          put a=4 -> 4;  events a from 4 -> 4 put a=4(3,4,3) was a=3(3,3,2)",
     );
