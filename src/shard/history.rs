@@ -104,7 +104,12 @@ impl Appender {
     }
 
     /// Makes durable batches visible, and with them the revision and the compaction that may now be told.
-    pub fn publish(&mut self, batches: impl Iterator<Item = Arc<Batch>>, revision: Revision, compacted: Option<Revision>) {
+    pub fn publish(
+        &mut self,
+        batches: impl Iterator<Item = Arc<Batch>>,
+        revision: Revision,
+        compacted: Option<Revision>,
+    ) {
         for batch in batches {
             self.append(batch);
         }
@@ -174,7 +179,10 @@ mod tests {
                 while handled < seen {
                     handled = reader.next().expect("what is committed hangs in the chain").revision;
                 }
-                assert_eq!(committed.compacted().is_some(), seen >= Revision(25_000) || committed.compacted().is_some());
+                assert_eq!(
+                    committed.compacted().is_some(),
+                    seen >= Revision(25_000) || committed.compacted().is_some()
+                );
             }
         });
         for revision in 2..=50_000 {
