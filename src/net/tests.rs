@@ -82,6 +82,10 @@ impl Handler for Echo {
         Intake::Pause
     }
 
+    fn can_take_requests(&self, _call: CallId, handle: u32) -> bool {
+        !self.calls.borrow()[handle as usize].is_paused
+    }
+
     fn end_of_requests(&self, _call: CallId, handle: u32) {
         self.calls.borrow_mut()[handle as usize].is_half_closed = true;
     }
