@@ -271,14 +271,15 @@ impl Connection {
         self.server.ready.serve(self.slot, None);
         partial.add(row.held_bytes() as u64);
         match look {
+            // The handler has ended the call and given its handle away, whatever the row still holds.
+            Look::Ended => self.remove(stream),
+            Look::Broken(by) => self.break_off(stream, by),
             _ if partial.get() > self.server.config.partial_bytes_max && row.held_bytes() > 0 => {
                 let text = "too many requests are arriving at once";
                 self.end_call(stream, &Status::new(Code::ResourceExhausted, text));
             }
             Look::Waits => {}
             Look::More => waker.wake(),
-            Look::Ended => self.remove(stream),
-            Look::Broken(by) => self.break_off(stream, by),
         }
     }
 

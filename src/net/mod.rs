@@ -78,8 +78,8 @@ pub struct Opened {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Intake {
     Continue,
-    /// Hand over no more until [`Ready`] names the call again, for whatever reason: output is then taken first, and a
-    /// handler that still has no room answers the next message with `Pause` again. Flow control slows the peer.
+    /// Hand over no more until [`Ready`] names the call again and [`Handler::can_take_requests`] agrees. Flow control slows
+    /// the peer.
     Pause,
 }
 
@@ -106,6 +106,11 @@ pub trait Handler {
 
     /// One whole request message, without its five-byte prefix.
     fn message(&self, call: CallId, handle: u32, message: Bytes) -> Intake;
+
+    /// Whether a call that was paused can take requests again; asked when [`Ready`] names it. The name alone does not say
+    /// so: a call that is named for its output would take one more request each time, and a request that causes output
+    /// would then let the next one in, whether the peer reads or not.
+    fn can_take_requests(&self, call: CallId, handle: u32) -> bool;
 
     /// The client has half-closed; for [`CallKind::OneRequest`] this follows its message at once.
     fn end_of_requests(&self, call: CallId, handle: u32);

@@ -115,14 +115,17 @@ impl Row {
         }
     }
 
-    /// Output goes first: a handler that paused the call makes room by it.
+    /// Output goes first: a handler that paused the call makes room by it, and names the call again.
     fn read_and_write(
         &mut self,
         around: &Surroundings<'_>,
         context: &mut Context<'_>,
         announced: bool,
     ) -> Result<bool, Look> {
-        if announced && self.reading == Reading::Paused {
+        if announced
+            && self.reading == Reading::Paused
+            && around.handler.can_take_requests(around.call, self.handle)
+        {
             self.reading = Reading::Open;
         }
         if self.is_output_due && self.write(around, context)? {

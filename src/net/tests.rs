@@ -49,7 +49,7 @@ impl Handler for Echo {
     fn open(&self, call: CallId, head: &CallHead<'_>) -> Result<Opened, Status> {
         let kind = match head.path {
             "/test/Unary" | "/test/Never" | "/test/Numbers" | "/test/Late" => CallKind::OneRequest,
-            "/test/Echo" | "/test/Endless" | "/test/Pause" => CallKind::RequestStream,
+            "/test/Echo" | "/test/Endless" | "/test/Pause" | "/test/Refuse" => CallKind::RequestStream,
             _ => return Err(Status::new(Code::Unimplemented, "unknown service test")),
         };
         if head.path == "/test/Late" {
@@ -67,6 +67,9 @@ impl Handler for Echo {
         let mut calls = self.calls.borrow_mut();
         let row = &mut calls[handle as usize];
         row.queue.push_back(framed(&message));
+        if row.path == "/test/Refuse" {
+            return Intake::Pause;
+        }
         if row.path != "/test/Pause" {
             return Intake::Continue;
         }
@@ -82,6 +85,10 @@ impl Handler for Echo {
         Intake::Pause
     }
 
+    fn can_take_requests(&self, _call: CallId, handle: u32) -> bool {
+        !self.calls.borrow()[handle as usize].is_paused
+    }
+
     fn end_of_requests(&self, _call: CallId, handle: u32) {
         self.calls.borrow_mut()[handle as usize].is_half_closed = true;
     }
@@ -91,6 +98,8 @@ impl Handler for Echo {
         let call = &mut calls[handle as usize];
         let output = match call.path.as_str() {
             "/test/Never" => Output::Nothing,
+            "/test/Refuse" if call.queue.is_empty() => Output::Nothing,
+            "/test/Refuse" => Output::End(Status::new(Code::InvalidArgument, "no")),
             "/test/Endless" => {
                 self.report.send(Report::Output(bytes_max)).unwrap();
                 Output::Bytes(vec![7; bytes_max.min(1_000)].into())

@@ -385,6 +385,12 @@ impl Handler for Shard {
         self.watch_request(core, call, StreamId(handle & !WATCH_HANDLE), &message)
     }
 
+    fn can_take_requests(&self, _call: CallId, handle: u32) -> bool {
+        let core = &mut *self.core.borrow_mut();
+        // A watch stream that is about to end with a status hears nothing more; a unary call is never paused.
+        !core.ending.contains_key(&handle) && core.hub.can_take_requests(StreamId(handle & !WATCH_HANDLE))
+    }
+
     fn end_of_requests(&self, _call: CallId, _handle: u32) {
         // A unary call is answered when its reply comes. A watch stream that its client has half-closed goes on, as in
         // etcd: an HTTP gateway sends one create request and then only listens.

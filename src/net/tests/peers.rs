@@ -309,3 +309,20 @@ fn requests_that_never_become_whole_are_bounded_in_sum() {
     });
     server.end();
 }
+
+#[test]
+fn a_call_that_its_handler_ends_is_over_once_whatever_it_still_holds() {
+    let server = start(|config| config.partial_bytes_max = 1_000);
+    run(async {
+        let client = &mut connect(server.address).await;
+        let (response, mut send) = client.send_request(request("/test/Refuse", &[]), false).unwrap();
+        // The second message is held behind the first, which ends the call.
+        let messages = [framed(b"x"), framed(&[1; 5_000])].concat();
+        send.send_data(messages.into(), false).unwrap();
+        assert_eq!(read_all(response.await.unwrap()).await.unwrap().status(), ("3".into(), "no".into()));
+        let answer = call(client, request("/test/Unary", &[]), framed(b"x")).await;
+        assert_eq!(answer.status().0, "0");
+    });
+    assert!(server.reports.try_recv().is_err(), "the handler has ended it and is told nothing");
+    server.end();
+}
