@@ -307,6 +307,7 @@ impl Hub {
             || !self.closing.is_empty()
             || !self.sweeps.is_empty()
             || !self.ticks.is_empty()
+            || self.keeps_compacted()
             || self.catch_up.has_work()
     }
 
@@ -378,7 +379,23 @@ impl Hub {
         if let Some(group) = self.sweeps.front().copied() {
             return self.sweep(group, budget);
         }
-        0
+        self.forget_compacted(budget)
+    }
+
+    fn keeps_compacted(&self) -> bool {
+        self.recent.front().is_some_and(|batch| batch.revision < self.compacted)
+    }
+
+    /// Lets go of batches that nobody may ask for any more. In turns: it may be all that is kept, and here may be the last
+    /// to hold them.
+    fn forget_compacted(&mut self, budget: usize) -> usize {
+        let mut used = 0;
+        while used < budget && self.keeps_compacted() {
+            let oldest = self.recent.pop_front().expect("looked at above");
+            self.recent_bytes -= oldest.bytes();
+            used += 1;
+        }
+        used
     }
 
     /// The batch under way has been told to everyone.
