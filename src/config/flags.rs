@@ -105,7 +105,7 @@ pub const FLAGS: &[Flag] = &[
     supported(
         "grpc-keepalive-min-time",
         "5s",
-        "Duration a client should wait between pings; one that pings more often is disconnected.",
+        "Duration a client should wait between pings; not enforced yet.",
     ),
     supported(
         "grpc-keepalive-interval",

@@ -59,7 +59,7 @@ pub struct Config {
     /// `--max-concurrent-streams`: streams of one connection, default 16,384. etcd allows 2^32 - 1; waiting watches and
     /// locks each hold a stream, and this many are enough for any client while a runaway one is stopped.
     pub concurrent_streams_max: u32,
-    /// `--grpc-keepalive-min-time`: a client that pings more often than this is told to go, default 5 s as in etcd.
+    /// `--grpc-keepalive-min-time`: default 5 s as in etcd. Unused until clients that ping too often are told to go.
     pub keepalive_min_time: Duration,
     /// `--grpc-keepalive-interval` and `--grpc-keepalive-timeout`; `None` when either is 0, which disables the pings.
     pub keepalive_ping: Option<KeepalivePing>,
@@ -312,6 +312,7 @@ fn unbuilt_flags(source: &Source) -> Vec<Warning> {
     [
         ("data-dir", "durability is not built yet, nothing is written there"),
         ("quota-backend-bytes", "the quota is not built yet and is not enforced"),
+        ("grpc-keepalive-min-time", "clients that ping too often are not told to go yet"),
     ]
     .into_iter()
     .filter_map(|(name, why)| source.given.get(name).map(|given| Warning { what: given.written_as.clone(), why }))

@@ -186,7 +186,7 @@ impl Connection {
 
     fn opened(&mut self, open: H2<Plain, Bytes>) {
         self.state = State::Open(open);
-        let at = (self.server.config.now)() + self.server.config.keepalive_interval;
+        let at = (self.server.config.now)() + self.server.config.silence_max();
         self.liveness = Liveness { at, step: LivenessStep::Ask, bytes_in: self.wire.bytes_in(), pings: None };
     }
 
@@ -361,7 +361,7 @@ impl Connection {
                 self.ping();
             }
             LivenessStep::Ask | LivenessStep::CutUnlessAnswered => {
-                self.liveness.at = now + config.keepalive_interval;
+                self.liveness.at = now + config.silence_max();
                 self.liveness.step = LivenessStep::Ask;
             }
         }

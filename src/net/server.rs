@@ -32,13 +32,21 @@ pub struct NetConfig {
     pub connections_max: u64,
     /// A peer that does not finish its connection preface and settings in this time is cut.
     pub handshake_timeout: Duration,
-    /// Silence after which a peer is asked whether it lives (etcd: `--grpc-keepalive-interval`).
-    pub keepalive_interval: Duration,
+    /// Silence after which a peer is asked whether it lives (etcd: `--grpc-keepalive-interval`); `None` never asks.
+    pub keepalive_interval: Option<Duration>,
     /// How long it has to answer (etcd: `--grpc-keepalive-timeout`).
     pub keepalive_timeout: Duration,
 }
 
+/// Where the next look at a peer is set when none is wanted: beyond any uptime.
+const NEVER: Duration = Duration::from_secs(100 * 365 * 86_400);
+
 impl NetConfig {
+    /// The time to the next look at a peer that has spoken.
+    pub(super) fn silence_max(&self) -> Duration {
+        self.keepalive_interval.unwrap_or(NEVER)
+    }
+
     pub fn new(now: fn() -> Instant) -> NetConfig {
         NetConfig {
             now,
@@ -47,7 +55,7 @@ impl NetConfig {
             partial_bytes_max: 256 << 20,
             connections_max: 1 << 20,
             handshake_timeout: Duration::from_secs(10),
-            keepalive_interval: Duration::from_secs(2 * 3_600),
+            keepalive_interval: Some(Duration::from_secs(2 * 3_600)),
             keepalive_timeout: Duration::from_secs(20),
         }
     }
@@ -115,10 +123,12 @@ impl Server {
             self.counters.connections_refused.add(1);
             return;
         };
-        // As grpc-go does: a peer that acknowledges nothing for so long is gone. A kernel that knows no such timeout leaves
-        // that to the keep-alive.
-        let timeout = u32::try_from(self.config.keepalive_timeout.as_millis()).unwrap_or(u32::MAX);
-        let _ = rustix::net::sockopt::set_tcp_user_timeout(&client, timeout);
+        if self.config.keepalive_interval.is_some() {
+            // As grpc-go does: a peer that acknowledges nothing for so long is gone. A kernel that knows no such timeout
+            // leaves that to the pings.
+            let timeout = u32::try_from(self.config.keepalive_timeout.as_millis()).unwrap_or(u32::MAX);
+            let _ = rustix::net::sockopt::set_tcp_user_timeout(&client, timeout);
+        }
         self.counters.connections_accepted.add(1);
         self.counters.connections_open.add(1);
         ring::spawn(Connection::new(self.clone(), slot, client, peer));

@@ -279,8 +279,9 @@ fn net_config(config: &Config) -> NetConfig {
     let mut net = NetConfig::new(clock::now);
     net.concurrent_streams_max = config.concurrent_streams_max;
     net.request_bytes_max = u32::try_from(config.request_bytes_max + MESSAGE_OVERHEAD_BYTES).unwrap_or(u32::MAX);
+    net.keepalive_interval = config.keepalive_ping.map(|ping| ping.interval);
     if let Some(ping) = config.keepalive_ping {
-        (net.keepalive_interval, net.keepalive_timeout) = (ping.interval, ping.timeout);
+        net.keepalive_timeout = ping.timeout;
     }
     net
 }

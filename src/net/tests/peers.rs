@@ -155,7 +155,7 @@ const GO_AWAY: u8 = 7;
 fn a_silent_peer_is_pinged_and_cut_when_it_does_not_answer() {
     use std::io::Write;
     let server = start(|config| {
-        config.keepalive_interval = Duration::from_millis(100);
+        config.keepalive_interval = Some(Duration::from_millis(100));
         config.keepalive_timeout = Duration::from_millis(200);
     });
     let mut socket = raw_peer(server.address);
