@@ -250,8 +250,8 @@ thread_local! {
 /// h2 reads up to 8 KiB at once.
 const BUFFER_BYTES: usize = 8 * 1_024;
 const BUFFERS_PER_BLOCK: u16 = 64;
-/// 8 MiB a shard. Beyond it a connection waits its turn: back-pressure, not memory.
-const BUFFERS_MAX: u16 = 1_024;
+/// 2 MiB a shard, which it keeps once they were needed. Beyond it a connection waits its turn: back-pressure, not memory.
+const BUFFERS_MAX: u16 = 256;
 /// Buffers given back in one go, so that one provision serves many receives.
 const GIVE_BACK_BATCH: usize = 16;
 const BUFFER_GROUP: u16 = 0;

@@ -217,5 +217,5 @@ impl Hub {
 }
 
 fn member_at(groups: &Groups, group: u32, at: usize) -> Option<Member> {
-    groups.get(group).expect("groups stay while a batch is under way").members().get(at).copied()
+    groups.get(group).expect("groups stay while a batch is under way").members().get(at)
 }

@@ -13,6 +13,8 @@ use hashbrown::{DefaultHashBuilder, HashTable};
 
 use super::arena::Arena;
 use super::interval::{Bounds, Interval};
+pub use super::members::Member;
+use super::members::Members;
 use crate::types::{Change, KeyRange};
 
 const NONE: u32 = u32::MAX;
@@ -22,13 +24,6 @@ const TABLES: usize = 256;
 
 /// Stream lists keep a group in 30 bits, and the last number stands for no group.
 const GROUPS_MAX: usize = (1 << 30) - 2;
-
-/// One watching: the row of its stream, and its row in the list of that stream.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Member {
-    pub stream: u32,
-    pub row: u32,
-}
 
 /// What a watch asks for beside its range.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -65,12 +60,6 @@ enum Kind {
     From,
     /// The bytes are the length of the start (four bytes), the start, the end.
     Span,
-}
-
-/// Most groups on keys of their own have one member, which then costs no allocation.
-enum Members {
-    One(Member),
-    Many(Vec<Member>),
 }
 
 pub struct Group {
@@ -115,69 +104,9 @@ impl Group {
         self.dead
     }
 
-    pub fn members(&self) -> &[Member] {
-        match &self.members {
-            Members::One(member) => std::slice::from_ref(member),
-            Members::Many(members) => members,
-        }
+    pub fn members(&self) -> &Members {
+        &self.members
     }
-
-    /// What the members take beside the group itself.
-    fn member_bytes(&self) -> usize {
-        match &self.members {
-            Members::One(_) => 0,
-            Members::Many(members) => members.capacity() * size_of::<Member>(),
-        }
-    }
-
-    fn add(&mut self, member: Member) {
-        match &mut self.members {
-            Members::One(first) => {
-                let first = *first;
-                let mut members = Vec::with_capacity(2);
-                members.extend([first, member]);
-                self.members = Members::Many(members);
-            }
-            Members::Many(members) if members.capacity() == 0 => self.members = Members::One(member),
-            Members::Many(members) => {
-                if members.len() == members.capacity() {
-                    members.reserve_exact(grown(members.len()) - members.len());
-                }
-                members.push(member);
-            }
-        }
-    }
-
-    fn swap_remove(&mut self, at: usize) -> Member {
-        match &mut self.members {
-            Members::One(member) => {
-                assert_eq!(at, 0, "a lone member is the first");
-                let member = *member;
-                self.members = Members::Many(Vec::new());
-                member
-            }
-            Members::Many(members) => {
-                let member = members.swap_remove(at);
-                if members.is_empty() {
-                    *members = Vec::new();
-                } else if members.len() * 2 < members.capacity() && members.capacity() > 4 {
-                    members.shrink_to(grown(members.len()));
-                }
-                member
-            }
-        }
-    }
-}
-
-/// The capacity that a full list of `len` eight-byte entries grows to: the next size class of the allocator, of which
-/// there are eight and then four a doubling. Doubling would leave a third of the memory empty on average.
-pub fn grown(len: usize) -> usize {
-    if len < 8 {
-        return len + 1;
-    }
-    let step = (len.next_power_of_two() / 8).max(1);
-    let step = if len.is_power_of_two() { step * 2 } else { step };
-    (len / step + 1) * step
 }
 
 impl Bounds for Arena<Group> {
@@ -267,8 +196,8 @@ impl Groups {
         }
         let bytes = bytes_of(start, end);
         self.range_bytes += bytes.len();
-        let members = Members::Many(Vec::new());
-        let group = Group { bytes, members, next: NONE, dead: 0, apart: 0, kind, options, sweeping: false };
+        let group =
+            Group { bytes, members: Members::new(), next: NONE, dead: 0, apart: 0, kind, options, sweeping: false };
         let group = self.arena.insert(group);
         match first {
             Some(first) => {
@@ -297,17 +226,17 @@ impl Groups {
 
     pub fn add(&mut self, group: u32, member: Member) {
         let entry = &mut self.arena[group];
-        let before = entry.member_bytes();
-        entry.add(member);
-        self.member_bytes = self.member_bytes + entry.member_bytes() - before;
+        let before = entry.members.bytes();
+        entry.members.push(member);
+        self.member_bytes = self.member_bytes + entry.members.bytes() - before;
     }
 
     /// Takes a member out; the last one takes its place. The group stays, even when it is empty: see [`Groups::release`].
     pub fn swap_remove(&mut self, group: u32, at: usize) -> Member {
         let entry = &mut self.arena[group];
-        let before = entry.member_bytes();
-        let member = entry.swap_remove(at);
-        self.member_bytes = self.member_bytes + entry.member_bytes() - before;
+        let before = entry.members.bytes();
+        let member = entry.members.swap_remove(at);
+        self.member_bytes = self.member_bytes + entry.members.bytes() - before;
         member
     }
 
@@ -460,17 +389,6 @@ mod tests {
         groups.add(group, Member { stream: 1, row: 2 });
         assert_eq!(groups.member_bytes(), 0);
         assert_eq!(groups.arena.bytes(), 512 * 56);
-    }
-
-    #[test]
-    fn lists_grow_in_steps_of_a_quarter_at_most() {
-        let (mut capacity, mut steps) = (1, 0);
-        while capacity < 10_000_000 {
-            let next = grown(capacity);
-            assert!(next > capacity && (next - capacity) * 4 <= capacity.max(4), "{capacity} to {next}");
-            (capacity, steps) = (next, steps + 1);
-        }
-        assert!(steps < 120, "growing stays amortised: {steps} steps");
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! | `hub` | the revision of the shard, its order of work, its inputs and outputs |
 //! | `request` | creates, cancels, progress, and their answers |
 //! | `group` | equal ranges with equal options: keys and members, kept once |
+//! | `members` | the members of one group, in blocks of one size |
 //! | `interval` | spans, found by a key |
 //! | `fan_out` | one batch on its way to the synced |
 //! | `behind`, `catch_up` | watchers that are behind; the passes that bring them forward |
@@ -22,7 +23,7 @@
 //! | what | bytes |
 //! | --- | --- |
 //! | an idle watch stream | 72 |
-//! | a watching | 8 in its group and 4 in its stream's list, and up to a quarter of slack: 16 at most |
+//! | a watching | 8 in its group, 10 with what blocks of eight leave empty, and 4 to 5 in its stream's list |
 //! | a group | 56, its key, and 6 to 12 in the table |
 //! | a span | 20 more, in the tree |
 //! | all of it for a watching on a key of its own, 32 bytes long | 112 at most |
@@ -37,6 +38,7 @@ mod fan_out;
 mod group;
 pub mod hub;
 mod interval;
+mod members;
 mod message;
 mod outbox;
 mod removal;

@@ -22,7 +22,7 @@ impl Hub {
             }
             return;
         }
-        let at = members.iter().position(|other| *other == member).expect("a synced watch is a member of its group");
+        let at = members.iter().position(|other| other == member).expect("a synced watch is a member of its group");
         self.groups.swap_remove(group, at);
         self.streams.drop_entry(member.stream, member.row);
         self.groups.release(group);
@@ -67,7 +67,7 @@ impl Hub {
         loop {
             // The group may be gone since, or its row be another's: then there is nothing to find, and no harm in looking.
             let entry = self.groups.get(group).filter(|entry| entry.dead() > 0);
-            let Some(member) = entry.and_then(|entry| entry.members().get(self.sweep_member)).copied() else { break };
+            let Some(member) = entry.and_then(|entry| entry.members().get(self.sweep_member)) else { break };
             if used >= budget {
                 return used;
             }

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use hashbrown::HashMap;
 
 use super::arena::Arena;
-use super::group::grown;
+use super::members::grown;
 use super::message::{Events, Head, Header, put_fragments, put_response};
 use super::outbox::Outbox;
 
