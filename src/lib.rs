@@ -13,6 +13,8 @@ pub mod types;
 pub mod watch;
 
 #[cfg(test)]
+mod random;
+#[cfg(test)]
 mod sim;
 #[cfg(test)]
 mod tidy;

@@ -102,11 +102,7 @@ pub const FLAGS: &[Flag] = &[
         "16384",
         "HTTP/2 streams (calls and watch streams) that one connection may have open at a time. etcd's default is 4294967295.",
     ),
-    supported(
-        "grpc-keepalive-min-time",
-        "5s",
-        "Duration a client should wait between pings; not enforced yet.",
-    ),
+    supported("grpc-keepalive-min-time", "5s", "Duration a client should wait between pings; not enforced yet."),
     supported(
         "grpc-keepalive-interval",
         "2h",

@@ -135,17 +135,14 @@ fn judge(prefix: [u8; PREFIX_BYTES], length_max: u32) -> Result<u32, FrameError>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::random::Random;
 
-    /// splitmix64: enough to cut bytes with.
-    struct Random(u64);
+    /// Lengths and positions.
+    struct Lengths(Random);
 
-    impl Random {
+    impl Lengths {
         fn below(&mut self, bound: usize) -> usize {
-            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut mixed = self.0;
-            mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            ((mixed ^ (mixed >> 31)) % bound as u64) as usize
+            self.0.below(bound as u64) as usize
         }
     }
 
@@ -158,7 +155,7 @@ mod tests {
     #[test]
     fn messages_cut_anywhere_come_out_whole_and_nothing_is_held_between_them() {
         for seed in 0..300 {
-            let mut random = Random(seed);
+            let mut random = Lengths(Random::new(seed));
             let messages: Vec<Vec<u8>> =
                 (0..random.below(20)).map(|index| vec![index as u8; random.below(200) * random.below(4)]).collect();
             let mut rest = Bytes::from(messages.iter().flat_map(|message| framed(message)).collect::<Vec<_>>());
@@ -181,7 +178,7 @@ mod tests {
     #[test]
     fn random_bytes_never_panic_and_never_hold_more_than_arrived() {
         for seed in 0..2_000 {
-            let mut random = Random(seed);
+            let mut random = Lengths(Random::new(seed));
             let mut deframer = Deframer::default();
             let mut arrived = 0;
             'call: for _ in 0..50 {

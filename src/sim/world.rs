@@ -8,13 +8,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::backend::{Command, HistoryError, Identity, Reply};
+use crate::random::Random;
 use crate::shard::durability::Durability;
 use crate::shard::embedded::Embedded;
 use crate::shard::history::{Appender, Committed};
 use crate::shard::intake::Intake;
 use crate::shard::mesh::{self, Link, Request, Response};
 use crate::shard::writer::{Origin, Pace, Position, Writer};
-use crate::sim::Random;
 use crate::sim::model::{Model, Op, Row};
 use crate::sim::rules::{Asked, Observer, Truth};
 use crate::store::Store;

@@ -1,5 +1,6 @@
 //! Random writes, reads, compactions and removals against the store and the model, step by step the same.
 
+use crate::random::Random;
 use crate::types::{Key, KeyRange, KeyValue, LeaseId, Revision, Time};
 
 use super::command::*;
@@ -8,31 +9,6 @@ use super::{CompactProgress, ReadJob, Store};
 
 const SEEDS: u64 = 64;
 const STEPS: usize = 5_000;
-
-/// splitmix64: small, and the same on every machine.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
-    fn one_in(&mut self, odds: u64) -> bool {
-        self.below(odds) == 0
-    }
-
-    fn pick<T: Copy>(&mut self, of: &[T]) -> T {
-        of[self.below(of.len() as u64) as usize]
-    }
-}
 
 struct World {
     random: Random,
@@ -47,8 +23,8 @@ struct World {
 
 impl World {
     fn new(seed: u64) -> World {
-        let mut random = Random(seed);
-        let keys = random.pick(&[3, 12, 40]);
+        let mut random = Random::new(seed);
+        let keys = *random.pick(&[3, 12, 40]);
         let (store, model) = (Store::new(), Model::new());
         World { random, store, model, committed: Revision::FIRST, reads: Vec::new(), keys }
     }
@@ -97,7 +73,7 @@ impl World {
 
     fn remove(&mut self) {
         let oldest = self.reads.iter().map(|(job, _)| job.oldest()).fold(self.committed, Revision::min);
-        let visits_max = self.random.pick(&[0, 1, 3, 1000]);
+        let visits_max = *self.random.pick(&[0, 1, 3, 1000]);
         self.store.compact_step(visits_max, Some(oldest));
         let bytes = self.store.bytes();
         assert_eq!((bytes.keys, bytes.versions), self.store.index.recount());
@@ -122,7 +98,7 @@ impl World {
     }
 
     fn step_reads(&mut self) {
-        let rows_max = self.random.pick(&[0, 1, 2, 7, 1000]);
+        let rows_max = *self.random.pick(&[0, 1, 2, 7, 1000]);
         let mut at = 0;
         while at < self.reads.len() {
             let (job, expected) = &mut self.reads[at];
@@ -139,8 +115,8 @@ impl World {
     fn read_history(&mut self) {
         let from = Revision(self.near_revision().max(0));
         let upto = Revision(self.near_revision());
-        let batches_max = self.random.pick(&[1, 3, 1000]);
-        let bytes_max = self.random.pick(&[1, 300, 1 << 30]);
+        let batches_max = *self.random.pick(&[1, 3, 1000]);
+        let bytes_max = *self.random.pick(&[1, 300, 1 << 30]);
         let read = self.store.history(from, upto, batches_max, bytes_max);
         let everything = KeyRange::From(Key::new());
         let expected = self.model.events(&everything, from, upto);
@@ -228,9 +204,9 @@ impl World {
         if self.random.one_in(2) {
             range.revision = self.near_revision();
         }
-        range.limit = self.random.pick(&[0, 0, 1, 2, 5, usize::MAX]);
-        range.order = self.random.pick(&[SortOrder::None, SortOrder::Ascend, SortOrder::Descend]);
-        range.target = self.random.pick(&[
+        range.limit = *self.random.pick(&[0, 0, 1, 2, 5, usize::MAX]);
+        range.order = *self.random.pick(&[SortOrder::None, SortOrder::Ascend, SortOrder::Descend]);
+        range.target = *self.random.pick(&[
             SortTarget::Key,
             SortTarget::Key,
             SortTarget::Version,
@@ -249,7 +225,7 @@ impl World {
     }
 
     fn compare(&mut self) -> Compare {
-        let relation = self.random.pick(&[
+        let relation = *self.random.pick(&[
             Relation::Equal,
             Relation::Greater,
             Relation::Less,

@@ -377,7 +377,7 @@ fn bytes_of(start: &[u8], end: Option<&[u8]>) -> Box<[u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::watch::random::Random;
+    use crate::random::Random;
     use bytes::Bytes;
 
     #[test]

@@ -237,7 +237,7 @@ fn compare_ends(one: Option<&[u8]>, other: Option<&[u8]>) -> Ordering {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::watch::random::Random;
+    use crate::random::Random;
 
     impl Bounds for Vec<(Vec<u8>, Option<Vec<u8>>)> {
         fn start(&self, group: u32) -> &[u8] {

@@ -198,7 +198,7 @@ pub fn grown(len: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::watch::random::Random;
+    use crate::random::Random;
 
     fn member(row: u32) -> Member {
         Member { stream: 7, row }

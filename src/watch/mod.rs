@@ -46,8 +46,6 @@ mod request;
 mod stream;
 
 #[cfg(test)]
-mod random;
-#[cfg(test)]
 mod script;
 #[cfg(test)]
 mod world;

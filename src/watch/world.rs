@@ -9,9 +9,9 @@ use bytes::Bytes;
 use prost::Message;
 
 use super::hub::{Create, Hub, HubConfig, Planted, Request, StreamId};
-use super::random::Random;
 use crate::pb::etcdserverpb::WatchResponse;
 use crate::pb::mvccpb;
+use crate::random::Random;
 use crate::types::{Batch, Change, KeyRange, KeyValue, LeaseId, Revision, Time};
 
 const FRAGMENT_BYTES: usize = 250;
