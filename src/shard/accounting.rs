@@ -1,4 +1,24 @@
-//! What the process holds, in bytes by class, counted and never estimated from the outside.
+//! What the process holds, in bytes by class.
+//!
+//! Our own memory is counted as it comes and goes. What h2, the runtime and the allocator add for a connection is a
+//! measured constant, and `base` is what was resident when the server became ready. The sum lies within a tenth of the
+//! resident memory; SIGUSR1 prints both.
+//!
+//! # Costs
+//!
+//! In bytes, allocator slack included. `costs` holds the lines of the core true by counting allocations; those of
+//! connections are resident memory on two shards, huge pages off, and [`crate::net::Server::bytes`] has their constants.
+//!
+//! | what | bytes |
+//! | --- | --- |
+//! | the empty server, two shards | 6.6 MB, of which 1.3 MB are heap and the rest text and rings |
+//! | a connection with one call | 21,500 |
+//! | each further call it has had at once | 640 |
+//! | a watch stream in the hub | 80 |
+//! | its first watch, on a key of its own of 32 bytes | 112 |
+//! | each of a hundred watches of a stream on keys of their own | 101 |
+//! | each of fifty watches on one key | 16, of which 10 in the group and 5 in the list of the stream |
+//! | a span instead of a key | 24 more |
 
 use std::fmt;
 

@@ -10,6 +10,8 @@ pub mod accounting;
 pub mod clock;
 mod control;
 pub mod cores;
+#[cfg(test)]
+mod costs;
 pub mod durability;
 pub mod embedded;
 pub mod history;

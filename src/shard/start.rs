@@ -104,10 +104,12 @@ pub fn run(config: Config) -> Result<(), StartError> {
     let threads: Vec<_> = plans.into_iter().map(|plan| spawn_shard(plan, started_sender.clone())).collect();
     drop(started_sender);
     wait_until_started(&started, threads.len())?;
+    // What text, stacks, rings and empty pools take is known only by looking, before the first client takes more.
+    let base = memory::resident_bytes().map_err(system("read how much memory is resident"))?;
     tracing::info!(shards = threads.len(), "ready to serve client requests");
     for signal in signals.forever() {
         if signal == SIGUSR1 {
-            print_account(&mut orders);
+            print_account(&mut orders, base);
             continue;
         }
         tracing::info!(signal = low_level::signal_name(signal).unwrap_or("unknown"), "received signal, shutting down");
@@ -203,10 +205,10 @@ fn wait_until_started(started: &Receiver<Result<(), StartError>>, shards: usize)
     Ok(())
 }
 
-fn print_account(orders: &mut Orders) {
+fn print_account(orders: &mut Orders, base: usize) {
     let (sender, accounts) = mpsc::channel();
     orders.give(&Order::Account(sender));
-    let mut sum = Account::default();
+    let mut sum = Account { base, ..Account::default() };
     for account in accounts.iter() {
         sum.add(&account);
     }
