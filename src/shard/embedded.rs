@@ -8,6 +8,7 @@ use crate::shard::durability::Durability;
 use crate::shard::history::Appender;
 use crate::shard::mesh::{Port, Request, Response};
 use crate::shard::writer::{Origin, Writer};
+use crate::store::command::{Read, Write};
 use crate::types::Time;
 
 pub struct Embedded {
@@ -27,14 +28,16 @@ impl Embedded {
     }
 
     /// A bounded turn: the log first, then commands, an even share for each shard so that one's flood leaves room for the
-    /// others', then a piece of the long work. True when there is more to do.
+    /// others' (a transaction counts as its operations), then a piece of the long work. True when there is more to do.
     pub fn turn(&mut self, time: Time, commands_max: usize) -> bool {
         self.told.fill(false);
         self.release();
         let share = commands_max.div_ceil(self.ports.len());
         for shard in 0..self.ports.len() {
-            for _ in 0..share {
+            let mut left = share;
+            while left > 0 {
                 let Some(Request { token, command }) = self.receive(shard) else { break };
+                left = left.saturating_sub(weight(&command));
                 self.command(Origin { shard: shard as u16, token }, command, time);
             }
         }
@@ -83,5 +86,15 @@ impl Embedded {
 
     pub fn writer(&self) -> &Writer {
         &self.writer
+    }
+}
+
+/// How many plain commands the work of this one is worth.
+fn weight(command: &Command) -> usize {
+    match command {
+        Command::Write(Write::Txn(txn)) | Command::Read(Read::Txn(txn)) => {
+            (txn.compares.len() + txn.success.len().max(txn.failure.len())).max(1)
+        }
+        Command::Write(_) | Command::CompactPhysical(_) | Command::Read(_) | Command::History { .. } => 1,
     }
 }

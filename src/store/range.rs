@@ -11,6 +11,9 @@ use super::command::{Range, Rows, Show, SortOrder, SortTarget};
 use super::key_index::KeyIndex;
 use super::sort::{Merge, Order};
 
+/// Rows that are moved when a run grows for the last time: 256 KiB, some 50 us.
+const LARGE_RUN_ROWS: usize = 16_384;
+
 /// How many more visits this turn may make.
 #[derive(Debug)]
 pub struct Budget(usize);
@@ -128,7 +131,8 @@ impl RangeJob {
                 }
                 true
             });
-            keep_run(runs, run, self.order, self.request.limit);
+            let rows_in_all_max = index.keys_held().min(collect_max);
+            keep_run(runs, run, self.order, self.request.limit, rows_in_all_max);
             if !over {
                 return None;
             }
@@ -147,11 +151,15 @@ impl RangeJob {
 }
 
 /// Sorts what one turn collected, so that no turn sorts more than it walked, and forgets rows that cannot come first.
-fn keep_run(runs: &mut Vec<Vec<KeyValue>>, mut run: Vec<KeyValue>, order: Order, limit: usize) {
+/// `rows_max` are the rows that all turns may collect.
+fn keep_run(runs: &mut Vec<Vec<KeyValue>>, mut run: Vec<KeyValue>, order: Order, limit: usize, rows_max: usize) {
     if order.by_key() {
         // Runs in key order follow one another: one growing run, cut at the end.
         match runs.first_mut() {
-            Some(first) => first.append(&mut run),
+            Some(first) => {
+                make_room(first, run.len(), rows_max);
+                first.append(&mut run);
+            }
             None => runs.push(run),
         }
         return;
@@ -163,6 +171,14 @@ fn keep_run(runs: &mut Vec<Vec<KeyValue>>, mut run: Vec<KeyValue>, order: Order,
     }
     if !run.is_empty() {
         runs.push(run);
+    }
+}
+
+/// A large run takes room for all that may come at once: to double the place of half a million rows moves them all in one
+/// turn, 5 ms in which nobody else is served. Memory that is reserved and never written to stays with the kernel.
+fn make_room(run: &mut Vec<KeyValue>, more: usize, rows_max: usize) {
+    if run.len() >= LARGE_RUN_ROWS && run.capacity() - run.len() < more {
+        run.reserve_exact(more.max(rows_max.saturating_sub(run.len())));
     }
 }
 
