@@ -122,10 +122,7 @@ impl Row {
         context: &mut Context<'_>,
         announced: bool,
     ) -> Result<bool, Look> {
-        if announced
-            && self.reading == Reading::Paused
-            && around.handler.can_take_requests(around.call, self.handle)
-        {
+        if announced && self.reading == Reading::Paused && around.handler.can_take_requests(around.call, self.handle) {
             self.reading = Reading::Open;
         }
         if self.is_output_due && self.write(around, context)? {

@@ -104,7 +104,12 @@ impl Appender {
     }
 
     /// Makes durable batches visible, and with them the revision and the compaction that may now be told.
-    pub fn publish(&mut self, batches: impl Iterator<Item = Arc<Batch>>, revision: Revision, compacted: Option<Revision>) {
+    pub fn publish(
+        &mut self,
+        batches: impl Iterator<Item = Arc<Batch>>,
+        revision: Revision,
+        compacted: Option<Revision>,
+    ) {
         for batch in batches {
             self.append(batch);
         }

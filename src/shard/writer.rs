@@ -140,7 +140,8 @@ impl Writer {
             command if self.store.compacted() > Some(self.committed) => self.unreleased().reads.push((origin, command)),
             Command::Read(read) => self.read(origin, &read),
             Command::History { from } => {
-                let batches = self.store.history(from, self.committed, self.pace.history_batches, self.pace.history_bytes);
+                let batches =
+                    self.store.history(from, self.committed, self.pace.history_batches, self.pace.history_bytes);
                 let reply = batches.map_err(|refused| HistoryError::Compacted(refused.compacted));
                 let is_refused = reply.is_err();
                 self.reply_to_reader(origin, Reply::History(reply), is_refused);

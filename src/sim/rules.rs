@@ -199,7 +199,11 @@ fn compare(event: &Event, told: &Told, prev_kv: bool, truth: &Truth<'_>) {
         }
         None => {
             assert_eq!(event.r#type(), EventType::Delete);
-            assert_eq!((kv.create_revision, kv.version, kv.value.len()), (0, 0, 0), "a delete has key and revision only");
+            assert_eq!(
+                (kv.create_revision, kv.version, kv.value.len()),
+                (0, 0, 0),
+                "a delete has key and revision only"
+            );
         }
     }
     let previous = event.prev_kv.as_ref().map(row_of);

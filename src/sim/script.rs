@@ -305,7 +305,9 @@ mod tests {
 
     #[test]
     fn a_transaction_is_one_message_in_the_order_of_its_operations() {
-        check("put c=0; watch w a..; txn put b=1, put a=1, del c -> 3; w -> put b=1@3, put a=1@3, del c@3; w -> nothing");
+        check(
+            "put c=0; watch w a..; txn put b=1, put a=1, del c -> 3; w -> put b=1@3, put a=1@3, del c@3; w -> nothing",
+        );
     }
 
     #[test]
@@ -375,7 +377,9 @@ mod tests {
 
     #[test]
     fn a_watch_from_the_first_revision_is_told_everything() {
-        check("put a=1; put a=2; watch w a from 1 -> created 3 id 0; w -> put a=1@2, put a=2@3; progress -> progress 3");
+        check(
+            "put a=1; put a=2; watch w a from 1 -> created 3 id 0; w -> put a=1@2, put a=2@3; progress -> progress 3",
+        );
     }
 
     #[test]

@@ -18,7 +18,9 @@ use crate::sim::Random;
 use crate::sim::model::{Model, Op, Row};
 use crate::sim::rules::{Asked, Observer, Truth};
 use crate::store::Store;
-use crate::store::command::{self as store, Answer, Error, Outcome, Put, PutLease, PutValue, Read, SortOrder, SortTarget};
+use crate::store::command::{
+    self as store, Answer, Error, Outcome, Put, PutLease, PutValue, Read, SortOrder, SortTarget,
+};
 use crate::store::command::{Txn, Write};
 use crate::types::{Batch, KeyRange, KeyValue, LeaseId, Revision, Time};
 use crate::watch::hub::{self, Hub, HubConfig, StreamId};
@@ -84,7 +86,11 @@ struct SimShard {
 enum Expected {
     /// Filled when the writer has applied it: the revision, or the refusal.
     Write(Option<Result<i64, Refusal>>),
-    Read { range: KeyRange, revision: i64, told_before: i64 },
+    Read {
+        range: KeyRange,
+        revision: i64,
+        told_before: i64,
+    },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -415,7 +421,9 @@ impl World {
                 let answer = answer.map(|answer| answer.revision.0).map_err(refusal_of);
                 assert_eq!(Some(answer), applied, "the answer to a write is what the model says");
             }
-            Expected::Read { range, revision, told_before } => self.read_answered(answer, &range, revision, told_before),
+            Expected::Read { range, revision, told_before } => {
+                self.read_answered(answer, &range, revision, told_before)
+            }
         }
     }
 
