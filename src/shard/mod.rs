@@ -172,6 +172,11 @@ impl Shard {
         self.control.drained().await;
     }
 
+    /// Until the main thread has told this shard that no other needs it any more.
+    pub async fn ended(&self) {
+        self.control.ended().await;
+    }
+
     /// Work is due: the loop takes another turn before it sleeps.
     pub fn wake(&self) {
         if !self.woken.replace(true)

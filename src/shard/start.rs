@@ -115,12 +115,20 @@ pub fn run(config: Config) -> Result<(), StartError> {
         tracing::info!(signal = low_level::signal_name(signal).unwrap_or("unknown"), "received signal, shutting down");
         break;
     }
-    orders.give(&Order::Drain);
-    for thread in threads {
-        thread.join().expect("a shard ends the process when it panics");
-    }
+    drain(&mut orders, threads);
     tracing::info!("all connections closed");
     Ok(())
+}
+
+/// All shards let their clients go at the same time, and shard 0 ends last: the others still wait for its writer's replies.
+fn drain(orders: &mut Orders, threads: Vec<thread::JoinHandle<()>>) {
+    let ends = "a shard ends the process when it panics";
+    orders.give(&Order::Drain);
+    let mut threads = threads.into_iter();
+    let writer = threads.next();
+    threads.for_each(|thread| thread.join().expect(ends));
+    orders.give(&Order::End);
+    writer.into_iter().for_each(|thread| thread.join().expect(ends));
 }
 
 /// Refuses addresses that another process listens on. A predecessor that was killed keeps its sockets for a moment, until
@@ -262,6 +270,7 @@ async fn serve(plan: Plan, started: Sender<Result<(), StartError>>) {
         Err(error) => return report(&started, Err(error)),
     };
     let config = Arc::clone(&plan.config);
+    let is_writer = plan.writer.is_some();
     let bell = plan.bells[plan.index].clone();
     let ready = Ready::new(plan.index as u8);
     let shard = Rc::new(shard(plan, ready.clone()));
@@ -275,6 +284,9 @@ async fn serve(plan: Plan, started: Sender<Result<(), StartError>>) {
     drop(started);
     shard.drained().await;
     server.drain(Status::new(Code::Unavailable, STOPPED), DRAIN_MAX).await;
+    if is_writer {
+        shard.ended().await;
+    }
 }
 
 fn net_config(config: &Config) -> NetConfig {

@@ -49,7 +49,26 @@ impl Server {
         format!("http://{}", self.address())
     }
 
+    /// For signals and for what the kernel says of it.
+    #[allow(dead_code, reason = "each test binary uses its part of this module")]
+    pub fn process(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Everything it has printed.
+    #[allow(dead_code, reason = "each test binary uses its part of this module")]
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.directory.join("log")).unwrap_or_default()
+    }
+
+    /// How it ended, if it has.
+    #[allow(dead_code, reason = "each test binary uses its part of this module")]
+    pub fn ended(&mut self) -> Option<std::process::ExitStatus> {
+        self.child.try_wait().expect("our own child can be waited for")
+    }
+
     /// Kills the process as a crash would and starts it again on the same directory and port.
+    #[allow(dead_code, reason = "each test binary uses its part of this module")]
     pub fn restart_after_kill(&mut self) {
         self.kill();
         self.child = spawn(&self.binary, self.port, &self.directory);
