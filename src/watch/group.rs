@@ -414,7 +414,7 @@ mod tests {
                 live.push((range, options, group, row));
                 if random.below(5) < 3 {
                     let (_, _, group, row) = live.swap_remove(random.below(live.len() as u64) as usize);
-                    let at = groups.get(group).unwrap().members().iter().position(|member| member.row == row).unwrap();
+                    let at = groups.get(group).unwrap().members().position(Member { stream: 0, row }).unwrap();
                     groups.swap_remove(group, at);
                     groups.release(group);
                 }
@@ -428,7 +428,7 @@ mod tests {
                 assert_eq!(found, expected, "seed {seed}");
             }
             for (_, _, group, row) in live {
-                let at = groups.get(group).unwrap().members().iter().position(|member| member.row == row).unwrap();
+                let at = groups.get(group).unwrap().members().position(Member { stream: 0, row }).unwrap();
                 groups.swap_remove(group, at);
                 groups.release(group);
             }

@@ -63,8 +63,18 @@ impl Members {
         place.copied().filter(|member| *member != NOBODY)
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = Member> {
-        (0..).map_while(|at| self.get(at))
+    /// Where a member is, by a look at all of them, block by block.
+    pub fn position(&self, member: Member) -> Option<usize> {
+        let is_it = |other: &Member| *other == member;
+        match self {
+            Members::Lone(other) => is_it(other).then_some(0),
+            Members::Few(members) => members.iter().position(is_it),
+            Members::Many(blocks) => blocks
+                .iter()
+                .flatten()
+                .enumerate()
+                .find_map(|(at, block)| block.iter().position(is_it).map(|place| at * BLOCK + place)),
+        }
     }
 
     /// What they take beside the group itself.
@@ -222,7 +232,14 @@ mod tests {
                 assert_eq!((members.len(), members.is_empty()), (expected.len(), expected.is_empty()), "seed {seed}");
                 assert_eq!(members.get(expected.len()), None, "seed {seed}");
                 if step % 10 == 0 {
-                    assert!(members.iter().eq(expected.iter().copied()), "seed {seed}");
+                    for (at, member) in expected.iter().enumerate() {
+                        assert_eq!(
+                            (members.get(at), members.position(*member)),
+                            (Some(*member), Some(at)),
+                            "seed {seed}"
+                        );
+                    }
+                    assert_eq!(members.position(member(u32::MAX - 1)), None, "seed {seed}");
                 }
             }
             while !expected.is_empty() {

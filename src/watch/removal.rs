@@ -22,7 +22,7 @@ impl Hub {
             }
             return;
         }
-        let at = members.iter().position(|other| other == member).expect("a synced watch is a member of its group");
+        let at = members.position(member).expect("a synced watch is a member of its group");
         self.groups.swap_remove(group, at);
         self.streams.drop_entry(member.stream, member.row);
         self.groups.release(group);
