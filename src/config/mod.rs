@@ -28,8 +28,8 @@ const QUOTA_BACKEND_BYTES_DEFAULT: u64 = 2 * 1024 * 1024 * 1024;
 const REQUEST_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 /// One transaction runs in one turn, so even a generous operator needs an end.
 const TXN_OPERATIONS_MAX: u64 = 1_000_000;
-/// Every two shards share a pair of queues; 256 shards have 65,280 of them.
-const SHARDS_MAX: u64 = 256;
+/// A waker names its shard in one byte.
+pub const SHARDS_MAX: u64 = 256;
 /// Below this a single large transaction would turn every watch that is one batch behind into a late one.
 const HISTORY_BYTES_MIN: u64 = 1024 * 1024;
 /// etcd's floor; a shorter interval is raised to it.

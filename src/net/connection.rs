@@ -227,6 +227,12 @@ impl Connection {
         self.make_room_for_a_row();
         self.rows.insert(row);
         self.count_stream();
+        if opened.kind == CallKind::RequestStream
+            && let Some(drain) = self.server.draining()
+        {
+            // It crossed the GOAWAY, and nothing else would end it before the end of the grace.
+            return self.end_call(stream, &drain.status);
+        }
         self.look(Due { stream, announced: false });
     }
 

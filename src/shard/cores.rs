@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
+use crate::config::SHARDS_MAX;
+
 /// One entry a shard.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Plan {
@@ -53,7 +55,7 @@ impl Quota {
 
 fn plan_for(wanted: Option<NonZeroUsize>, allowed: &[usize], quota: Option<Quota>) -> Plan {
     let of_quota = quota.map_or(usize::MAX, Quota::cores);
-    let usable = NonZeroUsize::new(allowed.len().min(of_quota)).unwrap_or(NonZeroUsize::MIN);
+    let usable = NonZeroUsize::new(allowed.len().min(of_quota).min(SHARDS_MAX as usize)).unwrap_or(NonZeroUsize::MIN);
     let shards = wanted.unwrap_or(usable);
     // A quota that covers the whole mask never stops a thread. More shards than cores have to share them, and then the
     // scheduler places them better than we do.
@@ -197,6 +199,12 @@ mod tests {
         check(0, &[0, 1, 2, 3], None, 4, &[0, 1, 2, 3]);
         check(0, &[5, 9], None, 2, &[5, 9]);
         check(0, &[], None, 1, &[]);
+    }
+
+    #[test]
+    fn a_machine_of_more_cores_than_shards_can_be_named_has_as_many_as_can() {
+        let cores: Vec<usize> = (0..384).collect();
+        check(0, &cores, None, 256, &cores[..256]);
     }
 
     #[test]

@@ -272,7 +272,7 @@ async fn serve(plan: Plan, started: Sender<Result<(), StartError>>) {
     let config = Arc::clone(&plan.config);
     let is_writer = plan.writer.is_some();
     let bell = plan.bells[plan.index].clone();
-    let ready = Ready::new(plan.index as u8);
+    let ready = Ready::new(u8::try_from(plan.index).expect("there are at most 256 shards"));
     let shard = Rc::new(shard(plan, ready.clone()));
     let server = Server::new(shard.clone(), ready, net_config(&config));
     shard.attach(&server);

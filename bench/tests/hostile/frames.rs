@@ -4,16 +4,21 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use crate::client::{SOON, WATCH, create, on_key};
 use crate::random::Random;
 use crate::scene::among_bystanders;
+use crate::server::{self, Server};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
+const GOAWAY: u8 = 7;
 const CONTINUATION: u8 = 9;
+const END_STREAM: u8 = 1;
 
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();
@@ -166,4 +171,27 @@ fn resets_that_follow_their_calls_at_once_leave_nothing() {
             }
         }
     });
+}
+
+/// The next frame: type, flags and stream. `None` at the end of the connection.
+fn next_frame(socket: &mut TcpStream) -> Option<(u8, u8, u32)> {
+    let mut header = [0; 9];
+    socket.read_exact(&mut header).ok()?;
+    let length = u32::from_be_bytes([0, header[0], header[1], header[2]]);
+    socket.read_exact(&mut vec![0; length as usize]).ok()?;
+    Some((header[3], header[4], u32::from_be_bytes([header[5], header[6], header[7], header[8]])))
+}
+
+#[test]
+fn a_watch_that_crosses_the_goodbye_of_the_server_is_told_so() {
+    let server = Server::start(&server::binary_under_test());
+    let mut socket = greet(server.address());
+    assert_eq!(next_frame(&mut socket).map(|frame| frame.0), Some(SETTINGS));
+    let process = Pid::from_raw(server.process() as i32).expect("a process has a number");
+    kill_process(process, Signal::TERM).expect("the server runs");
+    while next_frame(&mut socket).expect("the server says goodbye first").0 != GOAWAY {}
+    // The ping behind the first GOAWAY is not answered yet, so calls may still come (RFC 9113, section 6.8).
+    say(&mut socket, &frame(HEADERS, 4, 1, &head(WATCH)));
+    let mut frames = std::iter::from_fn(|| next_frame(&mut socket));
+    assert!(frames.any(|(kind, flags, stream)| kind == HEADERS && flags & END_STREAM != 0 && stream == 1));
 }
