@@ -23,7 +23,7 @@ use super::socket::Socket;
 
 /// Frames that h2 is handed before the connection serves what they were about. h2 keeps 256 bytes a frame for the most
 /// that ever waited at once: with 16, a connection that once began many calls together holds 2 kB more for ever.
-const FRAMES_PER_POLL: u32 = 8;
+const FRAMES_PER_POLL: u32 = 4;
 /// Bytes gathered while nothing is in flight: what one send takes.
 const OUTPUT_BYTES_MAX: usize = 64 * 1_024;
 /// Bytes gathered behind a send that is in flight: the peer is slow, so h2 and the handler keep the rest.
