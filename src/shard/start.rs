@@ -96,7 +96,6 @@ struct Plan {
 /// When it cannot start.
 pub fn run(config: Config) -> Result<(), StartError> {
     memory::without_huge_pages().map_err(system("switch transparent huge pages off"))?;
-    memory::start_purger().map_err(system("start the thread that gives memory back"))?;
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGUSR1]).map_err(system("listen for signals"))?;
     probe(&config)?;
     let cores = cores::plan(config.shards).map_err(system("read the cores this process may use"))?;
