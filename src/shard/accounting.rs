@@ -47,9 +47,9 @@ pub struct Account {
     pub behind_bytes: usize,
     /// Bytes queued for streams.
     pub backlog_bytes: usize,
-    /// Batches that only recent history keeps. The store holds the others.
+    /// Uncompacted batches, versions aside. The store and the recent history of every shard share them.
     pub history_bytes: usize,
-    /// Keys, versions and uncompacted history.
+    /// Keys and their versions.
     pub store_keys: usize,
     pub store_bytes: usize,
 }
