@@ -9,6 +9,26 @@ mod rules;
 mod script;
 mod world;
 
+use crate::store::command::{Range, SortOrder, SortTarget};
+use crate::types::KeyRange;
+
+/// A read of a range that asks for nothing special; revision 0 is now.
+fn plain_range(range: KeyRange, revision: i64) -> Range {
+    Range {
+        range,
+        revision,
+        limit: 0,
+        order: SortOrder::None,
+        target: SortTarget::Key,
+        keys_only: false,
+        count_only: false,
+        min_mod_revision: 0,
+        max_mod_revision: 0,
+        min_create_revision: 0,
+        max_create_revision: 0,
+    }
+}
+
 /// The seeds of a run: fixed ones, or `TARSIER_SEEDS=FIRST..END` for a longer search.
 pub fn seeds(count: u64) -> std::ops::Range<u64> {
     let Ok(text) = std::env::var("TARSIER_SEEDS") else { return 0..count };

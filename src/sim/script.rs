@@ -28,10 +28,9 @@ use crate::shard::history::Appender;
 use crate::shard::intake::Intake;
 use crate::shard::mesh::{self, Link, Request};
 use crate::shard::writer::{Pace, Writer};
+use crate::sim::plain_range;
 use crate::store::Store;
-use crate::store::command::{
-    Answer, DeleteRange, Error, Op, Outcome, Put, PutLease, PutValue, Range, Read, SortOrder, SortTarget, Txn, Write,
-};
+use crate::store::command::{Answer, DeleteRange, Error, Op, Outcome, Put, PutLease, PutValue, Read, Txn, Write};
 use crate::types::{KeyRange, LeaseId, Revision, Time};
 use crate::watch::hub::{Create, Hub, HubConfig, Request as WatchAsk, StreamId};
 
@@ -144,19 +143,7 @@ impl Stage {
 
     fn get(&mut self, what: &str) -> String {
         let (range, revision) = what.split_once(" at ").map_or((what, 0), |(range, at)| (range, number(at)));
-        let range = Range {
-            range: key_range(range),
-            revision,
-            limit: 0,
-            order: SortOrder::None,
-            target: SortTarget::Key,
-            keys_only: false,
-            count_only: false,
-            min_mod_revision: 0,
-            max_mod_revision: 0,
-            min_create_revision: 0,
-            max_create_revision: 0,
-        };
+        let range = plain_range(key_range(range), revision);
         match self.answer(Command::Read(Read::Range(range))) {
             Ok(Answer { result: Outcome::Range(rows), .. }) if rows.rows.is_empty() => "none".to_owned(),
             Ok(Answer { result: Outcome::Range(rows), .. }) => {

@@ -16,11 +16,10 @@ use crate::shard::intake::Intake;
 use crate::shard::mesh::{self, Link, Request, Response};
 use crate::shard::writer::{Origin, Pace, Position, Writer};
 use crate::sim::model::{Model, Op, Row};
+use crate::sim::plain_range;
 use crate::sim::rules::{Asked, Observer, Truth};
 use crate::store::Store;
-use crate::store::command::{
-    self as store, Answer, Error, Outcome, Put, PutLease, PutValue, Read, SortOrder, SortTarget,
-};
+use crate::store::command::{self as store, Answer, Error, Outcome, Put, PutLease, PutValue, Read};
 use crate::store::command::{Txn, Write};
 use crate::types::{Batch, KeyRange, KeyValue, LeaseId, Revision, Time};
 use crate::watch::hub::{self, Hub, HubConfig, StreamId};
@@ -268,19 +267,7 @@ impl World {
             0 => 0,
             _ => self.random.below(self.told as u64 + 1) as i64,
         };
-        let read = store::Range {
-            range: range.clone(),
-            revision,
-            limit: 0,
-            order: SortOrder::None,
-            target: SortTarget::Key,
-            keys_only: false,
-            count_only: false,
-            min_mod_revision: 0,
-            max_mod_revision: 0,
-            min_create_revision: 0,
-            max_create_revision: 0,
-        };
+        let read = plain_range(range.clone(), revision);
         let shard = self.random.below(self.shards.len() as u64) as usize;
         let expected = Expected::Read { range, revision, told_before: self.told };
         self.send(shard, Command::Read(Read::Range(read)), expected);
