@@ -67,7 +67,7 @@ impl std::fmt::Display for RingRefused {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let advice = match self.0.raw_os_error().map(Errno::from_raw_os_error) {
             Some(Errno::NOSYS) => {
-                "this kernel has none, or a seccomp profile hides it: use Linux 5.15 or later and allow io_uring_setup, io_uring_enter and io_uring_register"
+                "this kernel has none, or a seccomp profile hides it: use Linux 5.19 or later and allow io_uring_setup, io_uring_enter and io_uring_register"
             }
             Some(Errno::PERM | Errno::ACCESS) => {
                 "not permitted: set sysctl kernel.io_uring_disabled=0, or allow io_uring_setup, io_uring_enter and io_uring_register in the container's seccomp profile"
