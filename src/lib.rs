@@ -29,6 +29,7 @@ pub mod service;
 pub mod shard;
 pub mod store;
 pub mod types;
+pub mod wal;
 pub mod watch;
 
 #[cfg(test)]

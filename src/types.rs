@@ -184,6 +184,57 @@ impl fmt::Debug for KeyValue {
     }
 }
 
+/// Names one change for ever: the revision it belongs to, and its index among the changes of that revision (etcd's main
+/// and sub revision).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ChangeId {
+    pub revision: Revision,
+    pub sub: u32,
+}
+
+/// Counts the groups of the log from 1, over all starts of the server. The log reports how far it is durable.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub struct Position(pub u64);
+
+impl Position {
+    pub fn next(self) -> Position {
+        Position(self.0 + 1)
+    }
+}
+
+/// What is wrong with a member, as etcd's alarms name it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum AlarmKind {
+    NoSpace,
+    Corrupt,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Alarm {
+    /// The member it was raised for; a client may name any.
+    pub member: u64,
+    pub kind: AlarmKind,
+}
+
+/// What one command changed, as the log keeps it: the change, not the command, so that a later version replays the same
+/// history.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Entry {
+    Batch(Arc<Batch>),
+    /// History below the revision is forgotten.
+    Compaction(Revision),
+    Alarm {
+        alarm: Alarm,
+        active: bool,
+    },
+    /// The server has started; each start has its own term (etcd's raft term).
+    Start {
+        term: u64,
+    },
+    /// The server has stopped in order, and nothing follows but the next start.
+    Stop,
+}
+
 /// What the store did to one key.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Change {

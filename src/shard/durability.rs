@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::shard::writer::Position;
-use crate::types::Batch;
+use crate::types::{Batch, Position};
 
 /// Takes sealed groups in order and reports, later and in order, up to which position they are durable.
 ///

@@ -19,7 +19,7 @@ use crate::backend::{Command, HistoryError, Reply};
 use crate::shard::mesh::Token;
 use crate::store::command::{Answer, Error, Read, Write};
 use crate::store::{CompactProgress, ReadJob, Store};
-use crate::types::{Batch, Revision, Time};
+use crate::types::{Batch, Position, Revision, Time};
 
 /// How much of the long work is done at a time. The simulator takes small steps, so that everything interleaves.
 #[derive(Clone, Copy, Debug)]
@@ -45,10 +45,6 @@ pub struct Origin {
     pub shard: u16,
     pub token: Token,
 }
-
-/// Counts sealed groups from 1; the log reports how far it is durable.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
-pub struct Position(pub u64);
 
 /// What the commands of one turn did, and the replies that wait for it.
 struct Group {

@@ -14,14 +14,14 @@ use crate::shard::embedded::Embedded;
 use crate::shard::history::{Appender, Committed};
 use crate::shard::intake::Intake;
 use crate::shard::mesh::{self, Link, Request, Response};
-use crate::shard::writer::{Origin, Pace, Position, Writer};
+use crate::shard::writer::{Origin, Pace, Writer};
 use crate::sim::model::{Model, Op, Row};
 use crate::sim::plain_range;
 use crate::sim::rules::{Asked, Observer, Truth};
 use crate::store::Store;
 use crate::store::command::{self as store, Answer, Error, Outcome, Put, PutLease, PutValue, Read};
 use crate::store::command::{Txn, Write};
-use crate::types::{Batch, KeyRange, KeyValue, LeaseId, Revision, Time};
+use crate::types::{Batch, KeyRange, KeyValue, LeaseId, Position, Revision, Time};
 use crate::watch::hub::{self, Hub, HubConfig, StreamId};
 
 const HISTORY_TOKEN: u32 = u32::MAX;

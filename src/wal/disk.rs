@@ -1,0 +1,36 @@
+//! What log, checkpoint and recovery ask of a disk: one directory of files.
+//!
+//! Everything that touches the data directory goes through these two traits, so that tests run the same code over a disk
+//! that fails, tears, reorders and forgets. Only the log's own writes take another way, over the ring, since they must
+//! not block their thread.
+
+use std::fmt;
+use std::io;
+
+/// One directory. Names are plain file names.
+pub trait Disk: Send + Sync + 'static {
+    type File: DiskFile;
+
+    /// The names in the directory, sorted.
+    fn names(&self) -> io::Result<Vec<String>>;
+    /// Opens a file that exists, to read and write.
+    fn open(&self, name: &str) -> io::Result<Self::File>;
+    /// Makes a file that does not exist.
+    fn create(&self, name: &str) -> io::Result<Self::File>;
+    /// Renames a file, replacing one of the new name.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+    fn remove(&self, name: &str) -> io::Result<()>;
+    /// Makes the names themselves durable (a sync of the directory).
+    fn sync_names(&self) -> io::Result<()>;
+}
+
+/// One open file. Reads and writes are whole or fail.
+pub trait DiskFile: fmt::Debug + Send + Sync + 'static {
+    fn len(&self) -> io::Result<u64>;
+    fn set_len(&self, bytes: u64) -> io::Result<()>;
+    /// Reserves the blocks of `0..bytes`, so that writing there cannot run out of space.
+    fn allocate(&self, bytes: u64) -> io::Result<()>;
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()>;
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+    fn sync_data(&self) -> io::Result<()>;
+}

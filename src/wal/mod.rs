@@ -1,0 +1,39 @@
+//! The disk's edge: the log that is the truth, the checkpoint that keeps it short, and what brings both back.
+//!
+//! It knows the words of `types` and nothing of the store: what a group of commands changed comes in as [`Entry`] values,
+//! and recovery hands the same values back.
+
+pub mod disk;
+
+use std::fmt;
+use std::io;
+
+use crate::types::{ChangeId, Entry, Position};
+
+/// Why the log could not make a group durable.
+#[derive(Debug)]
+pub enum LogFailure {
+    /// The disk took nothing of the group, for want of space or because it became read-only. What is held stays readable;
+    /// writes are refused until the next start.
+    Refused(io::Error),
+    /// A write or a sync failed in a way that leaves open what the disk holds. The process must end: after a failed sync
+    /// the page cache may show what the disk lacks.
+    Broken(io::Error),
+}
+
+impl fmt::Display for LogFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LogFailure::Refused(error) => write!(f, "the disk refuses the log: {error}"),
+            LogFailure::Broken(error) => write!(f, "the log cannot be written: {error}"),
+        }
+    }
+}
+
+/// What the checkpoint thread is told, in this order: a group once it is durable in the log, and which changes no read
+/// and no watch can reach any more, behind the compaction that forgot them.
+#[derive(Debug)]
+pub enum Progress {
+    Durable { position: Position, entries: Vec<Entry> },
+    Removed(Vec<ChangeId>),
+}
