@@ -3,6 +3,8 @@
 //! It knows the words of `types` and nothing of the store: what a group of commands changed comes in as [`Entry`] values,
 //! and recovery hands the same values back.
 
+pub mod checkpoint;
+pub mod checkpoint_rows;
 pub mod disk;
 
 use std::fmt;
