@@ -18,11 +18,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use redb::{Builder, Database, ReadableDatabase, ReadableTable, StorageBackend, StorageError, TableDefinition};
+use redb::{Builder, Database, ReadableDatabase, StorageBackend, StorageError, TableDefinition};
 
 use crate::types::{Alarm, Batch, ChangeId, Entry, Position, Revision, Row};
 
-use super::Progress;
 use super::checkpoint_rows::{FORMAT_VERSION, Meta, decode_row, encode_row, is_whole, stored_crc};
 use super::disk::{Disk, DiskFile};
 
@@ -137,6 +136,8 @@ impl<F: DiskFile> StorageBackend for Backend<F> {
         let before = self.shared.written_bytes.fetch_add(bytes, Ordering::Relaxed);
         let rate = self.shared.write_bytes_per_second.load(Ordering::Relaxed);
         if rate > 0 && before / PACE_BYTES != (before + bytes) / PACE_BYTES {
+            // What goes to the disk bit by bit does not stand before the log's sync all at once.
+            self.shared.note(self.file.sync_data())?;
             std::thread::sleep(std::time::Duration::from_secs_f64(PACE_BYTES as f64 / rate as f64));
         }
         Ok(())
@@ -144,7 +145,7 @@ impl<F: DiskFile> StorageBackend for Backend<F> {
 }
 
 /// A slowed writer sleeps after each so many bytes.
-const PACE_BYTES: u64 = 256 << 10;
+const PACE_BYTES: u64 = 1 << 20;
 
 /// What the thread was told and has not written yet.
 #[derive(Debug, Default)]
@@ -157,15 +158,15 @@ pub struct Gathered {
 }
 
 impl Gathered {
-    pub fn take(&mut self, progress: Progress) {
-        match progress {
-            Progress::Durable { position, entries } => {
-                self.position = Some(position);
-                self.bytes += entries.iter().map(entry_bytes).sum::<usize>();
-                self.entries.extend(entries);
-            }
-            Progress::Removed(mut ids) => self.removed.append(&mut ids),
-        }
+    /// A group that is durable in the log.
+    pub fn add(&mut self, position: Position, entries: Vec<Entry>) {
+        self.position = Some(position);
+        self.bytes += entries.iter().map(entry_bytes).sum::<usize>();
+        self.entries.extend(entries);
+    }
+
+    pub fn remove(&mut self, mut ids: Vec<ChangeId>) {
+        self.removed.append(&mut ids);
     }
 
     /// What the log holds of it, about.
@@ -195,7 +196,7 @@ fn entry_bytes(entry: &Entry) -> usize {
 pub(crate) struct Planted {
     /// The rows are committed in one transaction and the record in a second one.
     pub record_apart: bool,
-    /// The revision is that of the newest row, which a compaction may have removed.
+    /// The record keeps no revision: it is that of the newest row, and rows go when a compaction supersedes them.
     pub revision_of_newest_row: bool,
 }
 
@@ -644,3 +645,6 @@ impl From<redb::CommitError> for RedbError {
         }
     }
 }
+
+#[cfg(test)]
+mod measure;

@@ -5,10 +5,13 @@
 
 pub mod checkpoint;
 pub mod checkpoint_rows;
+pub mod checkpoint_thread;
+pub mod directory;
 pub mod disk;
 
 use std::fmt;
 use std::io;
+use std::sync::mpsc::Sender;
 
 use crate::types::{ChangeId, Entry, Position};
 
@@ -38,4 +41,8 @@ impl fmt::Display for LogFailure {
 pub enum Progress {
     Durable { position: Position, entries: Vec<Entry> },
     Removed(Vec<ChangeId>),
+    /// Give free space of the file back to the file system, and say how it went. What came before is in the file then.
+    Defragment(Sender<Result<(), String>>),
+    /// Write what came before, close the file, and end.
+    Stop,
 }
