@@ -4,6 +4,9 @@
 //! and recovery hands the same values back.
 
 pub mod disk;
+pub mod log;
+pub mod record;
+pub mod segments;
 
 use std::fmt;
 use std::io;
