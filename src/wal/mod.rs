@@ -6,6 +6,7 @@
 pub mod disk;
 pub mod log;
 pub mod record;
+pub mod replay;
 pub mod segments;
 
 use std::fmt;
