@@ -4,9 +4,12 @@
 //! and recovery hands the same values back.
 
 pub mod disk;
+pub mod examine;
+pub mod file_disk;
 pub mod log;
 pub mod record;
 pub mod replay;
+pub mod ring_device;
 pub mod segments;
 
 use std::fmt;

@@ -238,6 +238,11 @@ impl Sink for AlignedBuffer {
     }
 }
 
+/// The salt that a frame names, to be believed only once its checksum fits.
+pub fn salt_of_frame(bytes: &[u8]) -> Option<u64> {
+    (bytes.len() >= FRAME_HEADER_BYTES && bytes.starts_with(FRAME_MAGIC)).then(|| u64_at(bytes, 16))
+}
+
 /// Counts what would be written.
 struct Count(usize);
 

@@ -280,7 +280,8 @@ impl<'a, D: Disk> Replay<'a, D> {
         self.judge_ends(&scanned, &joiner)?;
         if joiner.is_amid_group() && torn.is_none() {
             // The pieces are good and stay where they are; the next frame drops them.
-            torn = bad;
+            let last = scanned.iter().rfind(|segment| segment.last.is_some());
+            torn = last.map(|last| TornTail { file: segment_name(last.header.sequence), offset: last.end });
         }
         let resume = self.resume(&scanned, &joiner);
         self.rewrite(&scanned, on_progress)?;
@@ -318,7 +319,8 @@ impl<'a, D: Disk> Replay<'a, D> {
         Ok(bytes)
     }
 
-    /// Takes the frames of one segment. `bad` is where the log ended, if it did in an earlier segment.
+    /// Takes the frames of one segment. `bad` is where one was missing, if another follows; `torn` is where the remains of
+    /// one lie.
     fn scan(
         &self,
         header: &SegmentHeader,
@@ -341,11 +343,9 @@ impl<'a, D: Disk> Replay<'a, D> {
             }
             if let Err(flaw) = joiner.take(&frame, on_group) {
                 // What it does not continue is where the frames before it ended.
-                return Err(match bad.take().filter(|_| offset == BLOCK_BYTES) {
-                    Some(end) if !self.damage_is_an_end() => {
-                        ReplayError::Damage { file: end.file, offset: end.offset, flaw: Flaw::Frame }
-                    }
-                    _ => damage(offset, flaw),
+                return Err(match bad.take() {
+                    Some(end) => ReplayError::Damage { file: end.file, offset: end.offset, flaw: Flaw::Frame },
+                    None => damage(offset, flaw),
                 });
             }
             *bad = None;
@@ -362,7 +362,10 @@ impl<'a, D: Disk> Replay<'a, D> {
         if torn.is_none() && has_remains {
             *torn = Some(end.clone());
         }
-        bad.get_or_insert(end);
+        // A full segment lacks nothing. One without a frame surely does if another follows, whatever came before it.
+        if offset < bytes.len() {
+            *bad = Some(end);
+        }
         let crc = crc32c::crc32c(&bytes[..offset]);
         Ok(Scanned { header: *header, end: offset as u64, last, crc, has_remains })
     }
