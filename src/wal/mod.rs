@@ -8,6 +8,13 @@ pub mod checkpoint_rows;
 pub mod checkpoint_thread;
 pub mod directory;
 pub mod disk;
+pub mod examine;
+pub mod file_disk;
+pub mod log;
+pub mod record;
+pub mod replay;
+pub mod ring_device;
+pub mod segments;
 
 use std::fmt;
 use std::io;
