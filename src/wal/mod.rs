@@ -6,12 +6,13 @@
 pub mod checkpoint;
 pub mod checkpoint_rows;
 pub mod checkpoint_thread;
-pub mod directory;
 pub mod disk;
 pub mod examine;
 pub mod file_disk;
+pub mod identity;
 pub mod log;
 pub mod record;
+pub mod recovery;
 pub mod replay;
 pub mod ring_device;
 pub mod segments;

@@ -430,7 +430,7 @@ impl<'a> Reader<'a> {
                 let (key, value) = (self.text()?, self.text()?);
                 let create_revision = self.revision()?;
                 let (version, lease) = (self.varint()? as i64, LeaseId(self.varint()? as i64));
-                let kv = KeyValue::new(key, value, create_revision, id.revision, version, lease);
+                let kv = KeyValue::new(key, value, create_revision, id.revision, id.sub, version, lease);
                 Ok(Change::Put { kv, previous: None })
             }
             2 => Ok(Change::Delete { key: Bytes::copy_from_slice(self.text()?), previous: None }),

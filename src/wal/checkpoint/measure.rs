@@ -9,25 +9,29 @@ use crate::store::Store;
 use crate::store::command::{Put, PutLease, PutValue, Write};
 use crate::store::restore::{Damage, Restore};
 use crate::types::{LeaseId, Time};
-use crate::wal::directory::Directory;
+use crate::wal::file_disk::FileDisk;
 
 #[derive(Debug)]
-enum Refused {
-    Checkpoint(CheckpointError),
-    Store(Damage),
-}
+struct Refused(#[expect(dead_code, reason = "it is printed")] String);
 
 impl From<CheckpointError> for Refused {
     fn from(error: CheckpointError) -> Refused {
-        Refused::Checkpoint(error)
+        Refused(error.to_string())
     }
 }
 
-fn folder(name: &str) -> Arc<Directory> {
+impl From<Damage> for Refused {
+    fn from(damage: Damage) -> Refused {
+        Refused(damage.to_string())
+    }
+}
+
+fn folder(name: &str) -> (std::path::PathBuf, Arc<FileDisk>) {
     let path = std::env::temp_dir().join(format!("tarsier-measure-{}-{name}", std::process::id()));
     let _ = std::fs::remove_dir_all(&path);
     std::fs::create_dir(&path).unwrap();
-    Arc::new(Directory::new(path))
+    let disk = Arc::new(FileDisk::open(&path).unwrap());
+    (path, disk)
 }
 
 fn put(store: &mut Store, key: u64) -> Entry {
@@ -43,7 +47,7 @@ fn device_sectors_written() -> u64 {
 }
 
 /// Puts keys of a space in groups, and commits whenever so many bytes were gathered. Returns the bytes of the device a put.
-fn fill(checkpoint: &mut Checkpoint<Directory>, store: &mut Store, puts: u64, keys: Option<u64>, commit_bytes: usize) -> f64 {
+fn fill(checkpoint: &mut Checkpoint<FileDisk>, store: &mut Store, puts: u64, keys: Option<u64>, commit_bytes: usize) -> f64 {
     let mut random = Random::new(7);
     let mut gathered = Gathered::default();
     rustix::fs::sync();
@@ -67,11 +71,11 @@ fn fill(checkpoint: &mut Checkpoint<Directory>, store: &mut Store, puts: u64, ke
     device
 }
 
-fn load(checkpoint: &Checkpoint<Directory>) -> Store {
+fn load(checkpoint: &Checkpoint<FileDisk>) -> Store {
     let meta = checkpoint.meta();
     let start = Instant::now();
     let mut restore = Restore::new(meta.revision, meta.compacted, meta.rows as usize);
-    checkpoint.load(|row| restore.row(row).map_err(Refused::Store)).unwrap();
+    checkpoint.load(|row| restore.row(row).map_err(Refused::from)).unwrap();
     let read = start.elapsed().as_secs_f64();
     let (store, superseded) = restore.finish().unwrap();
     let all = start.elapsed().as_secs_f64();
@@ -90,7 +94,7 @@ fn load(checkpoint: &Checkpoint<Directory>) -> Store {
 #[ignore = "it is a measurement: seconds of release code and GBs of disk"]
 fn a_start_from_a_gigabyte() {
     for (keys, compacted) in [(1_000_000, true), (3_300_000, true), (1_000_000, false)] {
-        let disk = folder("load");
+        let (path, disk) = folder("load");
         let mut checkpoint = Checkpoint::create(disk.clone(), Meta::new(1, 2)).unwrap();
         let mut store = Store::new();
         fill(&mut checkpoint, &mut store, keys, None, 32 << 20);
@@ -110,7 +114,7 @@ fn a_start_from_a_gigabyte() {
             println!("serves after {:.2} s", start.elapsed().as_secs_f64());
             assert_eq!(store.keys() as u64, keys);
         }
-        std::fs::remove_dir_all(disk.path()).unwrap();
+        std::fs::remove_dir_all(path).unwrap();
     }
 }
 
@@ -118,13 +122,13 @@ fn a_start_from_a_gigabyte() {
 #[ignore = "it is a measurement: seconds of release code and GBs of disk"]
 fn bytes_of_the_device_a_put() {
     for commit_bytes in [1 << 20, 8 << 20, 32 << 20] {
-        let disk = folder("written");
+        let (path, disk) = folder("written");
         let mut checkpoint = Checkpoint::create(disk.clone(), Meta::new(1, 2)).unwrap();
         fill(&mut checkpoint, &mut Store::new(), 300_000, Some(1_000_000), commit_bytes);
-        std::fs::remove_dir_all(disk.path()).unwrap();
+        std::fs::remove_dir_all(path).unwrap();
     }
     // Steady: every put supersedes a row at a random place.
-    let disk = folder("steady");
+    let (path, disk) = folder("steady");
     let mut checkpoint = Checkpoint::create(disk.clone(), Meta::new(1, 2)).unwrap();
     let mut store = Store::new();
     fill(&mut checkpoint, &mut store, 1_000_000, None, 32 << 20);
@@ -150,5 +154,5 @@ fn bytes_of_the_device_a_put() {
         let device = (device_sectors_written() - before) as f64 * 512.0 / puts as f64;
         println!("forgetting 1/{share}: {device:.0} device bytes a put, file {} MiB", checkpoint.file_bytes().unwrap() >> 20);
     }
-    std::fs::remove_dir_all(disk.path()).unwrap();
+    std::fs::remove_dir_all(path).unwrap();
 }
