@@ -372,7 +372,9 @@ fn flip(seed: u64, planted: replay::Planted) -> Result<(), String> {
             }
             Ok(())
         }
-        Err(ReplayError::Version { .. } | ReplayError::Cluster { .. } | ReplayError::Foreign { .. }) if from == 0 => Ok(()),
+        Err(ReplayError::Version { .. } | ReplayError::Cluster { .. } | ReplayError::Foreign { .. }) if from == 0 => {
+            Ok(())
+        }
         Err(ReplayError::Behind { .. }) if is_last => Ok(()),
         Err(error) => Err(format!("refused otherwise: {error}")),
         Ok(_) if !is_last => Err(format!("{name} is damaged at {at} and was served")),

@@ -40,7 +40,8 @@ pub struct Examined {
 /// # Errors
 /// When the directory itself cannot be read.
 pub fn examine<D: Disk>(disk: &D, on_finding: &mut dyn FnMut(Finding)) -> std::io::Result<Examined> {
-    let mut walk = Walk { examined: Examined::default(), joiner: Joiner::new(Position(0), None), bad: None, on_finding };
+    let mut walk =
+        Walk { examined: Examined::default(), joiner: Joiner::new(Position(0), None), bad: None, on_finding };
     let mut before = None;
     for name in disk.names()?.into_iter().filter(|name| name.ends_with(".wal")) {
         let Some(sequence) = sequence_of(&name) else {
@@ -166,7 +167,9 @@ impl Walk<'_> {
 
     fn end(&mut self) {
         let is_amid_group = self.joiner.is_amid_group();
-        if let Some((file, offset, has_remains)) = self.bad.take().filter(|(_, _, has_remains)| *has_remains || is_amid_group) {
+        if let Some((file, offset, has_remains)) =
+            self.bad.take().filter(|(_, _, has_remains)| *has_remains || is_amid_group)
+        {
             let _ = has_remains;
             (self.on_finding)(Finding::TornTail { file, offset });
         }

@@ -39,8 +39,7 @@ pub enum IdentityError {
 impl Identity {
     pub fn encode(&self) -> String {
         let Identity { cluster_id, member_id } = self;
-        let lines =
-            format!("{TITLE}\nformat {FORMAT_VERSION}\ncluster {cluster_id:016x}\nmember {member_id:016x}\n");
+        let lines = format!("{TITLE}\nformat {FORMAT_VERSION}\ncluster {cluster_id:016x}\nmember {member_id:016x}\n");
         format!("{lines}checksum {:08x}\n", crc32c::crc32c(lines.as_bytes()))
     }
 

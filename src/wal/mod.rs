@@ -47,7 +47,10 @@ impl fmt::Display for LogFailure {
 /// and no watch can reach any more, behind the compaction that forgot them.
 #[derive(Debug)]
 pub enum Progress {
-    Durable { position: Position, entries: Vec<Entry> },
+    Durable {
+        position: Position,
+        entries: Vec<Entry>,
+    },
     Removed(Vec<ChangeId>),
     /// Give free space of the file back to the file system, and say how it went. What came before is in the file then.
     Defragment(Sender<Result<(), String>>),

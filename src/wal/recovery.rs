@@ -158,16 +158,20 @@ pub fn claim(data: &Path, wal: Option<&Path>, new_identity: impl FnOnce() -> Ide
 }
 
 fn cannot(what: &str, path: &Path, error: &io::Error) -> Refused {
-    Refused(format!("cannot {what} {}: {error}; let the user of this process do so, or name another path", path.display()))
+    Refused(format!(
+        "cannot {what} {}: {error}; let the user of this process do so, or name another path",
+        path.display()
+    ))
 }
 
 fn identity_refused(data: &Path, error: &IdentityError) -> Refused {
     let path = data.join(identity::FILE_NAME);
     match error {
         IdentityError::Io(error) => cannot("read", &path, error),
-        IdentityError::Damaged => {
-            Refused(format!("{} is damaged: put it back from a copy, or keep the rest with tarsier salvage", path.display()))
-        }
+        IdentityError::Damaged => Refused(format!(
+            "{} is damaged: put it back from a copy, or keep the rest with tarsier salvage",
+            path.display()
+        )),
         IdentityError::Version(version) => Refused(format!(
             "{} has format {version} and this tarsier reads {}: start the version that wrote it",
             path.display(),

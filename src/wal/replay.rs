@@ -27,17 +27,42 @@ const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 /// Why the log cannot be replayed. One line that names the file and what to do.
 #[derive(Debug)]
 pub enum ReplayError {
-    Io { file: String, error: io::Error },
+    Io {
+        file: String,
+        error: io::Error,
+    },
     /// A file has the name of a segment, and its content is something else.
-    Foreign { file: String },
-    Missing { file: String },
-    Version { file: String, found: u32 },
-    Cluster { file: String, found: u64, expected: u64 },
-    Damage { file: String, offset: u64, flaw: Flaw },
+    Foreign {
+        file: String,
+    },
+    Missing {
+        file: String,
+    },
+    Version {
+        file: String,
+        found: u32,
+    },
+    Cluster {
+        file: String,
+        found: u64,
+        expected: u64,
+    },
+    Damage {
+        file: String,
+        offset: u64,
+        flaw: Flaw,
+    },
     /// The first group that is left comes too late.
-    Gap { file: String, after: Position, checkpointed: Position },
+    Gap {
+        file: String,
+        after: Position,
+        checkpointed: Position,
+    },
     /// The checkpoint knows groups that the log does not.
-    Behind { last: Position, checkpointed: Position },
+    Behind {
+        last: Position,
+        checkpointed: Position,
+    },
 }
 
 /// What is wrong with a place in the log.
@@ -76,7 +101,10 @@ impl fmt::Display for ReplayError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ReplayError::Io { file, error } => {
-                write!(f, "cannot read or rewrite the log file {file}: {error}; nothing was changed, so cure the disk and start again")
+                write!(
+                    f,
+                    "cannot read or rewrite the log file {file}: {error}; nothing was changed, so cure the disk and start again"
+                )
             }
             ReplayError::Foreign { file } => {
                 write!(f, "{file} is not a file of this log: move it away, or name another directory for the log")

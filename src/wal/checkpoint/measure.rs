@@ -47,7 +47,13 @@ fn device_sectors_written() -> u64 {
 }
 
 /// Puts keys of a space in groups, and commits whenever so many bytes were gathered. Returns the bytes of the device a put.
-fn fill(checkpoint: &mut Checkpoint<FileDisk>, store: &mut Store, puts: u64, keys: Option<u64>, commit_bytes: usize) -> f64 {
+fn fill(
+    checkpoint: &mut Checkpoint<FileDisk>,
+    store: &mut Store,
+    puts: u64,
+    keys: Option<u64>,
+    commit_bytes: usize,
+) -> f64 {
     let mut random = Random::new(7);
     let mut gathered = Gathered::default();
     rustix::fs::sync();
@@ -67,7 +73,9 @@ fn fill(checkpoint: &mut Checkpoint<FileDisk>, store: &mut Store, puts: u64, key
     rustix::fs::sync();
     let device = (device_sectors_written() - before) as f64 * 512.0 / puts as f64;
     let own = (checkpoint.written_bytes() - own_before) as f64 / puts as f64;
-    println!("{puts} puts, {commits} commits of {commit_bytes}: {device:.0} device bytes a put, {own:.0} to the file, longest commit {longest:.2} s");
+    println!(
+        "{puts} puts, {commits} commits of {commit_bytes}: {device:.0} device bytes a put, {own:.0} to the file, longest commit {longest:.2} s"
+    );
     device
 }
 
@@ -152,7 +160,10 @@ fn bytes_of_the_device_a_put() {
         }
         rustix::fs::sync();
         let device = (device_sectors_written() - before) as f64 * 512.0 / puts as f64;
-        println!("forgetting 1/{share}: {device:.0} device bytes a put, file {} MiB", checkpoint.file_bytes().unwrap() >> 20);
+        println!(
+            "forgetting 1/{share}: {device:.0} device bytes a put, file {} MiB",
+            checkpoint.file_bytes().unwrap() >> 20
+        );
     }
     std::fs::remove_dir_all(path).unwrap();
 }
