@@ -319,7 +319,9 @@ impl File {
 impl NameChange {
     fn file(&self) -> usize {
         match self {
-            NameChange::Made { file, .. } | NameChange::Renamed { file, .. } | NameChange::Removed { file, .. } => *file,
+            NameChange::Made { file, .. } | NameChange::Renamed { file, .. } | NameChange::Removed { file, .. } => {
+                *file
+            }
         }
     }
 

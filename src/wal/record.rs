@@ -45,9 +45,7 @@ use bytes::Bytes;
 
 use crate::net::ring::AlignedBuffer;
 use crate::types::encode::{Sink, varint_len};
-use crate::types::{
-    Alarm, AlarmKind, Batch, Change, ChangeId, Entry, KeyValue, LeaseId, Position, Revision, Time,
-};
+use crate::types::{Alarm, AlarmKind, Batch, Change, ChangeId, Entry, KeyValue, LeaseId, Position, Revision, Time};
 
 /// Frames lie at multiples of this: what every disk takes in direct writes.
 pub const BLOCK_BYTES: usize = 4_096;
@@ -155,13 +153,7 @@ pub fn frame_bytes(body_bytes: usize) -> usize {
 
 /// Fills in the header of a frame whose body is in place behind zeros for the header, and before zeros up to a whole
 /// number of blocks. Answers the CRC that the next frame chains to.
-pub fn seal(
-    frame: &mut [u8],
-    body_bytes: usize,
-    header: &FrameHeader,
-    segment: &SegmentHeader,
-    offset: u64,
-) -> u32 {
+pub fn seal(frame: &mut [u8], body_bytes: usize, header: &FrameHeader, segment: &SegmentHeader, offset: u64) -> u32 {
     assert_eq!(frame.len(), frame_bytes(body_bytes), "a frame is as long as its body says");
     let flags = if header.begins_group { BEGINS } else { 0 } | if header.ends_group { ENDS } else { 0 };
     let block = u32::try_from(offset / BLOCK_BYTES as u64).expect("a segment has less than 2^32 blocks");

@@ -27,17 +27,42 @@ const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 /// Why the log cannot be replayed. One line that names the file and what to do.
 #[derive(Debug)]
 pub enum ReplayError {
-    Io { file: String, error: io::Error },
+    Io {
+        file: String,
+        error: io::Error,
+    },
     /// A file has the name of a segment, and its content is something else.
-    Foreign { file: String },
-    Missing { file: String },
-    Version { file: String, found: u32 },
-    Cluster { file: String, found: u64, expected: u64 },
-    Damage { file: String, offset: u64, flaw: Flaw },
+    Foreign {
+        file: String,
+    },
+    Missing {
+        file: String,
+    },
+    Version {
+        file: String,
+        found: u32,
+    },
+    Cluster {
+        file: String,
+        found: u64,
+        expected: u64,
+    },
+    Damage {
+        file: String,
+        offset: u64,
+        flaw: Flaw,
+    },
     /// The first group that is left comes too late.
-    Gap { file: String, after: Position, checkpointed: Position },
+    Gap {
+        file: String,
+        after: Position,
+        checkpointed: Position,
+    },
     /// The checkpoint knows groups that the log does not.
-    Behind { last: Position, checkpointed: Position },
+    Behind {
+        last: Position,
+        checkpointed: Position,
+    },
 }
 
 /// What is wrong with a place in the log.
@@ -76,7 +101,10 @@ impl fmt::Display for ReplayError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ReplayError::Io { file, error } => {
-                write!(f, "cannot read or rewrite the log file {file}: {error}; nothing was changed, so cure the disk and start again")
+                write!(
+                    f,
+                    "cannot read or rewrite the log file {file}: {error}; nothing was changed, so cure the disk and start again"
+                )
             }
             ReplayError::Foreign { file } => {
                 write!(f, "{file} is not a file of this log: move it away, or name another directory for the log")
@@ -337,11 +365,12 @@ impl<'a, D: Disk> Replay<'a, D> {
         while let Look::Frame(frame) = look(bytes, header, offset) {
             let starts_late = frame.header.after > self.checkpointed
                 || (!frame.header.begins_group && frame.header.last > self.checkpointed);
-            if joiner.chain.is_none() && starts_late {
+            if joiner.chain.is_none() && starts_late && bad.is_none() {
                 let (after, checkpointed) = (frame.header.after, self.checkpointed);
                 return Err(ReplayError::Gap { file, after, checkpointed });
             }
-            if let Err(flaw) = joiner.take(&frame, on_group) {
+            let is_cut_off = joiner.chain.is_none() && bad.is_some();
+            if let Err(flaw) = if is_cut_off { Err(Flaw::Chain) } else { joiner.take(&frame, on_group) } {
                 // What it does not continue is where the frames before it ended.
                 return Err(match bad.take() {
                     Some(end) => ReplayError::Damage { file: end.file, offset: end.offset, flaw: Flaw::Frame },

@@ -46,8 +46,7 @@ impl Device for RingDevice {
 async fn write(segment: &Rc<OwnedFd>, offset: u64, mut frame: AlignedBuffer, is_durable: bool) -> Done {
     let mut written = 0;
     while written < frame.len() {
-        let (result, buffer) =
-            ring::Write::submit(segment, frame, written, offset + written as u64, is_durable).await;
+        let (result, buffer) = ring::Write::submit(segment, frame, written, offset + written as u64, is_durable).await;
         frame = buffer;
         match result {
             Ok(0) => return (Err(io::ErrorKind::WriteZero.into()), frame),

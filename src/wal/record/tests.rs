@@ -21,9 +21,7 @@ fn entry(random: &mut Random) -> Entry {
 }
 
 fn change(random: &mut Random, revision: Revision) -> Change {
-    let mut text = |lengths: &[usize]| -> Vec<u8> {
-        (0..*random.pick(lengths)).map(|_| random.next() as u8).collect()
-    };
+    let mut text = |lengths: &[usize]| -> Vec<u8> { (0..*random.pick(lengths)).map(|_| random.next() as u8).collect() };
     let (key, value) = (text(&[1, 16, 127, 128]), text(&[0, 1, 300, 5_000]));
     if random.one_in(3) {
         return Change::Delete { key: key.into(), previous: None };
@@ -63,13 +61,8 @@ fn frame(body: &[u8], header: &FrameHeader, offset: u64) -> Vec<u8> {
     frame
 }
 
-const HEADER: FrameHeader = FrameHeader {
-    after: Position(4),
-    last: Position(5),
-    previous_crc: 77,
-    begins_group: true,
-    ends_group: false,
-};
+const HEADER: FrameHeader =
+    FrameHeader { after: Position(4), last: Position(5), previous_crc: 77, begins_group: true, ends_group: false };
 
 #[test]
 fn groups_come_back_as_they_went_in() {
