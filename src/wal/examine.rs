@@ -48,7 +48,7 @@ pub fn examine<D: Disk>(disk: &D, on_finding: &mut dyn FnMut(Finding)) -> std::i
             walk.damage(ReplayError::Foreign { file: name });
             continue;
         };
-        if let Some(missing) = before.map(|before| before + 1).filter(|&next| next != sequence) {
+        if let Some(missing) = before.map(|before: u64| before.wrapping_add(1)).filter(|&next| next != sequence) {
             walk.damage(ReplayError::Missing { file: segment_name(missing) });
             walk.lose_chain();
         }

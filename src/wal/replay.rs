@@ -322,8 +322,8 @@ impl<'a, D: Disk> Replay<'a, D> {
         let mut headers: Vec<SegmentHeader> = Vec::new();
         for name in self.disk.names().map_err(io)?.into_iter().filter(|name| name.ends_with(".wal")) {
             let Some(sequence) = sequence_of(&name) else { return Err(ReplayError::Foreign { file: name }) };
-            if let Some(before) = headers.last().filter(|before| before.sequence + 1 != sequence) {
-                return Err(ReplayError::Missing { file: segment_name(before.sequence + 1) });
+            if let Some(before) = headers.last().filter(|before| before.sequence.wrapping_add(1) != sequence) {
+                return Err(ReplayError::Missing { file: segment_name(before.sequence.wrapping_add(1)) });
             }
             let header = read_header(self.disk, &name)?;
             if header.cluster_id != self.cluster_id {
@@ -441,7 +441,7 @@ impl<'a, D: Disk> Replay<'a, D> {
             closed: before.iter().filter_map(closed).collect(),
             current,
             prepared: prepared.iter().map(|segment| segment.header).collect(),
-            next_sequence: scanned.last().map_or(1, |segment| segment.header.sequence + 1),
+            next_sequence: scanned.last().map_or(1, |segment| segment.header.sequence.wrapping_add(1)),
             chain: joiner.chain.unwrap_or(0),
             last: joiner.last,
         }

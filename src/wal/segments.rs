@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use crate::types::Position;
 use crate::wal::disk::{DiskFile, SegmentDisk};
+use crate::wal::is_refusal;
 use crate::wal::record::{BLOCK_BYTES, SegmentHeader};
 
 /// The length of a segment: 16 MiB, some 0.1 s of the fastest log, so that what is held beyond need stays small.
@@ -258,12 +259,10 @@ impl<D: SegmentDisk> Keeper<D> {
         }
         match self.try_step() {
             Ok(step) => {
-                if step == Step::Prepared {
-                    self.shared.is_short_of_space.store(false, Ordering::Relaxed);
-                }
+                self.shared.is_short_of_space.store(false, Ordering::Relaxed);
                 step
             }
-            Err(error) if is_want_of_space(&error) => {
+            Err(error) if is_refusal(&error) => {
                 self.shared.is_short_of_space.store(true, Ordering::Relaxed);
                 Step::ShortOfSpace
             }
@@ -370,11 +369,6 @@ fn fill<F: DiskFile>(file: &F, bytes: u64) -> io::Result<()> {
         offset += length;
     }
     file.sync_data()
-}
-
-fn is_want_of_space(error: &io::Error) -> bool {
-    use io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
-    matches!(error.kind(), StorageFull | QuotaExceeded | ReadOnlyFilesystem)
 }
 
 /// Wakes the thread, so that it looks at the checkpoint now.
