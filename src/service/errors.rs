@@ -144,6 +144,8 @@ impl From<Error> for Refusal {
             Error::FutureRevision { .. } => Refusal::FutureRevision,
             Error::KeyNotFound => Refusal::KeyNotFound,
             Error::LeaseNotFound { .. } => Refusal::LeaseNotFound,
+            Error::NoSpace => Refusal::NoSpace,
+            Error::Corrupt => Refusal::Corrupt,
         }
     }
 }

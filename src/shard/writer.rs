@@ -19,7 +19,7 @@ use crate::backend::{Command, HistoryError, Reply};
 use crate::shard::mesh::Token;
 use crate::store::command::{Answer, Error, Read, Write};
 use crate::store::{CompactProgress, ReadJob, Store};
-use crate::types::{Batch, Position, Revision, Time};
+use crate::types::{Batch, Entry, Position, Revision, Time};
 
 /// How much of the long work is done at a time. The simulator takes small steps, so that everything interleaves.
 #[derive(Clone, Copy, Debug)]
@@ -147,7 +147,7 @@ impl Writer {
 
     fn write(&mut self, origin: Origin, write: &Write, time: Time, after_removal: bool) {
         let applied = self.store.apply(write, time);
-        if let Some(batch) = applied.batch {
+        if let Some(Entry::Batch(batch)) = applied.entry {
             self.open.revision = batch.revision;
             self.open.batches.push(batch);
         }
