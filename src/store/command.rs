@@ -193,4 +193,6 @@ pub enum Error {
     KeyNotFound,
     /// A put names a lease that does not exist.
     LeaseNotFound { lease: LeaseId },
+    /// The disk takes no further changes; the store itself never says so, only whoever keeps its log.
+    LogRefused,
 }

@@ -225,6 +225,7 @@ fn show(answer: &Result<Answer, Error>) -> String {
         Err(Error::FutureRevision { current, .. }) => format!("future {current}"),
         Err(Error::KeyNotFound) => "key not found".to_owned(),
         Err(Error::LeaseNotFound { lease }) => format!("lease {} not found", lease.0),
+        Err(Error::LogRefused) => unreachable!("a store has no log"),
         Ok(Answer { result: Outcome::Compact, .. }) => "ok".to_owned(),
         Ok(Answer { revision, result }) => format!("{revision}{}", show_outcome(result)),
     }
