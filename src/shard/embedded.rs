@@ -94,20 +94,22 @@ impl Embedded {
         }
     }
 
-    /// Why the log takes nothing any more.
-    pub fn failure(&self) -> Option<&LogFailure> {
-        self.failure.as_ref()
+    /// Why the log takes nothing any more, told once.
+    pub fn take_failure(&mut self) -> Option<LogFailure> {
+        self.failure.take()
     }
 
-    /// Puts a mark into the log that no command asked for.
-    pub fn note(&mut self, entry: Entry) {
-        self.writer.note(entry);
-        self.settle();
+    /// Puts the mark of an orderly end into the log.
+    pub fn stop(&mut self) {
+        if !self.writer.is_refusing() {
+            self.writer.note(Entry::Stop);
+            self.settle();
+        }
     }
 
-    /// Everything that was ever applied is durable.
-    pub fn is_idle(&self) -> bool {
-        self.durability.is_idle()
+    /// Everything that was ever applied is durable, or never will be.
+    pub fn is_settled(&self) -> bool {
+        self.writer.is_refusing() || self.durability.is_idle()
     }
 
     /// Whether the last turn left this shard something to look at.

@@ -286,6 +286,7 @@ async fn serve(plan: Plan, started: Sender<Result<(), StartError>>) {
     server.drain(Status::new(Code::Unavailable, STOPPED), DRAIN_MAX).await;
     if is_writer {
         shard.ended().await;
+        shard.stop_log().await;
     }
 }
 

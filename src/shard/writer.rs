@@ -285,6 +285,10 @@ impl Writer {
         }
     }
 
+    pub fn is_refusing(&self) -> bool {
+        self.refusing
+    }
+
     /// A bounded piece of the long work: one turn of one read, and one of the removal. True when there is more.
     pub fn step(&mut self) -> bool {
         if let Some(mut read) = self.reads.pop_front() {
