@@ -33,6 +33,8 @@ pub enum Refusal {
     WatchCanceled,
     RequestTooLarge,
     Corrupt,
+    /// Ours: etcd ends its process when the log cannot be written. A client tries another server, or again later.
+    LogRefused,
     RootUserNotExist,
     RootRoleNotExist,
     UserAlreadyExist,
@@ -87,6 +89,9 @@ impl Refusal {
             Refusal::WatchCanceled => (Canceled, "etcdserver: watch canceled"),
             Refusal::RequestTooLarge => (InvalidArgument, "etcdserver: request is too large"),
             Refusal::Corrupt => (DataLoss, "etcdserver: corrupt cluster"),
+            Refusal::LogRefused => {
+                (Unavailable, "etcdserver: the disk refuses writes, only reads and watches are served until a restart")
+            }
             Refusal::RootUserNotExist => (FailedPrecondition, "etcdserver: root user does not exist"),
             Refusal::RootRoleNotExist => (FailedPrecondition, "etcdserver: root user does not have root role"),
             Refusal::UserAlreadyExist => (FailedPrecondition, "etcdserver: user name already exists"),
@@ -146,6 +151,7 @@ impl From<Error> for Refusal {
             Error::LeaseNotFound { .. } => Refusal::LeaseNotFound,
             Error::NoSpace => Refusal::NoSpace,
             Error::Corrupt => Refusal::Corrupt,
+            Error::LogRefused => Refusal::LogRefused,
         }
     }
 }

@@ -9,7 +9,8 @@ use crate::shard::history::Appender;
 use crate::shard::mesh::{Port, Request, Response};
 use crate::shard::writer::{Origin, Writer};
 use crate::store::command::{Read, Write};
-use crate::types::Time;
+use crate::types::{Entry, Time};
+use crate::wal::LogFailure;
 
 pub struct Embedded {
     writer: Writer,
@@ -19,12 +20,13 @@ pub struct Embedded {
     ports: Vec<Port>,
     /// The shards that have something new to look at since the last turn.
     told: Vec<bool>,
+    failure: Option<LogFailure>,
 }
 
 impl Embedded {
     pub fn new(writer: Writer, durability: Box<dyn Durability>, appender: Appender, ports: Vec<Port>) -> Embedded {
         let told = vec![false; ports.len()];
-        Embedded { writer, durability, appender, ports, told }
+        Embedded { writer, durability, appender, ports, told, failure: None }
     }
 
     /// A bounded turn: the log first, then commands, an even share for each shard so that one's flood leaves room for the
@@ -56,11 +58,15 @@ impl Embedded {
 
     /// Seals what came, releases what is durable, does a piece of the long work, and sends the replies that may leave.
     pub fn settle(&mut self) -> bool {
-        if let Some((position, batches)) = self.writer.seal() {
-            self.durability.append(position, batches);
+        if let Some((position, entries)) = self.writer.seal() {
+            self.durability.append(position, entries);
         }
         self.release();
         let more = self.writer.step();
+        let removed = self.writer.take_removed();
+        if !removed.is_empty() {
+            self.durability.removed(removed);
+        }
         while let Some((origin, reply)) = self.writer.next_reply() {
             let shard = usize::from(origin.shard);
             self.ports[shard].reply(Response { token: origin.token, reply });
@@ -71,12 +77,39 @@ impl Embedded {
 
     /// Publishes what became durable. Replies leave only behind it.
     fn release(&mut self) {
-        while let Some(position) = self.durability.completed() {
-            if let Some(release) = self.writer.durable(position) {
-                self.appender.publish(release.batches.into_iter(), release.revision, release.compacted);
-                self.told.fill(true);
+        while let Some(completed) = self.durability.completed() {
+            match completed {
+                Ok(position) => {
+                    if let Some(release) = self.writer.durable(position) {
+                        self.appender.publish(release.batches.into_iter(), release.revision, release.compacted);
+                        self.told.fill(true);
+                    }
+                }
+                Err(failure) => {
+                    self.writer.refuse();
+                    self.failure = Some(failure);
+                    return;
+                }
             }
         }
+    }
+
+    /// Why the log takes nothing any more, told once.
+    pub fn take_failure(&mut self) -> Option<LogFailure> {
+        self.failure.take()
+    }
+
+    /// Puts the mark of an orderly end into the log.
+    pub fn stop(&mut self) {
+        if !self.writer.is_refusing() {
+            self.writer.note(Entry::Stop);
+            self.settle();
+        }
+    }
+
+    /// Everything that was ever applied is durable, or never will be.
+    pub fn is_settled(&self) -> bool {
+        self.writer.is_refusing() || self.durability.is_idle()
     }
 
     /// Whether the last turn left this shard something to look at.

@@ -39,6 +39,7 @@ use crate::net::ring::{self, Doorbell};
 use crate::net::{CallHead, CallId, CallKind, Handler, Intake, Opened, Output, Ready, Server};
 use crate::service::{Limits, Route, Services, watch};
 use crate::types::Revision;
+use crate::wal::LogFailure;
 use crate::watch::hub::{Hub, HubConfig, StreamId};
 
 use accounting::Account;
@@ -59,6 +60,8 @@ const READY_PER_TURN: usize = 4_096;
 
 /// How often a shard looks at what no event announces.
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
+/// A disk that does not finish the last write by then is left alone; the log is as good as after a kill.
+const LOG_STOP_MAX: Duration = Duration::from_secs(5);
 /// Freed memory that is worth a walk of the allocator through its pages.
 const COLLECT_BYTES: usize = 8 << 20;
 
@@ -177,6 +180,19 @@ impl Shard {
         self.control.ended().await;
     }
 
+    /// Ends the log in order, so that the next start knows that nothing is missing behind it.
+    pub async fn stop_log(&self) {
+        let is_settled = |core: &Core| core.embedded.as_ref().is_none_or(Embedded::is_settled);
+        if let Some(embedded) = &mut self.core.borrow_mut().embedded {
+            embedded.stop();
+        }
+        let start = clock::now();
+        while !is_settled(&self.core.borrow()) && clock::now() - start < LOG_STOP_MAX {
+            self.wake();
+            clock::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
     /// Work is due: the loop takes another turn before it sleeps.
     pub fn wake(&self) {
         if !self.woken.replace(true)
@@ -235,6 +251,18 @@ impl Shard {
     fn turn_writer(&self, core: &mut Core) -> bool {
         let Some(embedded) = &mut core.embedded else { return false };
         let more = embedded.turn(clock::wall(), COMMANDS_PER_TURN);
+        match embedded.take_failure() {
+            None => {}
+            Some(refused @ LogFailure::Refused(_)) => {
+                tracing::error!(error = %refused, "writes are refused from here on, reads and watches are served");
+            }
+            Some(broken @ LogFailure::Broken(_)) => {
+                // What the disk holds is unknown now. Only a start that reads it back may go on: nothing here is told,
+                // retried or tidied up.
+                tracing::error!(error = %broken, "the process ends");
+                std::process::exit(1);
+            }
+        }
         for (index, bell) in self.bells.iter().enumerate() {
             if embedded.has_told(index) && index != self.index {
                 bell.ring();

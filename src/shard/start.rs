@@ -33,7 +33,7 @@ use crate::shard::mesh::{self, Link};
 use crate::shard::writer::{Pace, Writer};
 use crate::shard::{Parts, Shard, clock, cores, memory};
 use crate::store::Store;
-use crate::types::Revision;
+use crate::types::{Position, Revision};
 
 /// Connections that have not ended by then are cut when the server stops.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
@@ -286,6 +286,7 @@ async fn serve(plan: Plan, started: Sender<Result<(), StartError>>) {
     server.drain(Status::new(Code::Unavailable, STOPPED), DRAIN_MAX).await;
     if is_writer {
         shard.ended().await;
+        shard.stop_log().await;
     }
 }
 
@@ -303,7 +304,7 @@ fn net_config(config: &Config) -> NetConfig {
 fn shard(plan: Plan, ready: Ready) -> Shard {
     let config = &plan.config;
     let embedded = plan.writer.map(|(appender, ports)| {
-        let writer = Writer::new(Store::new(), Pace::default());
+        let writer = Writer::new(Store::new(), Pace::default(), Position(1));
         Embedded::new(writer, Box::new(InMemory::default()), appender, ports)
     });
     Shard::new(Parts {

@@ -2,15 +2,19 @@
 //!
 //! The rules, which are pure so that the simulator can run them with a log that is late:
 //!
-//! - Commands are applied in the order of their arrival, into one open *group*. Sealing the group hands its batches to the
-//!   log; the next group gathers meanwhile.
+//! - Commands are applied in the order of their arrival, into one open *group*. Sealing the group hands what it changed to
+//!   the log; the next group gathers meanwhile.
 //! - When the log says that a position is durable, every group up to it is released: first its batches, then the committed
 //!   revision, then its replies. Nothing of a group is told before.
-//! - A reply that only looked at applied state (a failed compare, a delete of nothing, an error) is part of its group too:
-//!   what it looked at may not be durable yet.
+//! - A reply that only looked at applied state (a failed compare, a delete of nothing, an error) leaves with the youngest
+//!   group under way: what it looked at may not be durable yet. A group that changed nothing is no group, and costs the log
+//!   no write.
 //! - A read runs at the committed revision of the moment it starts, in bounded turns, and owes the log nothing. Only when it
 //!   fails it may have seen a compaction that is not durable, so its error leaves with the groups under way.
-//! - What a compaction removes waits for the running reads that still need it.
+//! - What a compaction removes waits until the compaction is durable, and for the running reads that still need it. The
+//!   checkpoint forgets what was removed, and must never forget more than the log says.
+//! - When the disk refuses the log, what was applied and not told is never told: its callers hear of the refusal, further
+//!   writes are refused before they are applied, and reads go on at the committed revision.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -19,7 +23,7 @@ use crate::backend::{Command, HistoryError, Reply};
 use crate::shard::mesh::Token;
 use crate::store::command::{Answer, Error, Read, Write};
 use crate::store::{CompactProgress, ReadJob, Store};
-use crate::types::{Batch, Entry, Position, Revision, Time};
+use crate::types::{Batch, ChangeId, Entry, Position, Revision, Time};
 
 /// How much of the long work is done at a time. The simulator takes small steps, so that everything interleaves.
 #[derive(Clone, Copy, Debug)]
@@ -49,7 +53,7 @@ pub struct Origin {
 /// What the commands of one turn did, and the replies that wait for it.
 struct Group {
     position: Position,
-    batches: Vec<Arc<Batch>>,
+    entries: Vec<Entry>,
     /// The revision and the compaction that may be told once this group is durable.
     revision: Revision,
     compacted: Option<Revision>,
@@ -60,7 +64,7 @@ struct Group {
 
 impl Group {
     fn new(position: Position, revision: Revision, compacted: Option<Revision>) -> Group {
-        Group { position, batches: Vec::new(), revision, compacted, replies: Vec::new(), reads: Vec::new() }
+        Group { position, entries: Vec::new(), revision, compacted, replies: Vec::new(), reads: Vec::new() }
     }
 }
 
@@ -90,6 +94,10 @@ pub struct Writer {
     open: Group,
     sealed: VecDeque<Group>,
     committed: Revision,
+    /// The compaction that may be told; what it forgot may be removed.
+    compacted: Option<Revision>,
+    /// The disk has refused the log.
+    refusing: bool,
     reads: VecDeque<RunningRead>,
     removing: bool,
     waiting_for_removal: Vec<Waiting>,
@@ -107,16 +115,20 @@ pub(crate) struct Planted {
 }
 
 impl Writer {
-    pub fn new(store: Store, pace: Pace) -> Writer {
+    /// A writer over a store whose every revision is durable; its first group will stand at `next` in the log.
+    pub fn new(store: Store, pace: Pace, next: Position) -> Writer {
         let (revision, compacted) = (store.revision(), store.compacted());
         Writer {
-            store,
             pace,
-            open: Group::new(Position(1), revision, compacted),
+            open: Group::new(next, revision, compacted),
             sealed: VecDeque::new(),
             committed: revision,
+            compacted,
+            refusing: false,
             reads: VecDeque::new(),
-            removing: false,
+            // A restart may have come before the last compaction's removal was done.
+            removing: !store.is_compact(),
+            store,
             waiting_for_removal: Vec::new(),
             outbox: VecDeque::new(),
             #[cfg(test)]
@@ -133,7 +145,9 @@ impl Writer {
         match command {
             Command::Write(write) => self.write(origin, &write, time, false),
             Command::CompactPhysical(revision) => self.write(origin, &Write::Compact(revision), time, true),
-            command if self.store.compacted() > Some(self.committed) => self.unreleased().reads.push((origin, command)),
+            command if self.store.compacted() > Some(self.committed) && !self.refusing => {
+                self.unreleased().reads.push((origin, command));
+            }
             Command::Read(read) => self.read(origin, &read),
             Command::History { from } => {
                 let batches =
@@ -146,15 +160,12 @@ impl Writer {
     }
 
     fn write(&mut self, origin: Origin, write: &Write, time: Time, after_removal: bool) {
+        if self.refusing {
+            return self.outbox.push_back((origin, Reply::Answer(Err(Error::LogRefused))));
+        }
         let applied = self.store.apply(write, time);
-        if let Some(Entry::Batch(batch)) = applied.entry {
-            self.open.revision = batch.revision;
-            self.open.batches.push(batch);
-        }
-        if matches!(write, Write::Compact(_)) && applied.answer.is_ok() {
-            self.open.compacted = self.store.compacted();
-            self.removing = true;
-        }
+        self.open.entries.extend(applied.entry);
+        (self.open.revision, self.open.compacted) = (self.store.revision(), self.store.compacted());
         let reply = Reply::Answer(applied.answer);
         #[cfg(test)]
         if self.planted.release_before_commit {
@@ -189,20 +200,40 @@ impl Writer {
 
     /// The youngest group that is not durable yet.
     fn unreleased(&mut self) -> &mut Group {
-        if self.open.replies.is_empty() { self.sealed.back_mut().unwrap_or(&mut self.open) } else { &mut self.open }
+        if self.open.entries.is_empty() { self.sealed.back_mut().unwrap_or(&mut self.open) } else { &mut self.open }
     }
 
-    /// Closes the open group and names its place in the log, with the batches that have to become durable. `None` when no
-    /// command came since the last one.
-    pub fn seal(&mut self) -> Option<(Position, &[Arc<Batch>])> {
-        if self.open.replies.is_empty() {
+    /// Closes the open group and names its place in the log, with what has to become durable. `None` when nothing was
+    /// changed since the last one; replies that only looked then wait for that one.
+    pub fn seal(&mut self) -> Option<(Position, &[Entry])> {
+        if self.open.entries.is_empty() {
+            let replies = std::mem::take(&mut self.open.replies);
+            match self.sealed.back_mut() {
+                Some(group) => group.replies.extend(replies),
+                None => self.tell(replies),
+            }
             return None;
         }
         let (position, revision, compacted) = (self.open.position, self.open.revision, self.open.compacted);
-        let next = Position(position.0 + 1);
-        let open = Group::new(next, revision, compacted);
+        let open = Group::new(position.next(), revision, compacted);
         self.sealed.push_back(std::mem::replace(&mut self.open, open));
-        self.sealed.back().map(|group| (position, &group.batches[..]))
+        self.sealed.back().map(|group| (position, &group.entries[..]))
+    }
+
+    /// Puts a mark into the log that no command asked for.
+    pub fn note(&mut self, entry: Entry) {
+        self.open.entries.push(entry);
+    }
+
+    /// Replies that may leave, unless they wait for a removal.
+    fn tell(&mut self, replies: Vec<Waiting>) {
+        for waiting in replies {
+            if waiting.after_removal && self.removing {
+                self.waiting_for_removal.push(waiting);
+            } else {
+                self.outbox.push_back((waiting.origin, waiting.reply));
+            }
+        }
     }
 
     /// The log is durable up to this position. The caller publishes the release before it takes the replies.
@@ -211,27 +242,47 @@ impl Writer {
         while self.sealed.front().is_some_and(|group| group.position <= position)
             && let Some(group) = self.sealed.pop_front()
         {
-            let Group { batches, revision, compacted, replies, reads, .. } = group;
+            let Group { entries, revision, compacted, replies, reads, .. } = group;
+            let batches = entries.into_iter().filter_map(|entry| match entry {
+                Entry::Batch(batch) => Some(batch),
+                Entry::Compaction(_) | Entry::Alarm { .. } | Entry::Start { .. } | Entry::Stop => None,
+            });
             self.committed = revision;
+            if compacted != self.compacted {
+                self.compacted = compacted;
+                self.removing = true;
+            }
             match &mut release {
-                None => release = Some(Release { batches, revision, compacted }),
+                None => release = Some(Release { batches: batches.collect(), revision, compacted }),
                 Some(release) => {
                     release.batches.extend(batches);
                     (release.revision, release.compacted) = (revision, compacted);
                 }
             }
-            for waiting in replies {
-                if waiting.after_removal && self.removing {
-                    self.waiting_for_removal.push(waiting);
-                } else {
-                    self.outbox.push_back((waiting.origin, waiting.reply));
-                }
-            }
+            self.tell(replies);
             for (origin, command) in reads {
                 self.command(origin, command, Time::default());
             }
         }
         release
+    }
+
+    /// The disk has refused the log: nothing that is not durable by now ever will be.
+    pub fn refuse(&mut self) {
+        self.refusing = true;
+        let next = Group::new(self.open.position, self.committed, self.compacted);
+        let open = std::mem::replace(&mut self.open, next);
+        for Group { replies, reads, .. } in std::mem::take(&mut self.sealed).into_iter().chain([open]) {
+            let refused = Reply::Answer(Err(Error::LogRefused));
+            self.outbox.extend(replies.into_iter().map(|waiting| (waiting.origin, refused.clone())));
+            for (origin, command) in reads {
+                self.command(origin, command, Time::default());
+            }
+        }
+    }
+
+    pub fn is_refusing(&self) -> bool {
+        self.refusing
     }
 
     /// A bounded piece of the long work: one turn of one read, and one of the removal. True when there is more.
@@ -254,6 +305,7 @@ impl Writer {
         let oldest = self.reads.iter().map(|read| read.job.oldest()).min();
         // The next read will begin at the committed revision.
         let pinned = oldest.map_or(self.committed, |oldest| oldest.min(self.committed));
+        let pinned = pinned.min(self.compacted.unwrap_or(Revision::ZERO));
         let progress = self.store.compact_step(self.pace.compact_visits, Some(pinned));
         if self.store.is_compact() {
             self.end_removal();
@@ -268,6 +320,11 @@ impl Writer {
         }
     }
 
+    /// The changes that left with the removal since the last call.
+    pub fn take_removed(&mut self) -> Vec<ChangeId> {
+        Vec::new()
+    }
+
     pub fn next_reply(&mut self) -> Option<(Origin, Reply)> {
         self.outbox.pop_front()
     }
@@ -276,8 +333,8 @@ impl Writer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::command::{Outcome, Put, PutLease, PutValue};
-    use crate::types::LeaseId;
+    use crate::store::command::{DeleteRange, Outcome, Put, PutLease, PutValue};
+    use crate::types::{KeyRange, LeaseId};
 
     fn put(key: &'static str) -> Command {
         let (value, lease) = (PutValue::Set("v".into()), PutLease::Set(LeaseId::NONE));
@@ -302,7 +359,7 @@ mod tests {
 
     #[test]
     fn a_reply_waits_for_its_group_and_a_batch_is_told_first() {
-        let mut writer = Writer::new(Store::new(), Pace::default());
+        let mut writer = Writer::new(Store::new(), Pace::default(), Position(1));
         writer.command(origin(1), put("a"), Time(1));
         let (first, batches) = writer.seal().map(|(position, batches)| (position, batches.len())).expect("a group");
         assert_eq!(batches, 1);
@@ -319,7 +376,7 @@ mod tests {
 
     #[test]
     fn a_refusal_leaves_with_the_group_it_depends_on() {
-        let mut writer = Writer::new(Store::new(), Pace::default());
+        let mut writer = Writer::new(Store::new(), Pace::default(), Position(1));
         writer.command(origin(1), put("a"), Time(1));
         writer.command(origin(2), compact(2), Time(1));
         writer.command(origin(3), compact(2), Time(1));
@@ -334,7 +391,7 @@ mod tests {
 
     #[test]
     fn a_read_beside_a_compaction_that_is_not_durable_waits_for_it() {
-        let mut writer = Writer::new(Store::new(), Pace::default());
+        let mut writer = Writer::new(Store::new(), Pace::default(), Position(1));
         writer.command(origin(1), put("a"), Time(1));
         writer.command(origin(2), compact(2), Time(1));
         writer.command(origin(3), history(2), Time(1));
@@ -346,7 +403,7 @@ mod tests {
 
     #[test]
     fn history_ends_at_the_committed_revision() {
-        let mut writer = Writer::new(Store::new(), Pace::default());
+        let mut writer = Writer::new(Store::new(), Pace::default(), Position(1));
         writer.command(origin(1), put("a"), Time(1));
         let (position, _) = writer.seal().expect("a group");
         writer.durable(position);
@@ -356,5 +413,69 @@ mod tests {
         let (_, reply) = writer.next_reply().expect("history owes the log nothing");
         let Reply::History(Ok(batches)) = reply else { panic!("history was asked") };
         assert_eq!(batches.iter().map(|batch| batch.revision).collect::<Vec<_>>(), [Revision(2)]);
+    }
+    #[test]
+    fn what_only_looked_costs_the_log_nothing_and_leaves_with_what_it_saw() {
+        let mut writer = Writer::new(Store::new(), Pace::default(), Position(1));
+        let nothing =
+            || Command::Write(Write::DeleteRange(DeleteRange { range: KeyRange::One("x".into()), prev_kv: false }));
+        writer.command(origin(1), nothing(), Time(1));
+        assert!(writer.seal().is_none());
+        assert_eq!(tokens(&mut writer), [1], "nothing is under way");
+        writer.command(origin(2), put("a"), Time(1));
+        let (position, _) = writer.seal().expect("a group");
+        assert_eq!(position, Position(1));
+        writer.command(origin(3), nothing(), Time(1));
+        assert!(writer.seal().is_none());
+        assert_eq!(tokens(&mut writer), Vec::<u32>::new());
+        writer.durable(position);
+        assert_eq!(tokens(&mut writer), [2, 3]);
+    }
+
+    #[test]
+    fn removal_waits_until_its_compaction_is_durable() {
+        let mut writer = Writer::new(Store::new(), Pace::default(), Position(1));
+        for token in 1..=3 {
+            writer.command(origin(token), put("a"), Time(1));
+        }
+        let (position, _) = writer.seal().expect("a group");
+        writer.durable(position);
+        writer.command(origin(4), Command::CompactPhysical(Revision(4)), Time(1));
+        let (position, _) = writer.seal().expect("a compaction is logged");
+        assert!(!writer.step());
+        assert_eq!(writer.store().bytes().history, 3 * 112, "the log may yet lose the compaction");
+        assert_eq!(tokens(&mut writer), [1, 2, 3]);
+        writer.durable(position);
+        while writer.step() {}
+        assert_eq!(tokens(&mut writer), [4], "told once the removal is done");
+        assert_eq!(writer.store().bytes().history, 112);
+    }
+
+    #[test]
+    fn a_refused_log_answers_what_waits_and_leaves_reads_at_the_committed_revision() {
+        let mut writer = Writer::new(Store::new(), Pace::default(), Position(1));
+        writer.command(origin(1), put("a"), Time(1));
+        let (position, _) = writer.seal().expect("a group");
+        writer.durable(position);
+        writer.command(origin(2), put("a"), Time(1));
+        writer.seal().expect("a group");
+        writer.command(origin(3), compact(3), Time(1));
+        writer.command(origin(4), history(2), Time(1));
+        assert_eq!(tokens(&mut writer), [1]);
+        writer.refuse();
+        writer.command(origin(5), put("b"), Time(1));
+        let replies: Vec<_> = std::iter::from_fn(|| writer.next_reply()).collect();
+        assert_eq!(replies.iter().map(|(origin, _)| origin.token).collect::<Vec<_>>(), [2, 3, 4, 5]);
+        for refused in [0, 1, 3] {
+            assert!(matches!(&replies[refused].1, Reply::Answer(Err(Error::LogRefused))));
+        }
+        writer.command(origin(6), Command::Read(all()), Time(1));
+        let (_, reply) = writer.next_reply().expect("reads go on");
+        let Reply::Answer(Ok(answer)) = reply else { panic!("a range was asked: {reply:?}") };
+        assert_eq!(answer.revision, Revision(2), "what was not durable is never shown");
+    }
+
+    fn all() -> Read {
+        Read::Range(crate::sim::plain_range(KeyRange::From("a".into()), 0))
     }
 }

@@ -204,4 +204,6 @@ pub enum Error {
     NoSpace,
     /// A write while there is an alarm that the state may be corrupt.
     Corrupt,
+    /// The disk takes no further changes; the store itself never says so, only whoever keeps its log.
+    LogRefused,
 }
