@@ -9,6 +9,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+/// The release of etcd whose API and flags are kept.
+pub const ETCD_API_VERSION: &str = "3.7.3";
+
 /// A key as clients send it: any bytes, compared bytewise. Never empty once it is in the store.
 pub type Key = Bytes;
 

@@ -19,8 +19,7 @@ use flags::{FLAGS, Meaning, Shape};
 use listen::ListenAddress;
 use source::{Given, Source};
 
-/// The release of etcd whose API and flags are kept.
-pub const ETCD_API_VERSION: &str = "3.7.3";
+pub use crate::types::ETCD_API_VERSION;
 
 /// etcd's quota when none is given, in bytes.
 const QUOTA_BACKEND_BYTES_DEFAULT: u64 = 2 * 1024 * 1024 * 1024;

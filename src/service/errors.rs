@@ -162,6 +162,16 @@ impl From<Error> for Status {
     }
 }
 
+/// etcd has no words of its own for it either: what the disk said reaches the client.
+pub fn defragment_failed(reason: String) -> Status {
+    Status::new(Code::Unknown, reason)
+}
+
+/// etcd keeps an alarm of any number, and an action of any number ends its process.
+pub fn unknown_alarm() -> Status {
+    Status::new(Code::InvalidArgument, "etcdserver: unknown alarm action or alarm type")
+}
+
 /// The one request of a call is not a message of its type.
 pub fn malformed_request() -> Status {
     Status::new(Code::Internal, "grpc: error unmarshalling request: proto: cannot parse invalid wire-format data")

@@ -21,12 +21,20 @@ pub trait Durability {
 
     /// Everything appended is durable.
     fn is_idle(&self) -> bool;
+
+    /// Begins to give back the space of the disk that nothing uses any more. It is called again only after
+    /// [`Durability::defragmented`] has told of the end.
+    fn defragment(&mut self);
+
+    /// Tells once that it is done, or why it was not.
+    fn defragmented(&mut self) -> Option<Result<(), String>>;
 }
 
 /// State in memory only: what is applied is as durable as it will get.
 #[derive(Default)]
 pub struct InMemory {
     appended: Option<Position>,
+    defragmented: bool,
 }
 
 impl Durability for InMemory {
@@ -46,5 +54,14 @@ impl Durability for InMemory {
 
     fn is_idle(&self) -> bool {
         self.appended.is_none()
+    }
+
+    /// Memory that is freed has been given back already.
+    fn defragment(&mut self) {
+        self.defragmented = true;
+    }
+
+    fn defragmented(&mut self) -> Option<Result<(), String>> {
+        std::mem::take(&mut self.defragmented).then_some(Ok(()))
     }
 }

@@ -3,13 +3,13 @@
 //! It lives on shard 0. What it does is deterministic, given the order in which requests stand in the queues and the
 //! moments at which the log reports: so the simulator drives it as the loop does.
 
-use crate::backend::Command;
+use crate::backend::{Command, Reply};
 use crate::shard::durability::Durability;
 use crate::shard::history::Appender;
 use crate::shard::mesh::{Port, Request, Response};
 use crate::shard::writer::{Origin, Writer};
 use crate::store::command::{Read, Write};
-use crate::types::{Entry, Time};
+use crate::types::{Alarm, Entry, Time};
 use crate::wal::LogFailure;
 
 pub struct Embedded {
@@ -21,12 +21,20 @@ pub struct Embedded {
     /// The shards that have something new to look at since the last turn.
     told: Vec<bool>,
     failure: Option<LogFailure>,
+    defragmenting: Defragmenting,
+}
+
+/// Who waits for a defragmentation. One that comes while it runs is answered with the others.
+#[derive(Default)]
+struct Defragmenting {
+    waiting: Vec<Origin>,
+    is_running: bool,
 }
 
 impl Embedded {
     pub fn new(writer: Writer, durability: Box<dyn Durability>, appender: Appender, ports: Vec<Port>) -> Embedded {
         let told = vec![false; ports.len()];
-        Embedded { writer, durability, appender, ports, told, failure: None }
+        Embedded { writer, durability, appender, ports, told, failure: None, defragmenting: Defragmenting::default() }
     }
 
     /// A bounded turn: the log first, then commands, an even share for each shard so that one's flood leaves room for the
@@ -34,6 +42,7 @@ impl Embedded {
     pub fn turn(&mut self, time: Time, commands_max: usize) -> bool {
         self.told.fill(false);
         self.release();
+        self.writer.set_short_of_space(self.durability.is_short_of_space());
         let share = commands_max.div_ceil(self.ports.len());
         for shard in 0..self.ports.len() {
             let mut left = share;
@@ -53,7 +62,10 @@ impl Embedded {
     }
 
     pub fn command(&mut self, origin: Origin, command: Command, time: Time) {
-        self.writer.command(origin, command, time);
+        match command {
+            Command::Defragment => self.defragmenting.waiting.push(origin),
+            command => self.writer.command(origin, command, time),
+        }
     }
 
     /// Seals what came, releases what is durable, does a piece of the long work, and sends the replies that may leave.
@@ -67,12 +79,31 @@ impl Embedded {
         if !removed.is_empty() {
             self.durability.removed(removed);
         }
+        self.defragment();
         while let Some((origin, reply)) = self.writer.next_reply() {
-            let shard = usize::from(origin.shard);
-            self.ports[shard].reply(Response { token: origin.token, reply });
-            self.told[shard] = true;
+            self.reply(origin, reply);
         }
         more
+    }
+
+    fn reply(&mut self, origin: Origin, reply: Reply) {
+        let shard = usize::from(origin.shard);
+        self.ports[shard].reply(Response { token: origin.token, reply });
+        self.told[shard] = true;
+    }
+
+    /// Begins with a defragmentation that is asked for once there is nothing left to remove, and answers when it is done.
+    fn defragment(&mut self) {
+        if !self.defragmenting.is_running && !self.defragmenting.waiting.is_empty() && !self.writer.is_removing() {
+            self.defragmenting.is_running = true;
+            self.durability.defragment();
+        }
+        if let Some(result) = self.durability.defragmented() {
+            self.defragmenting.is_running = false;
+            for origin in std::mem::take(&mut self.defragmenting.waiting) {
+                self.reply(origin, Reply::Defragmented(result.clone()));
+            }
+        }
     }
 
     /// Publishes what became durable. Replies leave only behind it.
@@ -81,6 +112,7 @@ impl Embedded {
             match completed {
                 Ok(position) => {
                     if let Some(release) = self.writer.durable(position) {
+                        release.alarms.iter().for_each(log_alarm);
                         self.appender.publish(release.batches.into_iter(), release.revision, release.compacted);
                         self.told.fill(true);
                     }
@@ -122,12 +154,28 @@ impl Embedded {
     }
 }
 
+/// An operator looks here for the reason when writes are refused.
+fn log_alarm((alarm, active): &(Alarm, bool)) {
+    let Alarm { member, kind } = alarm;
+    if *active {
+        tracing::warn!(member, alarm = ?kind, "alarm raised");
+    } else {
+        tracing::info!(member, alarm = ?kind, "alarm disarmed");
+    }
+}
+
 /// How many plain commands the work of this one is worth.
 fn weight(command: &Command) -> usize {
     match command {
         Command::Write(Write::Txn(txn)) | Command::Read(Read::Txn(txn)) => {
             (txn.compares.len() + txn.success.len().max(txn.failure.len())).max(1)
         }
-        Command::Write(_) | Command::CompactPhysical(_) | Command::Read(_) | Command::History { .. } => 1,
+        Command::Write(_)
+        | Command::CompactPhysical(_)
+        | Command::Read(_)
+        | Command::History { .. }
+        | Command::Alarms(_)
+        | Command::Status
+        | Command::Defragment => 1,
     }
 }

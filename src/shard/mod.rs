@@ -404,7 +404,7 @@ impl Handler for Shard {
         Services::admit(head)?;
         let core = &mut *self.core.borrow_mut();
         Ok(match route {
-            Route::Kv(method) => Opened { kind: CallKind::OneRequest, handle: core.services.open(call, method) },
+            Route::Unary(method) => Opened { kind: CallKind::OneRequest, handle: core.services.open(call, method) },
             Route::Watch => {
                 let stream = core.hub.open_stream(u64::from(call.connection) << 32 | u64::from(call.stream));
                 Opened { kind: CallKind::RequestStream, handle: stream.0 | WATCH_HANDLE }

@@ -16,14 +16,15 @@
 //! - When the disk refuses the log, what was applied and not told is never told: its callers hear of the refusal, further
 //!   writes are refused before they are applied, and reads go on at the committed revision.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use crate::backend::{Command, HistoryError, Reply};
+use crate::backend::{AlarmFilter, BackendStatus, Command, HistoryError, Reply};
 use crate::shard::mesh::Token;
 use crate::store::command::{Answer, Error, Read, Write};
-use crate::store::{CompactProgress, ReadJob, Store};
-use crate::types::{Batch, ChangeId, Entry, Position, Revision, Time};
+use crate::store::quota::{self, Quota};
+use crate::store::{Applied, CompactProgress, ReadJob, Store};
+use crate::types::{Alarm, AlarmKind, Batch, ChangeId, Entry, Position, Revision, Time};
 
 /// How much of the long work is done at a time. The simulator takes small steps, so that everything interleaves.
 #[derive(Clone, Copy, Debug)]
@@ -76,11 +77,22 @@ struct Waiting {
 }
 
 /// What became durable and is to be published before any reply leaves.
-#[derive(Debug)]
+#[derive(Default, Debug)]
 pub struct Release {
     pub batches: Vec<Arc<Batch>>,
     pub revision: Revision,
     pub compacted: Option<Revision>,
+    /// Alarms that were raised (true) or taken back, in their order.
+    pub alarms: Vec<(Alarm, bool)>,
+}
+
+/// What a write that may put is held to beside the alarms.
+struct Space {
+    quota: Quota,
+    /// Whose alarm it is.
+    member: u64,
+    /// The disk has no room for the log to grow into.
+    is_short: bool,
 }
 
 struct RunningRead {
@@ -96,6 +108,9 @@ pub struct Writer {
     committed: Revision,
     /// The compaction that may be told; what it forgot may be removed.
     compacted: Option<Revision>,
+    /// The alarms that may be told.
+    alarms: BTreeSet<Alarm>,
+    space: Space,
     /// The disk has refused the log.
     refusing: bool,
     reads: VecDeque<RunningRead>,
@@ -124,6 +139,8 @@ impl Writer {
             sealed: VecDeque::new(),
             committed: revision,
             compacted,
+            alarms: store.alarms().collect(),
+            space: Space { quota: Quota::default(), member: 0, is_short: false },
             refusing: false,
             reads: VecDeque::new(),
             // A restart may have come before the last compaction's removal was done.
@@ -136,6 +153,18 @@ impl Writer {
         }
     }
 
+    /// Holds the store to a quota; the alarm that says it is reached names this member.
+    pub fn with_quota(mut self, quota: Quota, member: u64) -> Writer {
+        self.space = Space { quota, member, is_short: false };
+        self
+    }
+
+    /// Whether the disk has no room for the log to grow into. A write that may put then raises the alarm for space, so
+    /// that what is set aside is left to deletes and compactions.
+    pub fn set_short_of_space(&mut self, is_short: bool) {
+        self.space.is_short = is_short;
+    }
+
     pub fn store(&self) -> &Store {
         &self.store
     }
@@ -145,6 +174,15 @@ impl Writer {
         match command {
             Command::Write(write) => self.write(origin, &write, time, false),
             Command::CompactPhysical(revision) => self.write(origin, &Write::Compact(revision), time, true),
+            Command::Alarms(filter) => {
+                let reply = self.list_alarms(filter);
+                self.outbox.push_back((origin, reply));
+            }
+            Command::Status => {
+                let reply = Reply::Status(self.status());
+                self.outbox.push_back((origin, reply));
+            }
+            Command::Defragment => unreachable!("whoever keeps the disk answers it"),
             command if self.store.compacted() > Some(self.committed) && !self.refusing => {
                 self.unreleased().reads.push((origin, command));
             }
@@ -163,7 +201,7 @@ impl Writer {
         if self.refusing {
             return self.outbox.push_back((origin, Reply::Answer(Err(Error::LogRefused))));
         }
-        let applied = self.store.apply(write, time);
+        let applied = self.apply(write, time);
         self.open.entries.extend(applied.entry);
         (self.open.revision, self.open.compacted) = (self.store.revision(), self.store.compacted());
         let reply = Reply::Answer(applied.answer);
@@ -172,6 +210,40 @@ impl Writer {
             return self.outbox.push_back((origin, reply));
         }
         self.open.replies.push(Waiting { origin, reply, after_removal });
+    }
+
+    /// Applies a write, or raises the alarm for space in its place. etcd asks for the space before anything else, so the
+    /// refusal does not depend on which alarms are active already.
+    fn apply(&mut self, write: &Write, time: Time) -> Applied {
+        let cost_bytes = quota::cost_bytes(write);
+        let used_bytes = self.store.bytes().total() as u64;
+        let has_space = self.space.quota.admits(used_bytes, cost_bytes) && (cost_bytes == 0 || !self.space.is_short);
+        if has_space {
+            return self.store.apply(write, time);
+        }
+        let alarm = Alarm { member: self.space.member, kind: AlarmKind::NoSpace };
+        let raised = self.store.apply(&Write::Alarm { alarm, active: true }, time);
+        Applied { answer: Err(Error::NoSpace), entry: raised.entry }
+    }
+
+    /// What is asked about alarms and state is answered at once, at what may be told.
+    fn list_alarms(&self, filter: AlarmFilter) -> Reply {
+        let alarms = self.alarms.iter().copied().filter(|alarm| filter.lists(*alarm));
+        Reply::Alarms { revision: self.committed, alarms: alarms.collect() }
+    }
+
+    fn status(&self) -> BackendStatus {
+        // Nothing is kept that is not in use: memory that is freed has been given back. An empty store has a size too.
+        let bytes = self.store.bytes().total().max(1) as u64;
+        BackendStatus {
+            revision: self.committed,
+            size_bytes: bytes,
+            used_bytes: bytes,
+            quota_bytes: self.space.quota.bytes,
+            position: self.sealed.front().unwrap_or(&self.open).position.0 - 1,
+            alarms: self.alarms.iter().copied().collect(),
+            is_refusing_writes: self.refusing,
+        }
     }
 
     fn read(&mut self, origin: Origin, read: &Read) {
@@ -243,21 +315,26 @@ impl Writer {
             && let Some(group) = self.sealed.pop_front()
         {
             let Group { entries, revision, compacted, replies, reads, .. } = group;
-            let batches = entries.into_iter().filter_map(|entry| match entry {
-                Entry::Batch(batch) => Some(batch),
-                Entry::Compaction(_) | Entry::Alarm { .. } | Entry::Start { .. } | Entry::Stop => None,
-            });
+            let told = release.get_or_insert_with(Release::default);
+            (told.revision, told.compacted) = (revision, compacted);
+            for entry in entries {
+                match entry {
+                    Entry::Batch(batch) => told.batches.push(batch),
+                    Entry::Alarm { alarm, active } => {
+                        told.alarms.push((alarm, active));
+                        if active {
+                            self.alarms.insert(alarm)
+                        } else {
+                            self.alarms.remove(&alarm)
+                        };
+                    }
+                    Entry::Compaction(_) | Entry::Start { .. } | Entry::Stop => {}
+                }
+            }
             self.committed = revision;
             if compacted != self.compacted {
                 self.compacted = compacted;
                 self.removing = true;
-            }
-            match &mut release {
-                None => release = Some(Release { batches: batches.collect(), revision, compacted }),
-                Some(release) => {
-                    release.batches.extend(batches);
-                    (release.revision, release.compacted) = (revision, compacted);
-                }
             }
             self.tell(replies);
             for (origin, command) in reads {
@@ -311,6 +388,11 @@ impl Writer {
             self.end_removal();
         }
         progress == CompactProgress::More
+    }
+
+    /// What a compaction that may be told has forgotten is not all gone yet.
+    pub fn is_removing(&self) -> bool {
+        self.removing
     }
 
     fn end_removal(&mut self) {
@@ -473,6 +555,99 @@ mod tests {
         let (_, reply) = writer.next_reply().expect("reads go on");
         let Reply::Answer(Ok(answer)) = reply else { panic!("a range was asked: {reply:?}") };
         assert_eq!(answer.revision, Revision(2), "what was not durable is never shown");
+    }
+
+    fn alarm(member: u64, kind: AlarmKind, active: bool) -> Command {
+        Command::Write(Write::Alarm { alarm: Alarm { member, kind }, active })
+    }
+
+    /// Seals and releases what came, and gives the answers in their order.
+    fn replies(writer: &mut Writer) -> Vec<Reply> {
+        if let Some((position, _)) = writer.seal() {
+            writer.durable(position);
+        }
+        std::iter::from_fn(|| writer.next_reply()).map(|(_, reply)| reply).collect()
+    }
+
+    fn alarms(writer: &mut Writer) -> Vec<Alarm> {
+        writer.command(origin(99), Command::Alarms(AlarmFilter::All), Time(1));
+        let Some((_, Reply::Alarms { alarms, .. })) = writer.next_reply() else { panic!("it is answered at once") };
+        alarms
+    }
+
+    fn is_refused(reply: &Reply) -> bool {
+        matches!(reply, Reply::Answer(Err(Error::NoSpace)))
+    }
+
+    #[test]
+    fn a_write_that_would_reach_the_quota_raises_the_alarm_through_the_log() {
+        let quota = Quota { bytes: Some(700) };
+        let mut writer = Writer::new(Store::new(), Pace::default(), Position(1)).with_quota(quota, 7);
+        // A put costs 258 bytes, and one that is held takes some 230.
+        for token in 1..=2 {
+            writer.command(origin(token), put("a"), Time(1));
+        }
+        assert!(!replies(&mut writer).iter().any(is_refused));
+        writer.command(origin(3), put("b"), Time(1));
+        let raised = Alarm { member: 7, kind: AlarmKind::NoSpace };
+        let (position, entries) = writer.seal().expect("the alarm is in the log");
+        assert_eq!(entries, [Entry::Alarm { alarm: raised, active: true }]);
+        assert_eq!(alarms(&mut writer), [], "an alarm that is not durable is not told");
+        let release = writer.durable(position).expect("a group");
+        assert_eq!((release.alarms, release.revision), (vec![(raised, true)], Revision(3)));
+        assert!(writer.next_reply().is_some_and(|(_, reply)| is_refused(&reply)));
+        assert_eq!(alarms(&mut writer), [raised]);
+        writer.command(origin(4), put("b"), Time(1));
+        assert!(writer.seal().is_none(), "it is not raised twice");
+        // The way out: forget, wait until it is gone, disarm.
+        writer.command(origin(5), compact(3), Time(1));
+        assert!(!is_refused(&replies(&mut writer)[1]));
+        assert!(writer.is_removing());
+        while writer.step() {}
+        assert!(!writer.is_removing());
+        writer.command(origin(6), put("a"), Time(1));
+        writer.command(origin(7), alarm(7, AlarmKind::NoSpace, false), Time(1));
+        writer.command(origin(8), put("a"), Time(1));
+        let replies: Vec<bool> = replies(&mut writer).iter().map(is_refused).collect();
+        assert_eq!(replies, [true, false, false], "an alarm never clears by itself");
+    }
+
+    #[test]
+    fn a_disk_without_room_refuses_puts_and_leaves_deletes() {
+        let mut writer = Writer::new(Store::new(), Pace::default(), Position(1));
+        writer.command(origin(1), put("a"), Time(1));
+        assert!(!is_refused(&replies(&mut writer)[0]));
+        writer.set_short_of_space(true);
+        let delete = DeleteRange { range: KeyRange::One("a".into()), prev_kv: false };
+        writer.command(origin(2), put("a"), Time(1));
+        writer.command(origin(3), Command::Write(Write::DeleteRange(delete)), Time(1));
+        let replies: Vec<bool> = replies(&mut writer).iter().map(is_refused).collect();
+        assert_eq!(replies, [true, false]);
+        assert_eq!(alarms(&mut writer), [Alarm { member: 0, kind: AlarmKind::NoSpace }]);
+    }
+
+    #[test]
+    fn the_status_tells_what_is_committed_and_is_never_empty() {
+        let quota = Quota { bytes: Some(1 << 20) };
+        let mut writer = Writer::new(Store::new(), Pace::default(), Position(5)).with_quota(quota, 7);
+        let status = |writer: &mut Writer| {
+            writer.command(origin(9), Command::Status, Time(1));
+            let Some((_, Reply::Status(status))) = writer.next_reply() else { panic!("it is answered at once") };
+            status
+        };
+        let empty = status(&mut writer);
+        assert_eq!((empty.size_bytes, empty.position, empty.revision), (1, 4, Revision(1)));
+        writer.command(origin(1), put("a"), Time(1));
+        writer.command(origin(2), alarm(1, AlarmKind::Corrupt, true), Time(1));
+        let (position, _) = writer.seal().expect("a group");
+        writer.command(origin(3), put("b"), Time(1));
+        let applied = status(&mut writer);
+        assert_eq!((applied.position, applied.revision, applied.alarms.len()), (4, Revision(1), 0));
+        writer.durable(position);
+        while writer.next_reply().is_some() {}
+        let told = status(&mut writer);
+        assert_eq!((told.position, told.revision, told.alarms.len()), (5, Revision(2), 1));
+        assert_eq!(told.quota_bytes, Some(1 << 20));
     }
 
     fn all() -> Read {

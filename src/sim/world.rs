@@ -64,6 +64,12 @@ impl Durability for LateLog {
         let state = self.0.borrow();
         state.appended.is_empty() && state.completed.is_none()
     }
+
+    fn defragment(&mut self) {}
+
+    fn defragmented(&mut self) -> Option<Result<(), String>> {
+        None
+    }
 }
 
 impl LateLog {
@@ -395,6 +401,7 @@ impl World {
                     self.shards[index].hub.handle_history(history);
                 }
                 Reply::Answer(answer) => self.answered(index, token, answer),
+                Reply::Alarms { .. } | Reply::Status(_) | Reply::Defragmented(_) => unreachable!("nobody asks"),
             }
         }
         let shard = &mut self.shards[index];
