@@ -32,6 +32,10 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Ok(Asked::Serve(config, warnings)) => serve(*config, &warnings),
+        Ok(Asked::Check { .. } | Asked::Salvage { .. }) => {
+            eprintln!("tarsier: there is no data directory to look at before durability is built");
+            ExitCode::FAILURE
+        }
         // The log does not stand yet, and its format is one of the things that may be wrong.
         Err(error) => {
             eprintln!("tarsier: {error}");

@@ -1,12 +1,13 @@
 //! One checked [`Config`]: every setting with its unit, its default and its reason.
 //!
 //! `flags` is the table of all flags, `source` reads their texts from command line and environment, `value` and `listen`
-//! read the texts. What leaves this module is right: nobody downstream checks a setting again. Nothing here opens, binds,
+//! read the texts, `subcommand` knows the two words that do not serve. What leaves this module is right: nobody downstream checks a setting again. Nothing here opens, binds,
 //! logs or exits; warnings are handed to the caller, since the log can only be set up once its flags are known.
 
 pub mod flags;
 pub mod listen;
 mod source;
+mod subcommand;
 mod value;
 
 use std::ffi::OsString;
@@ -46,11 +47,17 @@ pub struct Config {
     pub listen: Vec<ListenAddress>,
     /// `--advertise-client-urls`, default the URLs of `--listen-client-urls` as they were written.
     pub advertise_client_urls: Vec<String>,
-    /// `--data-dir`, default `default.tarsier`: not etcd's `default.etcd`, whose files we could not read. Unused until
-    /// durability is built.
+    /// `--data-dir`, default `default.tarsier`: not etcd's `default.etcd`, whose files we could not read.
     pub data_dir: PathBuf,
-    /// `--quota-backend-bytes`: bytes, default 2 GiB as in etcd. Not enforced yet.
-    pub quota_backend_bytes: u64,
+    /// `--wal-dir`: where the log is, if not in the data directory.
+    pub wal_dir: Option<PathBuf>,
+    /// `--unsafe-no-fsync` turns it off: what is told is on the disk only once the kernel has written it there.
+    pub fsync: bool,
+    /// `--quota-backend-bytes`: bytes that the store may hold, default 2 GiB as in etcd. `None`: there is no quota.
+    pub quota_backend_bytes: Option<u64>,
+    /// `--auto-compaction-mode` and `--auto-compaction-retention`; `None` when the retention is 0, as it is without the
+    /// flags.
+    pub auto_compaction: Option<AutoCompaction>,
     /// `--max-request-bytes`: bytes of one request message, default 1.5 MiB as in etcd.
     pub request_bytes_max: usize,
     /// `--max-txn-ops`: operations of one transaction, default 128 as in etcd.
@@ -70,6 +77,15 @@ pub struct Config {
     /// the writer; more only pays when watchers are often cut off for long.
     pub history_bytes_max: usize,
     pub log: LogConfig,
+}
+
+/// How much history is kept when nobody compacts by hand, in etcd's two modes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AutoCompaction {
+    /// What is older than this is forgotten. Never zero.
+    Periodic(Duration),
+    /// What lies more revisions back than this is forgotten. Never zero.
+    Revision(i64),
 }
 
 /// How silent clients are found out.
@@ -129,6 +145,17 @@ pub enum Asked {
     Help(String),
     Version(String),
     Serve(Box<Config>, Vec<Warning>),
+    /// Reads a data directory offline and says what is whole.
+    Check {
+        dir: PathBuf,
+        wal_dir: Option<PathBuf>,
+    },
+    /// Writes what of a data directory can be proven whole into a new one.
+    Salvage {
+        dir: PathBuf,
+        new: PathBuf,
+        wal_dir: Option<PathBuf>,
+    },
 }
 
 /// Why there is no [`Config`]. Each is shown as one line.
@@ -140,6 +167,7 @@ pub enum ConfigError {
     NotText { written_as: String },
     Unreadable { written_as: String, value: String, reason: String },
     Refused { written_as: String, reason: String },
+    Usage { reason: String, usage: &'static str },
 }
 
 impl fmt::Display for ConfigError {
@@ -154,6 +182,7 @@ impl fmt::Display for ConfigError {
             ConfigError::NotText { written_as } => write!(f, "{written_as} is not valid UTF-8"),
             ConfigError::Unreadable { written_as, value, reason } => write!(f, "{written_as} {value:?}: {reason}"),
             ConfigError::Refused { written_as, reason } => write!(f, "{written_as} cannot be kept: {reason}"),
+            ConfigError::Usage { reason, usage } => write!(f, "{reason}; usage: {usage}"),
         }
     }
 }
@@ -166,6 +195,10 @@ impl Config {
         args: impl IntoIterator<Item = OsString>,
         environment: impl IntoIterator<Item = (OsString, OsString)>,
     ) -> Result<Asked, ConfigError> {
+        let args: Vec<OsString> = args.into_iter().collect();
+        if let Some(asked) = subcommand::read(&args) {
+            return asked;
+        }
         let source = Source::read(args, environment)?;
         if source.help {
             return Ok(Asked::Help(source::help()));
@@ -206,10 +239,13 @@ fn config(source: &Source) -> Result<Config, ConfigError> {
         data_dir: read(source, "data-dir", |path| {
             if path.is_empty() { Err("expected a directory") } else { Ok(PathBuf::from(path)) }
         })?,
-        quota_backend_bytes: match number(source, "quota-backend-bytes", 0, i64::MAX as u64)? {
-            0 => QUOTA_BACKEND_BYTES_DEFAULT,
-            bytes => bytes,
+        wal_dir: Some(text(source, "wal-dir")).filter(|path| !path.is_empty()).map(PathBuf::from),
+        fsync: !read(source, "unsafe-no-fsync", value::boolean)?,
+        quota_backend_bytes: match read(source, "quota-backend-bytes", value::signed)? {
+            0 => Some(QUOTA_BACKEND_BYTES_DEFAULT),
+            bytes => u64::try_from(bytes).ok(),
         },
+        auto_compaction: auto_compaction(source)?,
         request_bytes_max: number(source, "max-request-bytes", 1, REQUEST_BYTES_MAX)? as usize,
         txn_operations_max: number(source, "max-txn-ops", 1, TXN_OPERATIONS_MAX)? as usize,
         concurrent_streams_max: u32::try_from(number(source, "max-concurrent-streams", 1, u64::from(u32::MAX))?)
@@ -225,6 +261,20 @@ fn config(source: &Source) -> Result<Config, ConfigError> {
         log: log(source)?,
         name,
     })
+}
+
+fn auto_compaction(source: &Source) -> Result<Option<AutoCompaction>, ConfigError> {
+    let by_revision = read(source, "auto-compaction-mode", |mode| match mode {
+        "periodic" => Ok(false),
+        "revision" => Ok(true),
+        _ => Err("expected periodic or revision"),
+    })?;
+    if by_revision {
+        let revisions = number(source, "auto-compaction-retention", 0, i64::MAX as u64)?;
+        return Ok(Some(AutoCompaction::Revision(revisions as i64)).filter(|_| revisions > 0));
+    }
+    let period = read(source, "auto-compaction-retention", value::hours_or_duration)?;
+    Ok(Some(AutoCompaction::Periodic(period)).filter(|_| !period.is_zero()))
 }
 
 fn keepalive_ping(source: &Source) -> Result<Option<KeepalivePing>, ConfigError> {
@@ -308,14 +358,10 @@ fn same(value: &str, default: &str) -> bool {
 
 /// Flags that are read and will be kept, but are not yet.
 fn unbuilt_flags(source: &Source) -> Vec<Warning> {
-    [
-        ("data-dir", "durability is not built yet, nothing is written there"),
-        ("quota-backend-bytes", "the quota is not built yet and is not enforced"),
-        ("grpc-keepalive-min-time", "clients that ping too often are not told to go yet"),
-    ]
-    .into_iter()
-    .filter_map(|(name, why)| source.given.get(name).map(|given| Warning { what: given.written_as.clone(), why }))
-    .collect()
+    [("grpc-keepalive-min-time", "clients that ping too often are not told to go yet")]
+        .into_iter()
+        .filter_map(|(name, why)| source.given.get(name).map(|given| Warning { what: given.written_as.clone(), why }))
+        .collect()
 }
 
 fn text<'a>(source: &'a Source, name: &str) -> &'a str {

@@ -7,6 +7,7 @@
 //! a task of its own thread or by another shard's [`Doorbell`].
 
 pub mod accounting;
+pub mod auto_compact;
 pub mod clock;
 mod control;
 pub mod cores;

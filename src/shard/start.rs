@@ -33,6 +33,7 @@ use crate::shard::mesh::{self, Link};
 use crate::shard::writer::{Pace, Writer};
 use crate::shard::{Parts, Shard, clock, cores, memory};
 use crate::store::Store;
+use crate::store::quota::{self, Quota};
 use crate::types::{Position, Revision};
 
 /// Connections that have not ended by then are cut when the server stops.
@@ -98,6 +99,7 @@ pub fn run(config: Config) -> Result<(), StartError> {
     memory::without_huge_pages().map_err(system("switch transparent huge pages off"))?;
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGUSR1]).map_err(system("listen for signals"))?;
     probe(&config)?;
+    log_quota(&config);
     let cores = cores::plan(config.shards).map_err(system("read the cores this process may use"))?;
     let (plans, mut orders) = plan_shards(config, &cores)?;
     let (started_sender, started) = mpsc::channel();
@@ -301,10 +303,21 @@ fn net_config(config: &Config) -> NetConfig {
     net
 }
 
+/// etcd's words. Here the quota bounds memory, so what matters more is whether the machine has that much.
+fn log_quota(config: &Config) {
+    if let Some(bytes) = config.quota_backend_bytes
+        && bytes > quota::SUGGESTED_BYTES_MAX
+    {
+        let maximum = quota::SUGGESTED_BYTES_MAX;
+        tracing::warn!(quota_size_bytes = bytes, quota_maximum_size_bytes = maximum, "quota exceeds the maximum value");
+    }
+}
+
 fn shard(plan: Plan, ready: Ready) -> Shard {
     let config = &plan.config;
     let embedded = plan.writer.map(|(appender, ports)| {
-        let writer = Writer::new(Store::new(), Pace::default(), Position(1));
+        let quota = Quota { bytes: config.quota_backend_bytes };
+        let writer = Writer::new(Store::new(), Pace::default(), Position(1)).with_quota(quota, plan.identity.member_id);
         Embedded::new(writer, Box::new(InMemory::default()), appender, ports)
     });
     Shard::new(Parts {

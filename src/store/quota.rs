@@ -9,6 +9,9 @@ use super::command::{Op, Put, PutValue, Txn, Write};
 /// etcd's estimate for what stands beside a key and its value.
 const PUT_OVERHEAD_BYTES: u64 = 256;
 
+/// etcd suggests no more, since its own work grows with the size of its file.
+pub const SUGGESTED_BYTES_MAX: u64 = 8 << 30;
+
 /// What a write costs, in bytes; 0 for one that every alarm for want of space lets pass.
 pub fn cost_bytes(write: &Write) -> u64 {
     match write {
