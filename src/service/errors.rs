@@ -149,6 +149,8 @@ impl From<Error> for Refusal {
             Error::FutureRevision { .. } => Refusal::FutureRevision,
             Error::KeyNotFound => Refusal::KeyNotFound,
             Error::LeaseNotFound { .. } => Refusal::LeaseNotFound,
+            Error::NoSpace => Refusal::NoSpace,
+            Error::Corrupt => Refusal::Corrupt,
             Error::LogRefused => Refusal::LogRefused,
         }
     }

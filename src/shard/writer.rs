@@ -164,11 +164,7 @@ impl Writer {
             return self.outbox.push_back((origin, Reply::Answer(Err(Error::LogRefused))));
         }
         let applied = self.store.apply(write, time);
-        self.open.entries.extend(match (applied.batch, write, &applied.answer) {
-            (Some(batch), ..) => Some(Entry::Batch(batch)),
-            (None, Write::Compact(revision), Ok(_)) => Some(Entry::Compaction(*revision)),
-            _ => None,
-        });
+        self.open.entries.extend(applied.entry);
         (self.open.revision, self.open.compacted) = (self.store.revision(), self.store.compacted());
         let reply = Reply::Answer(applied.answer);
         #[cfg(test)]

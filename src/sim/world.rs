@@ -371,7 +371,9 @@ impl World {
                 Ok(self.model.revision())
             }
             Write::Txn(txn) => Ok(self.model.apply(&txn.success.iter().map(op_of).collect::<Vec<_>>())),
-            Write::Put(_) | Write::DeleteRange(_) => unreachable!("the world writes in transactions"),
+            Write::Put(_) | Write::DeleteRange(_) | Write::Alarm { .. } => {
+                unreachable!("the world writes in transactions")
+            }
         };
         let Some(Expected::Write(slot)) = self.shards[shard].asked.get_mut(&token) else { panic!("an unknown write") };
         *slot = Some(outcome);

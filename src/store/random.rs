@@ -1,7 +1,7 @@
 //! Random writes, reads, compactions and removals against the store and the model, step by step the same.
 
 use crate::random::Random;
-use crate::types::{Key, KeyRange, KeyValue, LeaseId, Revision, Time};
+use crate::types::{Alarm, AlarmKind, Key, KeyRange, KeyValue, LeaseId, Revision, Time};
 
 use super::command::*;
 use super::model::Model;
@@ -36,7 +36,10 @@ impl World {
             11..15 => self.step_reads(),
             15..17 => self.commit(),
             17 if self.random.one_in(4) => self.compact(),
+            // Rare, and most of them taken back soon: what a store under an alarm does is quickly told.
+            18 if self.random.one_in(20) => self.alarm(true),
             17 | 18 => self.remove(),
+            _ if self.random.one_in(4) => self.alarm(false),
             _ => self.read_history(),
         }
         assert_eq!(self.store.revision(), self.model.revision());
@@ -51,11 +54,26 @@ impl World {
         let time = Time(self.random.below(1 << 40));
         let before = self.store.bytes();
         let applied = self.store.apply(&write, time);
-        let (answer, batch) = self.model.apply(&write, time);
+        let (answer, entry) = self.model.apply(&write, time);
         assert_eq!(applied.answer, answer, "{write:?}");
-        assert_eq!(applied.batch.as_deref(), batch.as_ref(), "{write:?}");
-        if applied.batch.is_none() {
+        assert_eq!(applied.entry, entry, "{write:?}");
+        if applied.entry.is_none() {
             assert_eq!(self.store.bytes(), before, "what changed nothing takes nothing: {write:?}");
+        }
+    }
+
+    /// Raises one of four alarms, or takes back all; now and then also one that nobody raised.
+    fn alarm(&mut self, active: bool) {
+        let kind = *self.random.pick(&[AlarmKind::NoSpace, AlarmKind::NoSpace, AlarmKind::Corrupt]);
+        let alarm = Alarm { member: self.random.below(2), kind };
+        let mut writes = vec![Write::Alarm { alarm, active }];
+        if !active {
+            writes.extend(self.model.alarms().into_iter().map(|alarm| Write::Alarm { alarm, active }));
+        }
+        for write in writes {
+            let applied = self.store.apply(&write, Time(0));
+            assert_eq!((applied.answer, applied.entry), self.model.apply(&write, Time(0)));
+            assert_eq!(self.store.alarms().collect::<Vec<_>>(), self.model.alarms());
         }
     }
 
@@ -67,7 +85,7 @@ impl World {
     fn compact(&mut self) {
         let revision = Revision(self.near_revision());
         let applied = self.store.apply(&Write::Compact(revision), Time(0));
-        assert_eq!(applied.answer, self.model.apply(&Write::Compact(revision), Time(0)).0);
+        assert_eq!((applied.answer, applied.entry), self.model.apply(&Write::Compact(revision), Time(0)));
         assert_eq!(self.store.compacted().unwrap_or(Revision(-1)), self.model.compacted());
     }
 
@@ -143,6 +161,7 @@ impl World {
             self.step_reads();
         }
         self.committed = self.store.revision();
+        self.alarm(false);
         self.store.apply(&Write::Compact(self.committed), Time(0));
         while self.store.compact_step(5, Some(self.committed)) == CompactProgress::More {}
         assert!(self.store.compacted().is_none() || self.store.is_compact());
