@@ -103,10 +103,12 @@ impl KeyRange {
 #[derive(Clone, PartialEq, Eq)]
 pub struct KeyValue(Arc<[u8]>);
 
-/// create_revision, mod_revision, version, lease: 8 bytes each; then 4 bytes of key length.
-const HEAD_BYTES: usize = 36;
+/// create_revision, mod_revision, version, lease: 8 bytes each; then 4 bytes of key length and 4 of sub revision.
+const HEAD_BYTES: usize = 40;
 
 impl KeyValue {
+    /// `mod_revision` and `sub` together name the change that wrote this version.
+    ///
     /// # Panics
     /// When the key is longer than 4 GiB; request limits keep it far below.
     pub fn new(
@@ -114,6 +116,7 @@ impl KeyValue {
         value: &[u8],
         create_revision: Revision,
         mod_revision: Revision,
+        sub: u32,
         version: i64,
         lease: LeaseId,
     ) -> KeyValue {
@@ -124,7 +127,8 @@ impl KeyValue {
         for (at, number) in [create_revision.0, mod_revision.0, version, lease.0].into_iter().enumerate() {
             bytes[at * 8..at * 8 + 8].copy_from_slice(&number.to_le_bytes());
         }
-        bytes[32..HEAD_BYTES].copy_from_slice(&key_len.to_le_bytes());
+        bytes[32..36].copy_from_slice(&key_len.to_le_bytes());
+        bytes[36..HEAD_BYTES].copy_from_slice(&sub.to_le_bytes());
         let (key_bytes, value_bytes) = bytes[HEAD_BYTES..].split_at_mut(key.len());
         key_bytes.copy_from_slice(key);
         value_bytes.copy_from_slice(value);
@@ -136,7 +140,7 @@ impl KeyValue {
     }
 
     fn key_end(&self) -> usize {
-        let key_len = u32::from_le_bytes(self.0[32..HEAD_BYTES].try_into().expect("the slice has 4 bytes"));
+        let key_len = u32::from_le_bytes(self.0[32..36].try_into().expect("the slice has 4 bytes"));
         HEAD_BYTES + key_len as usize
     }
 
@@ -156,6 +160,16 @@ impl KeyValue {
     /// The revision of the put that wrote this version.
     pub fn mod_revision(&self) -> Revision {
         Revision(self.number(1))
+    }
+
+    /// The index of that put among the changes of its revision.
+    pub fn sub(&self) -> u32 {
+        u32::from_le_bytes(self.0[36..HEAD_BYTES].try_into().expect("the slice has 4 bytes"))
+    }
+
+    /// The change that wrote this version.
+    pub fn id(&self) -> ChangeId {
+        ChangeId { revision: self.mod_revision(), sub: self.sub() }
     }
 
     /// 1 at creation, one more with each put.
@@ -180,6 +194,7 @@ impl fmt::Debug for KeyValue {
             .field("key", &Bytes::copy_from_slice(self.key()))
             .field("create_revision", &self.create_revision().0)
             .field("mod_revision", &self.mod_revision().0)
+            .field("sub", &self.sub())
             .field("version", &self.version())
             .field("lease", &self.lease().0)
             .field("value_bytes", &self.value().len())
@@ -268,6 +283,17 @@ impl Change {
     }
 }
 
+/// One change as the checkpoint keeps it. Its previous state is left out: the rows before it tell it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Row {
+    pub id: ChangeId,
+    /// The last change of its revision, so that a missing one shows.
+    pub is_last: bool,
+    /// Of the whole revision.
+    pub time: Time,
+    pub change: Change,
+}
+
 /// All changes of one revision, in the order in which they were made (the sub revision is the index).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Batch {
@@ -293,11 +319,12 @@ mod tests {
 
     #[test]
     fn a_key_value_gives_back_what_went_in() {
-        let kv = KeyValue::new(b"key", b"value", Revision(2), Revision(9), 4, LeaseId(-7));
+        let kv = KeyValue::new(b"key", b"value", Revision(2), Revision(9), 3, 4, LeaseId(-7));
         assert_eq!((kv.key(), kv.value()), (&b"key"[..], &b"value"[..]));
         assert_eq!((kv.create_revision(), kv.mod_revision()), (Revision(2), Revision(9)));
         assert_eq!((kv.version(), kv.lease()), (4, LeaseId(-7)));
-        let empty = KeyValue::new(b"k", b"", Revision(2), Revision(2), 1, LeaseId::NONE);
+        assert_eq!(kv.id(), ChangeId { revision: Revision(9), sub: 3 });
+        let empty = KeyValue::new(b"k", b"", Revision(2), Revision(2), 0, 1, LeaseId::NONE);
         assert_eq!((empty.key(), empty.value()), (&b"k"[..], &b""[..]));
     }
 

@@ -404,7 +404,7 @@ impl Writer {
 
     /// The changes that left with the removal since the last call.
     pub fn take_removed(&mut self) -> Vec<ChangeId> {
-        Vec::new()
+        self.store.take_removed()
     }
 
     pub fn next_reply(&mut self) -> Option<(Origin, Reply)> {

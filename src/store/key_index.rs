@@ -230,31 +230,28 @@ impl KeyIndex {
     }
 
     /// Removes what a change of this key at `revision` superseded, as compaction up to it allows: every version below,
-    /// and the version itself when it is a tombstone. Returns how many versions went.
+    /// and the version itself when it is a tombstone. `gone` hears of each put that went.
     ///
     /// etcd keeps a tombstone exactly at the compacted revision for the watch that starts there. Here that watch reads
     /// the batch, and no read can tell a tombstone from a key that was never there.
-    pub fn prune(&mut self, key: &[u8], revision: Revision) -> usize {
-        let Some(versions) = self.keys.get_mut(key) else { return 0 };
-        let mut pruned = 0;
+    pub fn prune(&mut self, key: &[u8], revision: Revision, mut gone: impl FnMut(&KeyValue)) {
+        let Some(versions) = self.keys.get_mut(key) else { return };
         while let Some(oldest) = versions.older.as_deref().and_then(VecDeque::front) {
             let superseded = oldest.revision() < revision;
             let dead = oldest.revision() == revision && oldest.live().is_none();
             if !superseded && !dead {
-                return pruned;
+                return;
             }
             let list_bytes = versions.list_bytes();
-            if let Some(gone) = versions.pop_oldest() {
-                self.versions_bytes -= list_bytes - versions.list_bytes() + gone.bytes();
-                pruned += 1;
+            if let Some(oldest) = versions.pop_oldest() {
+                self.versions_bytes -= list_bytes - versions.list_bytes() + oldest.bytes();
+                oldest.live().map(&mut gone);
             }
         }
         if versions.latest.live().is_none() && versions.latest.revision() <= revision {
             // A tombstone, and nothing older: its place goes with the key.
             self.remove(key);
-            pruned += 1;
         }
-        pruned
     }
 
     fn remove(&mut self, key: &[u8]) {

@@ -21,7 +21,7 @@
 //! | what | bytes |
 //! | --- | --- |
 //! | a key, its newest version's place included | 60 + the key |
-//! | a version | 52 + key + value |
+//! | a version | 56 + key + value |
 //! | a key with older versions, for their list | 32 |
 //! | the place of an older version | 24 |
 //! | a revision in history | 64 + 48 a change + the key of each delete |
@@ -47,7 +47,7 @@ mod txn;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::types::{Alarm, AlarmKind, Batch, Entry, KeyRange, Revision, Time};
+use crate::types::{Alarm, AlarmKind, Batch, ChangeId, Entry, KeyRange, Revision, Time};
 
 use self::command::{Answer, Error, Outcome, Range, Read, Write};
 use self::compact::Removal;
@@ -303,11 +303,18 @@ impl Store {
     }
 
     /// One bounded turn of the removal behind a compaction. `pinned` is the oldest revision that anyone may still read
-    /// at: that of every running read, and the committed one, at which the next read will begin.
+    /// at: that of every running read, and the committed one, at which the next read will begin. Where rows are forgotten by
+    /// what this removes, it is also the compaction that is durable: what an older start would need must stay.
     pub fn compact_step(&mut self, visits_max: usize, pinned: Option<Revision>) -> CompactProgress {
         let Some(compacted) = self.compacted else { return CompactProgress::Done };
         let target = pinned.map_or(compacted, |pinned| pinned.min(compacted));
         self.removal.step(&mut self.index, &mut self.history, target, visits_max)
+    }
+
+    /// Names the changes that no read and no history needs any more since the last call, in an order that is safe to
+    /// forget them in. Whoever calls [`Store::compact_step`] takes them after each turn: at most about two a visit.
+    pub fn take_removed(&mut self) -> Vec<ChangeId> {
+        self.removal.take_gone()
     }
 
     /// True once everything that the last compaction forgot has left memory.
@@ -387,13 +394,13 @@ mod tests {
         assert_eq!(key_index::KEY_BYTES, 60);
         assert_eq!((key_index::LIST_BYTES, key_index::LISTED_BYTES), (32, 24));
         assert_eq!(size_of::<key_index::Version>(), 16);
-        assert_eq!(KeyValue::new(b"", b"", Revision(2), Revision(2), 1, LeaseId::NONE).bytes(), 52);
+        assert_eq!(KeyValue::new(b"", b"", Revision(2), Revision(2), 0, 1, LeaseId::NONE).bytes(), 56);
         assert_eq!((history::BATCH_BYTES, size_of::<Change>()), (64, 48));
         let mut store = Store::new();
         store.apply(&put("key", "value"), Time(0)).answer.unwrap();
-        assert_eq!(store.bytes(), StoreBytes { keys: 63, versions: 60, history: 112 });
+        assert_eq!(store.bytes(), StoreBytes { keys: 63, versions: 64, history: 112 });
         store.apply(&put("key", "value"), Time(0)).answer.unwrap();
-        assert_eq!(store.bytes(), StoreBytes { keys: 63, versions: 2 * 60 + 32 + 24, history: 224 });
+        assert_eq!(store.bytes(), StoreBytes { keys: 63, versions: 2 * 64 + 32 + 24, history: 224 });
     }
 
     #[test]

@@ -270,7 +270,7 @@ impl Attempt<'_> {
         let revision = self.new_revision();
         let create = old.as_ref().map_or(revision, KeyValue::create_revision);
         let version = old.as_ref().map_or(1, |old| old.version() + 1);
-        let kv = KeyValue::new(&put.key, &value, create, revision, version, lease);
+        let kv = KeyValue::new(&put.key, &value, create, revision, self.changes.len() as u32, version, lease);
         self.after.insert(put.key.clone(), kv.clone());
         let before = self.before.get(&put.key).cloned().filter(|_| kv.create_revision() != kv.mod_revision());
         self.changes.push(Change::Put { kv, previous: before });
@@ -296,7 +296,7 @@ fn holds(state: &State, compare: &Compare) -> bool {
         if matches!(compare.operand, Operand::Value(_)) {
             return false;
         }
-        let nothing = KeyValue::new(b"", b"", Revision(0), Revision(0), 0, LeaseId(0));
+        let nothing = KeyValue::new(b"", b"", Revision(0), Revision(0), 0, 0, LeaseId(0));
         return holds_for(&nothing, compare);
     }
     keys.into_iter().all(|kv| holds_for(kv, compare))

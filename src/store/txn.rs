@@ -114,6 +114,7 @@ pub fn check(index: &KeyIndex, txn: &Txn, path: &Path, horizon: Horizon) -> Resu
     Ok(())
 }
 
+const FEWER_CHANGES: &str = "memory holds fewer than 4 billion changes of one revision";
 const ONE_PATH_EACH: &str = "a path is decided for each nested transaction of the branch";
 
 /// Inside a transaction only 0 means "now": etcd holds any other revision against its bounds as it is, so a negative one
@@ -223,7 +224,8 @@ impl<'a> Writing<'a> {
         };
         let (create, version) = until_now.map_or((revision, 1), |kv| (kv.create_revision(), kv.version() + 1));
         let previous = if put.prev_kv { until_now.cloned() } else { None };
-        let kv = KeyValue::new(&put.key, value, create, revision, version, lease);
+        let sub = u32::try_from(self.changes.len()).expect(FEWER_CHANGES);
+        let kv = KeyValue::new(&put.key, value, create, revision, sub, version, lease);
         let Changed { before_revision, replaced } = self.index.put(kv.clone());
         self.unindexed_bytes += replaced.as_ref().map_or(0, KeyValue::bytes);
         // A key that was deleted earlier in this transaction is created anew, and a creation has no previous state.

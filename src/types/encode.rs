@@ -188,7 +188,7 @@ mod tests {
     fn key_value(state: &mut u64) -> KeyValue {
         let (key, value) = (text(state), text(state));
         let numbers = [number(state), number(state), number(state), number(state)];
-        KeyValue::new(&key, &value, Revision(numbers[0]), Revision(numbers[1]), numbers[2], LeaseId(numbers[3]))
+        KeyValue::new(&key, &value, Revision(numbers[0]), Revision(numbers[1]), 0, numbers[2], LeaseId(numbers[3]))
     }
 
     #[test]
@@ -200,7 +200,7 @@ mod tests {
             let with_previous = next(&mut state).is_multiple_of(2);
             let (change, r#type, kv) = if next(&mut state).is_multiple_of(3) {
                 let key = Bytes::from(text(&mut state));
-                let kv = KeyValue::new(&key, b"", Revision::ZERO, revision, 0, LeaseId::NONE);
+                let kv = KeyValue::new(&key, b"", Revision::ZERO, revision, 0, 0, LeaseId::NONE);
                 (Change::Delete { key, previous: previous.clone() }, 1, kv)
             } else {
                 let kv = key_value(&mut state);

@@ -43,7 +43,7 @@ impl Shard {
 
     fn put_value(&mut self, keys: &[&str], value: &[u8]) {
         let revision = self.head().next();
-        let kv = |key: &&str| KeyValue::new(key.as_bytes(), value, revision, revision, 1, LeaseId::NONE);
+        let kv = |key: &&str| KeyValue::new(key.as_bytes(), value, revision, revision, 0, 1, LeaseId::NONE);
         let changes = keys.iter().map(|key| Change::Put { kv: kv(key), previous: None }).collect();
         let batch = Arc::new(Batch { revision, time: Time(0), changes });
         self.batches.push(Arc::clone(&batch));

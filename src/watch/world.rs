@@ -153,7 +153,7 @@ impl World {
                 let value = vec![b'v'; length as usize];
                 let old = self.state.get(&key);
                 let (created, version) = old.map_or((revision, 1), |old| (old.create_revision(), old.version() + 1));
-                let kv = KeyValue::new(&key, &value, created, revision, version, LeaseId(0));
+                let kv = KeyValue::new(&key, &value, created, revision, 0, version, LeaseId(0));
                 self.state.insert(key, kv.clone());
                 changes.push(Change::Put { kv, previous });
             }
@@ -527,7 +527,7 @@ impl Seen {
         let expected = match change {
             Change::Put { kv, .. } => wire(kv),
             Change::Delete { key, .. } => {
-                wire(&KeyValue::new(key, b"", Revision(0), Revision(revision), 0, LeaseId(0)))
+                wire(&KeyValue::new(key, b"", Revision(0), Revision(revision), 0, 0, LeaseId(0)))
             }
         };
         assert_eq!(event.r#type, i32::from(matches!(change, Change::Delete { .. })));

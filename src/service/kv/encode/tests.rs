@@ -19,7 +19,7 @@ const WHOLE: usize = usize::MAX;
 fn random_kv(random: &mut Random) -> KeyValue {
     let (key, value) = (random.key(9), vec![b'v'; random.below(200)]);
     let [create, modified, version, lease] = [(); 4].map(|()| random.number());
-    KeyValue::new(&key, &value, Revision(create), Revision(modified), version, LeaseId(lease))
+    KeyValue::new(&key, &value, Revision(create), Revision(modified), 0, version, LeaseId(lease))
 }
 
 fn random_kvs(random: &mut Random) -> Vec<KeyValue> {
@@ -109,7 +109,7 @@ fn encoded(answer: Answer, mut steps: impl FnMut() -> usize, mut bytes: impl FnM
 }
 
 fn range_of(rows: usize) -> Answer {
-    let row = KeyValue::new(b"key", &[b'v'; 50], Revision(2), Revision(2), 1, LeaseId::NONE);
+    let row = KeyValue::new(b"key", &[b'v'; 50], Revision(2), Revision(2), 0, 1, LeaseId::NONE);
     let rows = Rows { rows: vec![row; rows], count: rows as u64, ..Rows::default() };
     Answer { revision: Revision(2), result: Outcome::Range(rows) }
 }
@@ -206,7 +206,7 @@ fn operations_have_a_revision_alone_in_their_header_and_nested_transactions_an_e
 
 #[test]
 fn a_message_that_grpc_would_not_send_is_refused() {
-    let row = KeyValue::new(b"key", &vec![b'v'; 1 << 20], Revision(2), Revision(2), 1, LeaseId::NONE);
+    let row = KeyValue::new(b"key", &vec![b'v'; 1 << 20], Revision(2), Revision(2), 0, 1, LeaseId::NONE);
     let rows = Rows { rows: vec![row; 2_048], count: 2_048, ..Rows::default() };
     let mut response = Response::new(Answer { revision: Revision(2), result: Outcome::Range(rows) }, IDENTITY);
     assert_eq!(response.prepare(1_000), Ok(false));
