@@ -39,11 +39,13 @@ use crate::grpc::status::Status;
 use crate::net::ring::{self, Doorbell};
 use crate::net::{CallHead, CallId, CallKind, Handler, Intake, Opened, Output, Ready, Server};
 use crate::service::{Limits, Route, Services, watch};
+use crate::store::command::{Answer, Error, Write};
 use crate::types::Revision;
 use crate::wal::LogFailure;
 use crate::watch::hub::{Hub, HubConfig, StreamId};
 
 use accounting::Account;
+use auto_compact::AutoCompact;
 use control::Control;
 use embedded::Embedded;
 use intake::Intake as HubIntake;
@@ -68,6 +70,8 @@ const COLLECT_BYTES: usize = 8 << 20;
 
 /// The request for history that the hub has under way; calls have the indexes below.
 const HISTORY_TOKEN: Token = Token::MAX;
+/// The compaction that nobody asked for.
+const COMPACTION_TOKEN: Token = Token::MAX - 1;
 /// Tells the handle of a watch stream from that of a unary call.
 const WATCH_HANDLE: u32 = 1 << 31;
 
@@ -81,6 +85,8 @@ struct Core {
     /// Watch streams that end with a status once what is queued for them has left.
     ending: HashMap<u32, Status>,
     progress: ProgressTimers,
+    /// On shard 0, when history is to be forgotten by itself.
+    auto_compact: Option<AutoCompact>,
 }
 
 /// One shard. It lives on its thread and never leaves it.
@@ -111,6 +117,7 @@ pub struct Parts {
     pub link: Link,
     pub intake: HubIntake,
     pub embedded: Option<Embedded>,
+    pub auto_compact: Option<AutoCompact>,
     pub ready: Ready,
     pub bells: Vec<Doorbell>,
     pub control: Control,
@@ -132,6 +139,7 @@ impl Shard {
             embedded: parts.embedded,
             ending: HashMap::new(),
             progress: ProgressTimers::new(parts.progress_interval),
+            auto_compact: parts.auto_compact,
         };
         Shard {
             index: parts.index,
@@ -277,6 +285,7 @@ impl Shard {
             let Some(Response { token, reply }) = core.link.receive() else { break };
             match (token, reply) {
                 (HISTORY_TOKEN, Reply::History(history)) => core.hub.handle_history(history.map_err(compacted)),
+                (COMPACTION_TOKEN, Reply::Answer(answer)) => end_compaction(core, &answer),
                 (token, reply) => {
                     if let Some(call) = core.services.reply(token, reply) {
                         self.ready.ready(call);
@@ -336,6 +345,11 @@ impl Shard {
                 core.progress.stop(stream);
             }
         }
+        if let Some(auto_compact) = &mut core.auto_compact
+            && let Some(revision) = auto_compact.look(time, core.intake.committed())
+        {
+            self.send(core, COMPACTION_TOKEN, Command::Write(Write::Compact(revision)));
+        }
         self.give_memory_back(self.account(core).sum());
         core.progress.until_next(time).min(HOUSEKEEPING_INTERVAL)
     }
@@ -392,6 +406,16 @@ impl Shard {
     fn wake_writer(&self) {
         if self.index == 0 { self.wake() } else { self.bells[0].ring() }
     }
+}
+
+fn end_compaction(core: &mut Core, answer: &Result<Answer, Error>) {
+    let auto_compact = core.auto_compact.as_mut().expect("only it asks with this token");
+    let is_done = matches!(answer, Ok(_) | Err(Error::Compacted { .. }));
+    match answer {
+        Ok(_) => tracing::info!("completed auto compaction"),
+        Err(error) => tracing::warn!(?error, "failed auto compaction"),
+    }
+    auto_compact.finished(clock::now(), core.intake.committed(), is_done);
 }
 
 /// What the hub is told of a history that is gone.

@@ -24,6 +24,7 @@ use crate::net::ring::{Doorbell, Ring, RingRefused};
 use crate::net::{NetConfig, Ready, Server};
 use crate::service::Limits;
 use crate::shard::accounting::Account;
+use crate::shard::auto_compact::AutoCompact;
 use crate::shard::control::{self, Control, Order};
 use crate::shard::durability::InMemory;
 use crate::shard::embedded::Embedded;
@@ -320,6 +321,9 @@ fn shard(plan: Plan, ready: Ready) -> Shard {
         let writer = Writer::new(Store::new(), Pace::default(), Position(1)).with_quota(quota, plan.identity.member_id);
         Embedded::new(writer, Box::new(InMemory::default()), appender, ports)
     });
+    // The writer's shard asks, as clients do.
+    let auto_compact = config.auto_compaction.filter(|_| embedded.is_some());
+    let auto_compact = auto_compact.map(|mode| AutoCompact::new(mode, clock::now(), plan.committed.revision()));
     Shard::new(Parts {
         index: plan.index,
         identity: plan.identity,
@@ -329,6 +333,7 @@ fn shard(plan: Plan, ready: Ready) -> Shard {
         progress_interval: config.watch_progress_interval,
         link: plan.link,
         intake: Intake::new(plan.reader, plan.committed, Revision::FIRST),
+        auto_compact,
         embedded,
         ready,
         bells: plan.bells,
