@@ -14,7 +14,7 @@ use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::io;
 use std::marker::PhantomData;
-use std::ops::Deref;
+use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -183,6 +183,95 @@ impl Future for Send {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let (entry, (_socket, buffer)) = ready!(Pin::new(&mut self.0).poll(context));
         Poll::Ready((result(&entry), buffer))
+    }
+}
+
+/// Writes a buffer from `from` on to a place in a file. Gives the buffer back with how much of it was written.
+///
+/// With `durable` the answer comes once the bytes are on the medium (`RWF_DSYNC`): one operation instead of a write and a
+/// sync behind it, and one way through the kernel less.
+pub struct Write(Operation<(Rc<OwnedFd>, AlignedBuffer)>);
+
+impl Write {
+    /// # Panics
+    /// When `from` lies behind the end of the buffer.
+    pub fn submit(file: &Rc<OwnedFd>, buffer: AlignedBuffer, from: usize, offset: u64, durable: bool) -> Write {
+        let bytes = &buffer[from..];
+        let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        let flags = if durable { RWF_DSYNC } else { 0 };
+        let entry = opcode::Write::new(types::Fd(file.as_raw_fd()), bytes.as_ptr(), length);
+        let entry = entry.offset(offset).rw_flags(flags).build();
+        // SAFETY: the operation owns the buffer, whose heap memory does not move with it, and a share of the descriptor.
+        Write(unsafe { submit((file.clone(), buffer), entry) })
+    }
+}
+
+impl Future for Write {
+    type Output = (io::Result<usize>, AlignedBuffer);
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let (entry, (_file, buffer)) = ready!(Pin::new(&mut self.0).poll(context));
+        Poll::Ready((result(&entry), buffer))
+    }
+}
+
+/// `RWF_DSYNC` of `linux/fs.h`.
+const RWF_DSYNC: i32 = 2;
+
+/// Bytes that start at a multiple of 4 KiB in memory, as direct writes want them. Its capacity is fixed.
+#[derive(Debug)]
+pub struct AlignedBuffer {
+    /// Made longer than asked for, so that an aligned part can be cut out of it. It never grows: it would move.
+    memory: Vec<u8>,
+    start: usize,
+}
+
+impl AlignedBuffer {
+    pub const ALIGNMENT: usize = 4_096;
+
+    pub fn with_capacity(bytes: usize) -> AlignedBuffer {
+        let mut memory: Vec<u8> = Vec::with_capacity(bytes + Self::ALIGNMENT);
+        let start = memory.as_ptr().addr().next_multiple_of(Self::ALIGNMENT) - memory.as_ptr().addr();
+        memory.resize(start, 0);
+        AlignedBuffer { memory, start }
+    }
+
+    pub fn capacity(&self) -> usize {
+        self.memory.capacity() - Self::ALIGNMENT
+    }
+
+    pub fn clear(&mut self) {
+        self.memory.truncate(self.start);
+    }
+
+    /// # Panics
+    /// When there is no room.
+    pub fn extend_from_slice(&mut self, bytes: &[u8]) {
+        assert!(self.memory.len() + bytes.len() <= self.memory.capacity(), "an aligned buffer does not grow");
+        self.memory.extend_from_slice(bytes);
+    }
+
+    /// Zeros at the end, or less of it.
+    ///
+    /// # Panics
+    /// When there is no room.
+    pub fn resize(&mut self, bytes: usize) {
+        assert!(bytes <= self.capacity(), "an aligned buffer does not grow");
+        self.memory.resize(self.start + bytes, 0);
+    }
+}
+
+impl Deref for AlignedBuffer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.memory[self.start..]
+    }
+}
+
+impl DerefMut for AlignedBuffer {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.memory[self.start..]
     }
 }
 

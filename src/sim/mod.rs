@@ -4,6 +4,8 @@
 //! that is late, shared history, and the hubs of one to four shards. Each seed draws its own mix of faults. While it runs
 //! everything interleaves as the seed says; then nothing fails any more, and everyone must catch up.
 
+mod crash;
+pub mod disk;
 mod model;
 mod rules;
 mod script;

@@ -92,7 +92,12 @@ impl Blocks {
 
 impl History {
     pub fn new() -> History {
-        History { batches: Blocks::default(), first: Revision::FIRST.next(), bytes: 0 }
+        History::from(Revision::FIRST.next())
+    }
+
+    /// An empty window that will begin with this revision.
+    pub fn from(first: Revision) -> History {
+        History { batches: Blocks::default(), first, bytes: 0 }
     }
 
     pub fn bytes(&self) -> usize {

@@ -79,8 +79,18 @@ impl Versions {
         older.get(newer_from.checked_sub(1)?)?.live()
     }
 
+    pub fn new(latest: Version) -> Versions {
+        Versions { latest, older: None }
+    }
+
+    /// What they take beside the place of the key and of the newest one.
+    pub fn bytes(&self) -> usize {
+        let older = self.older.iter().flat_map(|older| older.iter());
+        self.list_bytes() + self.latest.bytes() + older.map(Version::bytes).sum::<usize>()
+    }
+
     /// The state before everything that a revision did.
-    fn before(&self, revision: Revision) -> Option<&KeyValue> {
+    pub fn before(&self, revision: Revision) -> Option<&KeyValue> {
         if self.latest.revision() < revision {
             return self.latest.live();
         }
@@ -88,7 +98,7 @@ impl Versions {
     }
 
     /// Adds the newest version and gives back the one of the same revision that it replaces.
-    fn push(&mut self, version: Version) -> Option<Version> {
+    pub fn push(&mut self, version: Version) -> Option<Version> {
         let before = std::mem::replace(&mut self.latest, version);
         debug_assert!(before.revision() <= self.latest.revision(), "versions of a key ascend");
         if before.revision() == self.latest.revision() {
@@ -140,6 +150,11 @@ pub struct KeyIndex {
 }
 
 impl KeyIndex {
+    /// An index built elsewhere, with its two sums.
+    pub fn whole(keys: BTreeMap<Box<[u8]>, Versions>, keys_bytes: usize, versions_bytes: usize) -> KeyIndex {
+        KeyIndex { keys, keys_bytes, versions_bytes }
+    }
+
     pub fn keys_bytes(&self) -> usize {
         self.keys_bytes
     }
@@ -179,7 +194,7 @@ impl KeyIndex {
         // Looked up twice when the key is new: an entry would copy the key for every put to an old one.
         let Some(versions) = self.keys.get_mut(kv.key()) else {
             self.keys_bytes += KEY_BYTES + kv.key().len();
-            self.keys.insert(kv.key().into(), Versions { latest: Version::Put(kv), older: None });
+            self.keys.insert(kv.key().into(), Versions::new(Version::Put(kv)));
             return Changed { before_revision: None, replaced: None };
         };
         let before_revision = versions.before(revision).cloned();
@@ -264,11 +279,7 @@ impl KeyIndex {
     #[cfg(test)]
     pub fn recount(&self) -> (usize, usize) {
         let keys = self.keys.keys().map(|key| KEY_BYTES + key.len()).sum();
-        let versions = self.keys.values().map(|versions| {
-            let older = versions.older.iter().flat_map(|older| older.iter());
-            versions.list_bytes() + versions.latest.bytes() + older.map(Version::bytes).sum::<usize>()
-        });
-        (keys, versions.sum())
+        (keys, self.keys.values().map(Versions::bytes).sum())
     }
 }
 

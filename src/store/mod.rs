@@ -10,7 +10,8 @@
 //! - `history`: revision -> batch, for watchers that are behind; versions are shared between the two;
 //! - `txn`, `range`, `sort`: the semantics of writes and reads, over the index alone;
 //! - `quota`: what a write costs;
-//! - `compact`: what a compaction made unreachable leaves in bounded turns.
+//! - `compact`: what a compaction made unreachable leaves in bounded turns;
+//! - `restore`: a store from rows of changes, at a start; `bulk` makes the index of many versions at once.
 //!
 //! Invariants: the revision grows by exactly 1 with each write that changes something, and that write has exactly one
 //! batch with at least one change; the compacted revision never lies above it, and what is removed was superseded at or
@@ -29,6 +30,7 @@
 //! A version is one allocation, shared by index, history and every reader; it is counted with the index, or with its
 //! batch when a later change of the same revision replaced it. What the allocator rounds up is not counted.
 
+mod bulk;
 pub mod command;
 mod compact;
 mod history;
@@ -39,6 +41,7 @@ pub mod quota;
 #[cfg(test)]
 mod random;
 mod range;
+pub mod restore;
 #[cfg(test)]
 mod script;
 mod sort;

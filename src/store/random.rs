@@ -1,11 +1,15 @@
 //! Random writes, reads, compactions and removals against the store and the model, step by step the same.
 
+mod kept;
+
 use crate::random::Random;
-use crate::types::{Alarm, AlarmKind, Key, KeyRange, KeyValue, LeaseId, Revision, Time};
+use crate::types::{Alarm, AlarmKind, Entry, Key, KeyRange, KeyValue, LeaseId, Revision, Time};
 
 use super::command::*;
 use super::model::Model;
 use super::{CompactProgress, ReadJob, Store};
+
+use self::kept::{Kept, Told};
 
 const SEEDS: u64 = 64;
 const STEPS: usize = 5_000;
@@ -19,6 +23,8 @@ struct World {
     /// Reads under way, with the answer that the model gave when they began.
     reads: Vec<(ReadJob, Result<Answer, Error>)>,
     keys: u64,
+    /// What a disk holds of all this.
+    kept: Kept,
 }
 
 impl World {
@@ -26,11 +32,11 @@ impl World {
         let mut random = Random::new(seed);
         let keys = *random.pick(&[3, 12, 40]);
         let (store, model) = (Store::new(), Model::new());
-        World { random, store, model, committed: Revision::FIRST, reads: Vec::new(), keys }
+        World { random, store, model, committed: Revision::FIRST, reads: Vec::new(), keys, kept: Kept::default() }
     }
 
     fn step(&mut self) {
-        match self.random.below(20) {
+        match self.random.below(22) {
             0..8 => self.write(),
             8..11 => self.start_read(),
             11..15 => self.step_reads(),
@@ -39,6 +45,8 @@ impl World {
             // Rare, and most of them taken back soon: what a store under an alarm does is quickly told.
             18 if self.random.one_in(20) => self.alarm(true),
             17 | 18 => self.remove(),
+            19 if self.random.one_in(20) => self.restore(),
+            19 | 20 => self.kept.take(self.random.below(8) as usize),
             _ if self.random.one_in(4) => self.alarm(false),
             _ => self.read_history(),
         }
@@ -57,8 +65,10 @@ impl World {
         let (answer, entry) = self.model.apply(&write, time);
         assert_eq!(applied.answer, answer, "{write:?}");
         assert_eq!(applied.entry, entry, "{write:?}");
-        if applied.entry.is_none() {
-            assert_eq!(self.store.bytes(), before, "what changed nothing takes nothing: {write:?}");
+        match applied.entry {
+            Some(Entry::Batch(batch)) => self.kept.tell(Told::Batch(batch)),
+            Some(entry) => panic!("no other write is drawn here: {entry:?}"),
+            None => assert_eq!(self.store.bytes(), before, "what changed nothing takes nothing: {write:?}"),
         }
     }
 
@@ -85,17 +95,27 @@ impl World {
     fn compact(&mut self) {
         let revision = Revision(self.near_revision());
         let applied = self.store.apply(&Write::Compact(revision), Time(0));
+        let is_done = applied.answer.is_ok();
         assert_eq!((applied.answer, applied.entry), self.model.apply(&Write::Compact(revision), Time(0)));
+        if is_done {
+            self.kept.tell(Told::Compaction(revision));
+        }
         assert_eq!(self.store.compacted().unwrap_or(Revision(-1)), self.model.compacted());
     }
 
     fn remove(&mut self) {
         let oldest = self.reads.iter().map(|(job, _)| job.oldest()).fold(self.committed, Revision::min);
+        let oldest = oldest.min(self.kept.compacted());
         let visits_max = *self.random.pick(&[0, 1, 3, 1000]);
         self.store.compact_step(visits_max, Some(oldest));
+        self.store.take_removed().into_iter().for_each(|id| self.kept.tell(Told::Removed(id)));
         let bytes = self.store.bytes();
         assert_eq!((bytes.keys, bytes.versions), self.store.index.recount());
         assert_eq!(bytes.history, self.store.history.recount());
+    }
+
+    fn restore(&mut self) {
+        self.kept.check_restored(&self.store);
     }
 
     fn start_read(&mut self) {
@@ -162,9 +182,15 @@ impl World {
         }
         self.committed = self.store.revision();
         self.alarm(false);
-        self.store.apply(&Write::Compact(self.committed), Time(0));
+        if self.store.apply(&Write::Compact(self.committed), Time(0)).answer.is_ok() {
+            self.kept.tell(Told::Compaction(self.committed));
+        }
         while self.store.compact_step(5, Some(self.committed)) == CompactProgress::More {}
         assert!(self.store.compacted().is_none() || self.store.is_compact());
+        self.store.take_removed().into_iter().for_each(|id| self.kept.tell(Told::Removed(id)));
+        self.kept.take(usize::MAX);
+        self.kept.check_exact(&self.store);
+        self.kept.check_restored(&self.store);
         let rows = self.model.range(&all_keys(), self.committed).unwrap().rows;
         assert_eq!(self.store.keys(), rows.len(), "only live keys are left");
         let keys: usize = rows.iter().map(|kv| super::key_index::KEY_BYTES + kv.key().len()).sum();

@@ -34,3 +34,12 @@ pub trait DiskFile: fmt::Debug + Send + Sync + 'static {
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
     fn sync_data(&self) -> io::Result<()>;
 }
+
+/// A directory whose files the log can write without blocking its thread.
+pub trait SegmentDisk: Disk {
+    /// What the log's device writes through.
+    type Segment: fmt::Debug + Send + 'static;
+
+    /// Opens a file that exists, for the log's device.
+    fn open_segment(&self, name: &str) -> io::Result<Self::Segment>;
+}

@@ -3,10 +3,21 @@
 //! It knows the words of `types` and nothing of the store: what a group of commands changed comes in as [`Entry`] values,
 //! and recovery hands the same values back.
 
+pub mod checkpoint;
+pub mod checkpoint_rows;
+pub mod checkpoint_thread;
 pub mod disk;
+pub mod examine;
+pub mod file_disk;
+pub mod log;
+pub mod record;
+pub mod replay;
+pub mod ring_device;
+pub mod segments;
 
 use std::fmt;
 use std::io;
+use std::sync::mpsc::Sender;
 
 use crate::types::{ChangeId, Entry, Position};
 
@@ -34,6 +45,13 @@ impl fmt::Display for LogFailure {
 /// and no watch can reach any more, behind the compaction that forgot them.
 #[derive(Debug)]
 pub enum Progress {
-    Durable { position: Position, entries: Vec<Entry> },
+    Durable {
+        position: Position,
+        entries: Vec<Entry>,
+    },
     Removed(Vec<ChangeId>),
+    /// Give free space of the file back to the file system, and say how it went. What came before is in the file then.
+    Defragment(Sender<Result<(), String>>),
+    /// Write what came before, close the file, and end.
+    Stop,
 }

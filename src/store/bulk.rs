@@ -1,0 +1,272 @@
+//! A whole index at once, from versions in the order in which they were made.
+//!
+//! A start has all versions and no index yet. To put them in one by one costs a walk through the tree each, over memory
+//! that is in no cache: 3 s for a GB of small values. Sorted by key first, they become a tree in one pass.
+//!
+//! The sort compares numbers, not keys: each entry carries the next seven bytes of its key beside a count, and only keys
+//! that are equal in all of them are looked at again, for the next seven. What all keys have in common is passed over.
+//! Two threads take the lower and the upper half of the keys. They only compute: the result is the same with one.
+//!
+//! Tombstones are versions like any other here: a version number of 0, which no put has, marks them.
+
+use std::collections::BTreeMap;
+
+use crate::types::{ChangeId, KeyValue, LeaseId, Revision};
+
+use super::key_index::{KeyIndex, Version, Versions};
+
+/// Below this many entries a second thread costs more than it saves.
+const TWO_THREADS_MIN: usize = 10_000;
+/// Key bytes that an entry shows at once.
+const WINDOW_BYTES: usize = 7;
+/// Marks a window behind which the key goes on.
+const GOES_ON: u64 = 8;
+
+#[derive(Debug)]
+struct Entry {
+    /// The bytes of the key from some depth on, then how many of them there are, or [`GOES_ON`].
+    window: u64,
+    /// The place in the order of arrival: versions of one key keep it.
+    ordinal: usize,
+    kv: KeyValue,
+}
+
+fn window(key: &[u8], depth: usize) -> u64 {
+    let rest = key.get(depth..).unwrap_or_default();
+    let mut bytes = [0; 8];
+    let shown = rest.len().min(WINDOW_BYTES);
+    bytes[..shown].copy_from_slice(&rest[..shown]);
+    let count = if rest.len() > WINDOW_BYTES { GOES_ON } else { shown as u64 };
+    u64::from_be_bytes(bytes) | count
+}
+
+/// The stand-in of a delete.
+pub fn tombstone(key: &[u8], id: ChangeId) -> KeyValue {
+    KeyValue::new(key, b"", Revision::ZERO, id.revision, id.sub, 0, LeaseId::NONE)
+}
+
+fn is_tombstone(kv: &KeyValue) -> bool {
+    kv.version() == 0
+}
+
+/// Gathers versions, in ascending order of their changes.
+#[derive(Debug, Default)]
+pub struct Bulk {
+    entries: Vec<Entry>,
+    /// What all keys so far begin with.
+    common: Vec<u8>,
+    /// Entries before this one show their window at a depth that no longer holds.
+    stale: usize,
+}
+
+/// What became of the versions.
+#[derive(Debug, Default)]
+pub struct Folded {
+    pub index: KeyIndex,
+    /// The state of a key before a revision that changed it, for each change that tells it.
+    pub previous: Vec<(ChangeId, KeyValue)>,
+    /// Puts that a later change of the same revision replaced: only their batch holds them.
+    pub unindexed: Vec<(Revision, usize)>,
+    /// Changes below the compacted revision that nothing needs any more, in ascending order.
+    pub superseded: Vec<ChangeId>,
+}
+
+impl Bulk {
+    pub fn with_capacity(versions: usize) -> Bulk {
+        Bulk { entries: Vec::with_capacity(versions), ..Bulk::default() }
+    }
+
+    pub fn push(&mut self, kv: KeyValue) {
+        let key = kv.key();
+        if self.entries.is_empty() {
+            self.common = key.to_vec();
+        } else if !key.starts_with(&self.common) {
+            let common = self.common.iter().zip(key).take_while(|(left, right)| left == right).count();
+            self.common.truncate(common);
+            self.stale = self.entries.len();
+        }
+        let entry = Entry { window: window(key, self.common.len()), ordinal: self.entries.len(), kv };
+        self.entries.push(entry);
+    }
+
+    /// The index as it stands at `compacted` and above.
+    pub fn fold(mut self, compacted: Revision) -> Folded {
+        let depth = self.common.len();
+        for entry in &mut self.entries[..self.stale] {
+            entry.window = window(entry.kv.key(), depth);
+        }
+        if self.entries.len() < TWO_THREADS_MIN {
+            return half(&mut self.entries, depth, compacted).into_folded();
+        }
+        let median = self.median();
+        // Unstable, since the ordinal restores the order.
+        let split = partition(&mut self.entries, median);
+        let (lower, upper) = self.entries.split_at_mut(split);
+        let (lower, upper) = std::thread::scope(|scope| {
+            let lower = scope.spawn(|| half(lower, depth, compacted));
+            let upper = half(upper, depth, compacted);
+            (lower.join().expect("a panic of ours stops the process"), upper)
+        });
+        lower.join(upper).into_folded()
+    }
+
+    fn median(&self) -> u64 {
+        let step = (self.entries.len() / 1_000).max(1);
+        let mut sample: Vec<u64> = self.entries.iter().step_by(step).map(|entry| entry.window).collect();
+        sample.sort_unstable();
+        sample[sample.len() / 2]
+    }
+}
+
+/// Moves the entries below the pivot to the front and returns how many they are.
+fn partition(entries: &mut [Entry], pivot: u64) -> usize {
+    let (mut at, mut end) = (0, entries.len());
+    while at < end {
+        if entries[at].window < pivot {
+            at += 1;
+        } else {
+            end -= 1;
+            entries.swap(at, end);
+        }
+    }
+    at
+}
+
+/// Sorts by key, then by arrival. The windows stand at `depth`.
+fn sort(entries: &mut [Entry], depth: usize) {
+    entries.sort_unstable_by_key(|entry| (entry.window, entry.ordinal));
+    for equal in entries.chunk_by_mut(|left, right| left.window == right.window) {
+        // Keys that end in their window are equal.
+        if equal.len() > 1 && equal[0].window & 0xff == GOES_ON {
+            let depth = depth + WINDOW_BYTES;
+            for entry in &mut *equal {
+                entry.window = window(entry.kv.key(), depth);
+            }
+            sort(equal, depth);
+        }
+    }
+}
+
+#[derive(Default)]
+struct Half {
+    keys: BTreeMap<Box<[u8]>, Versions>,
+    keys_bytes: usize,
+    versions_bytes: usize,
+    previous: Vec<(ChangeId, KeyValue)>,
+    unindexed: Vec<(Revision, usize)>,
+    superseded: Vec<ChangeId>,
+}
+
+fn half(entries: &mut [Entry], depth: usize, compacted: Revision) -> Half {
+    sort(entries, depth);
+    let mut half = Half::default();
+    let mut sorted = Vec::with_capacity(entries.len());
+    for of_key in entries.chunk_by(|left, right| left.window == right.window && left.kv.key() == right.kv.key()) {
+        if let Some(versions) = half.versions(of_key, compacted) {
+            let key = of_key[0].kv.key();
+            half.keys_bytes += super::key_index::KEY_BYTES + key.len();
+            half.versions_bytes += versions.bytes();
+            sorted.push((Box::from(key), versions));
+        }
+    }
+    // From what is sorted already, the tree is built without a search.
+    half.keys = BTreeMap::from_iter(sorted);
+    half
+}
+
+impl Half {
+    /// The versions of one key, oldest first, as far as reads at the compacted revision and above can see them.
+    fn versions(&mut self, entries: &[Entry], compacted: Revision) -> Option<Versions> {
+        let above = entries.partition_point(|entry| entry.kv.mod_revision() <= compacted);
+        let (below, above) = entries.split_at(above);
+        let mut versions = below.last().and_then(|last| self.base(last, &below[..below.len() - 1], compacted));
+        for entry in above {
+            self.add(&mut versions, &entry.kv);
+        }
+        versions
+    }
+
+    /// The state at the compacted revision. Its batch keeps its own changes; every other one is superseded.
+    fn base(&mut self, last: &Entry, older: &[Entry], compacted: Revision) -> Option<Versions> {
+        for entry in older {
+            if entry.kv.mod_revision() < compacted {
+                self.superseded.push(entry.kv.id());
+            } else if !is_tombstone(&entry.kv) {
+                self.unindexed.push((compacted, entry.kv.bytes()));
+            }
+        }
+        if !is_tombstone(&last.kv) {
+            return Some(Versions::new(Version::Put(last.kv.clone())));
+        }
+        if last.kv.mod_revision() < compacted {
+            self.superseded.push(last.kv.id());
+        }
+        None
+    }
+
+    fn add(&mut self, versions: &mut Option<Versions>, kv: &KeyValue) {
+        let (revision, is_creation) = (kv.mod_revision(), kv.create_revision() == kv.mod_revision());
+        let version = if is_tombstone(kv) { Version::Tombstone(revision) } else { Version::Put(kv.clone()) };
+        let Some(versions) = versions else {
+            *versions = Some(Versions::new(version));
+            return;
+        };
+        if let Some(before) = versions.before(revision).filter(|_| !is_creation) {
+            self.previous.push((kv.id(), before.clone()));
+        }
+        if let Some(Version::Put(replaced)) = versions.push(version) {
+            self.unindexed.push((revision, replaced.bytes()));
+        }
+    }
+
+    fn join(mut self, mut upper: Half) -> Half {
+        self.keys.append(&mut upper.keys);
+        self.keys_bytes += upper.keys_bytes;
+        self.versions_bytes += upper.versions_bytes;
+        self.previous.append(&mut upper.previous);
+        self.unindexed.append(&mut upper.unindexed);
+        self.superseded.append(&mut upper.superseded);
+        self
+    }
+
+    fn into_folded(mut self) -> Folded {
+        self.superseded.sort_unstable();
+        let index = KeyIndex::whole(self.keys, self.keys_bytes, self.versions_bytes);
+        Folded { index, previous: self.previous, unindexed: self.unindexed, superseded: self.superseded }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::Random;
+
+    #[test]
+    fn entries_are_sorted_as_their_keys_are() {
+        let mut random = Random::new(1);
+        for round in 0..200 {
+            let alphabet: &[u8] = if round % 2 == 0 { b"\0a" } else { b"\0\x01ab\xff" };
+            let mut bulk = Bulk::default();
+            for ordinal in 0..300 {
+                let length_bound = *random.pick(&[3, 9, 30]);
+                let length = random.below(length_bound) as usize;
+                let mut key = if round % 3 == 0 { b"/registry/".to_vec() } else { vec![b'k'; 1] };
+                key.extend((0..length).map(|_| *random.pick(alphabet)));
+                bulk.push(KeyValue::new(&key, b"", Revision(2), Revision(2), ordinal, 1, LeaseId::NONE));
+            }
+            let mut expected: Vec<_> = bulk.entries.iter().map(|e| (e.kv.key().to_vec(), e.ordinal)).collect();
+            expected.sort();
+            let depth = bulk.common.len();
+            for entry in &mut bulk.entries[..bulk.stale] {
+                entry.window = window(entry.kv.key(), depth);
+            }
+            let median = bulk.median();
+            let split = partition(&mut bulk.entries, median);
+            let (lower, upper) = bulk.entries.split_at_mut(split);
+            sort(lower, depth);
+            sort(upper, depth);
+            let sorted: Vec<_> = bulk.entries.iter().map(|e| (e.kv.key().to_vec(), e.ordinal)).collect();
+            assert_eq!(sorted, expected, "round {round}");
+        }
+    }
+}

@@ -1,0 +1,652 @@
+//! The checkpoint: rows of changes in one redb file, with what is true of them all in the same transaction.
+//!
+//! The log is the truth; the checkpoint is what lets the log be short. A commit takes whole groups and says up to which
+//! position the rows hold them: whenever the power goes, rows and position are of one moment, and the log behind that
+//! position has the rest. redb writes copies and turns one pointer, in two phases (what quick repair asks for), so that no
+//! cut leaves it between two states.
+//!
+//! redb does not look for bits that rot: so each row carries its checksum, the record their number and sum, and whoever
+//! loads them reads every one. Opening checks the sums of redb's own pages as well, because redb panics over pages that
+//! contradict each other.
+//!
+//! The file appears under its name only when its first record is durable, so one that is there is whole or damaged.
+
+use std::fmt;
+use std::io;
+use std::ops::Bound;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use redb::{Builder, Database, ReadableDatabase, StorageBackend, StorageError, TableDefinition};
+
+use crate::types::{Alarm, Batch, ChangeId, Entry, Position, Revision, Row};
+
+use super::checkpoint_rows::{FORMAT_VERSION, Meta, decode_row, encode_row, is_whole, stored_crc};
+use super::disk::{Disk, DiskFile};
+
+pub const FILE_NAME: &str = "checkpoint.redb";
+/// The file while it is being made.
+pub const NEW_FILE_NAME: &str = "checkpoint.redb.new";
+
+const ROWS: TableDefinition<(u64, u32), &[u8]> = TableDefinition::new("rows");
+const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
+const META_KEY: &str = "state";
+/// What redb may hold of the file. New rows go to one end of the tree, so that a larger cache gains nothing.
+const CACHE_BYTES: usize = 8 << 20;
+/// Rows go from the reading thread to the building one in pieces of about this size.
+const CHUNK_BYTES: usize = 1 << 20;
+
+#[derive(Debug)]
+pub enum CheckpointError {
+    /// The disk has no room. Nothing is lost: what was not written is in the log.
+    Full(io::Error),
+    /// The disk failed, and what it holds is unknown until the next start.
+    Disk(io::Error),
+    /// What was read is not what was written.
+    Damaged(String),
+    /// Another version of the format.
+    Version(u32),
+}
+
+impl fmt::Display for CheckpointError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CheckpointError::Full(error) => write!(f, "{FILE_NAME} cannot grow: {error}"),
+            CheckpointError::Disk(error) => write!(f, "{FILE_NAME} cannot be read or written: {error}"),
+            CheckpointError::Damaged(what) => write!(f, "{FILE_NAME} is damaged: {what}"),
+            CheckpointError::Version(version) => {
+                write!(f, "{FILE_NAME} has format version {version}, and this program knows {FORMAT_VERSION}")
+            }
+        }
+    }
+}
+
+impl CheckpointError {
+    fn io(error: io::Error) -> CheckpointError {
+        use io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+        match error.kind() {
+            StorageFull | QuotaExceeded | ReadOnlyFilesystem => CheckpointError::Full(error),
+            _ => CheckpointError::Disk(error),
+        }
+    }
+}
+
+/// redb's view of the file. It remembers the first error of the disk, which redb tells once and then as "previous error".
+#[derive(Debug)]
+struct Backend<F> {
+    file: F,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    failure: Mutex<Option<io::Error>>,
+    written_bytes: AtomicU64,
+    /// What is written is slowed down to this many bytes a second; 0 is as fast as the disk.
+    write_bytes_per_second: AtomicU64,
+}
+
+impl Shared {
+    fn note<T>(&self, result: io::Result<T>) -> io::Result<T> {
+        if let Err(error) = &result {
+            let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+            failure.get_or_insert(copy(error));
+        }
+        result
+    }
+
+    fn error(&self, error: StorageError) -> CheckpointError {
+        let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        match (&*failure, error) {
+            (Some(failure), _) => CheckpointError::io(copy(failure)),
+            (None, StorageError::Io(error)) if error.kind() != io::ErrorKind::InvalidData => CheckpointError::io(error),
+            (None, error) => CheckpointError::Damaged(error.to_string()),
+        }
+    }
+}
+
+fn copy(error: &io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(code) => io::Error::from_raw_os_error(code),
+        None => io::Error::new(error.kind(), error.to_string()),
+    }
+}
+
+impl<F: DiskFile> StorageBackend for Backend<F> {
+    fn len(&self) -> io::Result<u64> {
+        self.shared.note(self.file.len())
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.shared.note(self.file.read_at(offset, out))
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.shared.note(self.file.set_len(len))
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.shared.note(self.file.sync_data())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.shared.note(self.file.write_at(offset, data))?;
+        let bytes = data.len() as u64;
+        let before = self.shared.written_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let rate = self.shared.write_bytes_per_second.load(Ordering::Relaxed);
+        if rate > 0 && before / PACE_BYTES != (before + bytes) / PACE_BYTES {
+            // What goes to the disk bit by bit does not stand before the log's sync all at once.
+            self.shared.note(self.file.sync_data())?;
+            std::thread::sleep(std::time::Duration::from_secs_f64(PACE_BYTES as f64 / rate as f64));
+        }
+        Ok(())
+    }
+}
+
+/// A slowed writer sleeps after each so many bytes.
+const PACE_BYTES: u64 = 1 << 20;
+
+/// What the thread was told and has not written yet.
+#[derive(Debug, Default)]
+pub struct Gathered {
+    position: Option<Position>,
+    entries: Vec<Entry>,
+    /// Rows that nothing needs any more, in the order in which they may go.
+    removed: Vec<ChangeId>,
+    bytes: usize,
+}
+
+impl Gathered {
+    /// A group that is durable in the log.
+    pub fn add(&mut self, position: Position, entries: Vec<Entry>) {
+        self.position = Some(position);
+        self.bytes += entries.iter().map(entry_bytes).sum::<usize>();
+        self.entries.extend(entries);
+    }
+
+    pub fn remove(&mut self, mut ids: Vec<ChangeId>) {
+        self.removed.append(&mut ids);
+    }
+
+    /// What the log holds of it, about.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub fn removed(&self) -> usize {
+        self.removed.len()
+    }
+
+    pub fn has_groups(&self) -> bool {
+        self.position.is_some()
+    }
+}
+
+fn entry_bytes(entry: &Entry) -> usize {
+    match entry {
+        Entry::Batch(batch) => batch.bytes(),
+        Entry::Compaction(_) | Entry::Alarm { .. } | Entry::Start { .. } | Entry::Stop => size_of::<Entry>(),
+    }
+}
+
+/// Faults that tests plant to see whether they are found.
+#[cfg(test)]
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct Planted {
+    /// The rows are committed in one transaction and the record in a second one.
+    pub record_apart: bool,
+    /// The record keeps no revision: it is that of the newest row, and rows go when a compaction supersedes them.
+    pub revision_of_newest_row: bool,
+}
+
+/// The open checkpoint.
+pub struct Checkpoint<D: Disk> {
+    disk: Arc<D>,
+    /// None only between a failed commit and the next opening.
+    database: Option<Database>,
+    shared: Arc<Shared>,
+    meta: Meta,
+    #[cfg(test)]
+    pub(crate) planted: Planted,
+}
+
+impl<D: Disk> fmt::Debug for Checkpoint<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Checkpoint").field("meta", &self.meta).finish_non_exhaustive()
+    }
+}
+
+fn database<D: Disk>(disk: &D, name: &str, shared: &Arc<Shared>, check: bool) -> Result<Database, CheckpointError> {
+    let file = disk.open(name).map_err(CheckpointError::io)?;
+    let backend = Backend { file, shared: shared.clone() };
+    let mut builder = Builder::new();
+    builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(check);
+    builder.create_with_backend(backend).map_err(|error| match error {
+        redb::DatabaseError::Storage(error) => shared.error(error),
+        error => CheckpointError::Damaged(error.to_string()),
+    })
+}
+
+impl<D: Disk> Checkpoint<D> {
+    /// Makes the file, with a record and no rows. One that was being made when the power went is made anew.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn create(disk: Arc<D>, meta: Meta) -> Result<Checkpoint<D>, CheckpointError> {
+        let names = disk.names().map_err(CheckpointError::io)?;
+        if names.iter().any(|name| name == NEW_FILE_NAME) {
+            disk.remove(NEW_FILE_NAME).map_err(CheckpointError::io)?;
+        }
+        drop(disk.create(NEW_FILE_NAME).map_err(CheckpointError::io)?);
+        let shared = Arc::new(Shared::default());
+        let database = database(&*disk, NEW_FILE_NAME, &shared, false)?;
+        let mut checkpoint = Checkpoint {
+            disk,
+            database: Some(database),
+            shared,
+            meta,
+            #[cfg(test)]
+            planted: Planted::default(),
+        };
+        let meta = checkpoint.meta.clone();
+        checkpoint.write(&mut Gathered::default(), meta, false)?;
+        checkpoint.disk.rename(NEW_FILE_NAME, FILE_NAME).map_err(CheckpointError::io)?;
+        checkpoint.disk.sync_names().map_err(CheckpointError::io)?;
+        Ok(checkpoint)
+    }
+
+    /// Opens the file that is there and checks the structure of all of it.
+    ///
+    /// # Errors
+    /// When the disk fails or the file is damaged. The rows are looked at by [`Checkpoint::load`].
+    pub fn open(disk: Arc<D>) -> Result<Checkpoint<D>, CheckpointError> {
+        let shared = Arc::new(Shared::default());
+        // An empty file would be taken for a new one.
+        let length = disk.open(FILE_NAME).and_then(|file| file.len()).map_err(CheckpointError::io)?;
+        if length == 0 {
+            return Err(CheckpointError::Damaged("it is empty".into()));
+        }
+        let database = database(&*disk, FILE_NAME, &shared, true)?;
+        let meta = read_meta(&database).map_err(|error| error.into_checkpoint(&shared))?;
+        Ok(Checkpoint {
+            disk,
+            database: Some(database),
+            shared,
+            meta,
+            #[cfg(test)]
+            planted: Planted::default(),
+        })
+    }
+
+    pub fn meta(&self) -> &Meta {
+        &self.meta
+    }
+
+    pub fn file_bytes(&self) -> Result<u64, CheckpointError> {
+        self.disk.open(FILE_NAME).and_then(|file| file.len()).map_err(CheckpointError::io)
+    }
+
+    /// How many bytes were written to the file since it was opened.
+    pub fn written_bytes(&self) -> u64 {
+        self.shared.written_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Slows commits down, so that the log hardly feels them; 0 is as fast as the disk.
+    pub fn set_write_bytes_per_second(&self, rate: u64) {
+        self.shared.write_bytes_per_second.store(rate, Ordering::Relaxed);
+    }
+
+    /// Writes what was gathered, as one transaction; the removed rows too when `forget` says so. On an error nothing of it
+    /// is written and `gathered` keeps it; after one that is [`CheckpointError::Full`] it may be tried again.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn commit(&mut self, gathered: &mut Gathered, forget: bool) -> Result<(), CheckpointError> {
+        if self.database.is_none() {
+            self.shared = Arc::new(Shared::default());
+            self.database = Some(database(&*self.disk, FILE_NAME, &self.shared, false)?);
+        }
+        let mut meta = self.meta.clone();
+        meta.position = gathered.position.unwrap_or(meta.position);
+        for entry in &gathered.entries {
+            note(&mut meta, entry);
+        }
+        match self.write(gathered, meta, forget) {
+            Ok(()) => {
+                gathered.position = None;
+                gathered.entries.clear();
+                gathered.bytes = 0;
+                if forget {
+                    gathered.removed.clear();
+                }
+                Ok(())
+            }
+            Err(error) => {
+                // redb refuses everything after an error of the disk. Opened anew it stands where it stood before.
+                self.database = None;
+                Err(error)
+            }
+        }
+    }
+
+    fn write(&mut self, gathered: &mut Gathered, mut meta: Meta, forget: bool) -> Result<(), CheckpointError> {
+        let Some(database) = &self.database else { return Err(CheckpointError::Damaged("it is closed".into())) };
+        let shared = &self.shared;
+        let result = (|| -> Result<(), RedbError> {
+            let mut transaction = database.begin_write()?;
+            transaction.set_quick_repair(true);
+            {
+                let mut rows = transaction.open_table(ROWS)?;
+                let mut bytes = Vec::new();
+                let batches = gathered.entries.iter().filter_map(|entry| match entry {
+                    Entry::Batch(batch) => Some(batch),
+                    _ => None,
+                });
+                for batch in batches {
+                    insert(&mut rows, batch, &mut meta, &mut bytes)?;
+                }
+                if forget {
+                    // In the order of the tree, so that a page is touched once.
+                    let mut removed = gathered.removed.clone();
+                    removed.sort_unstable();
+                    for id in removed {
+                        if let Some(row) = rows.remove(row_key(id))? {
+                            meta.rows = meta.rows.wrapping_sub(1);
+                            meta.sum = meta.sum.wrapping_sub(u64::from(stored_crc(row.value())));
+                        }
+                    }
+                }
+            }
+            #[cfg(test)]
+            if self.planted.record_apart {
+                transaction.commit()?;
+                transaction = database.begin_write()?;
+                transaction.set_quick_repair(true);
+            }
+            transaction.open_table(META)?.insert(META_KEY, &meta.encode()[..])?;
+            transaction.commit()?;
+            Ok(())
+        })();
+        result.map_err(|error| error.into_checkpoint(shared))?;
+        self.meta = meta;
+        Ok(())
+    }
+
+    /// Reads every row, in order, and shows those that are whole. Two threads: one reads and checks, this one builds.
+    ///
+    /// # Errors
+    /// At the first row that is not what was written, or when their number or sum is not; or what `show` refuses with.
+    pub fn load<E: From<CheckpointError>>(&self, mut show: impl FnMut(Row) -> Result<(), E>) -> Result<(), E> {
+        let Some(database) = &self.database else {
+            return Err(CheckpointError::Damaged("it is closed".into()).into());
+        };
+        let (full, filled) = sync_channel::<Chunk>(4);
+        let (empty, emptied) = sync_channel::<Chunk>(8);
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(move || read_rows(database, &self.shared, &full, &emptied));
+            let mut shown = Ok(());
+            for mut chunk in filled.iter() {
+                shown = chunk.show(&mut show);
+                if shown.is_err() {
+                    break;
+                }
+                chunk.clear();
+                // The reader may be done; then nobody takes it back.
+                let _ = empty.try_send(chunk);
+            }
+            // The reader ends as soon as it cannot hand on.
+            drop(filled);
+            let read = reader.join().expect("a panic of ours stops the process");
+            shown?;
+            let (rows, sum) = read?;
+            if (rows, sum) != (self.meta.rows, self.meta.sum) {
+                let what = format!("table rows holds {rows} rows, and not the {} that were written", self.meta.rows);
+                return Err(CheckpointError::Damaged(what).into());
+            }
+            Ok(())
+        })
+    }
+
+    /// Reads every row that can be read, whole or not, for whoever wants to know what is left.
+    ///
+    /// # Errors
+    /// What the disk or the tree says. Rows that were shown until then stay true.
+    pub fn inspect(&self, mut show: impl FnMut(ChangeId, Option<Row>)) -> Result<(), CheckpointError> {
+        let Some(database) = &self.database else { return Ok(()) };
+        let result = (|| -> Result<(), RedbError> {
+            let rows = database.begin_read()?.open_table(ROWS)?;
+            for row in rows.range::<(u64, u32)>(..)? {
+                let (key, row) = row?;
+                let (id, row) = (row_id(key.value()), row.value());
+                show(id, is_whole(id, row).then(|| decode_row(id, row)).flatten());
+            }
+            Ok(())
+        })();
+        result.map_err(|error| error.into_checkpoint(&self.shared))
+    }
+
+    /// Looks at so many rows behind `cursor` and moves it on; at the end it is none. Returns the bytes that were read.
+    ///
+    /// # Errors
+    /// When a row is not what was written.
+    pub fn scrub(&self, cursor: &mut Option<ChangeId>, rows_max: usize) -> Result<u64, CheckpointError> {
+        let Some(database) = &self.database else { return Ok(0) };
+        let result = (|| -> Result<u64, RedbError> {
+            let rows = database.begin_read()?.open_table(ROWS)?;
+            let from = cursor.map_or(Bound::Unbounded, |last| Bound::Excluded(row_key(last)));
+            let mut bytes = 0;
+            let mut last = None;
+            let mut count = 0;
+            for row in rows.range::<(u64, u32)>((from, Bound::Unbounded))?.take(rows_max) {
+                let (key, row) = row?;
+                let id = row_id(key.value());
+                if !is_whole(id, row.value()) {
+                    return Err(bad_row(id).into());
+                }
+                (last, count, bytes) = (Some(id), count + 1, bytes + row.value().len() as u64);
+            }
+            *cursor = last.filter(|_| count == rows_max);
+            Ok(bytes)
+        })();
+        result.map_err(|error| error.into_checkpoint(&self.shared))
+    }
+
+    /// Gives the file's free space back to the file system. It blocks for as long as it takes to move the rows.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn compact(&mut self) -> Result<(), CheckpointError> {
+        let Some(database) = &mut self.database else { return Ok(()) };
+        let result = database.compact().map_err(|error| match error {
+            redb::CompactionError::Storage(error) => self.shared.error(error),
+            error => CheckpointError::Damaged(error.to_string()),
+        });
+        if let Err(error) = result {
+            self.database = None;
+            return Err(error);
+        }
+        // A compaction leaves a file that a crash would have repaired in full; a commit makes the next start quick again.
+        let meta = self.meta.clone();
+        self.write(&mut Gathered::default(), meta, false)
+    }
+}
+
+fn note(meta: &mut Meta, entry: &Entry) {
+    match entry {
+        Entry::Batch(batch) => meta.revision = batch.revision,
+        Entry::Compaction(revision) => meta.compacted = Some(*revision),
+        Entry::Alarm { alarm, active } => {
+            meta.alarms.retain(|other| other != alarm);
+            if *active {
+                meta.alarms.push(*alarm);
+                meta.alarms.sort_unstable_by_key(|alarm: &Alarm| (alarm.member, alarm.kind as u8));
+            }
+        }
+        Entry::Start { term } => meta.term = *term,
+        Entry::Stop => {}
+    }
+}
+
+fn row_key(id: ChangeId) -> (u64, u32) {
+    (id.revision.0 as u64, id.sub)
+}
+
+fn row_id((revision, sub): (u64, u32)) -> ChangeId {
+    ChangeId { revision: Revision(revision as i64), sub }
+}
+
+fn bad_row(id: ChangeId) -> CheckpointError {
+    CheckpointError::Damaged(format!("the checksum of row {}.{} in table rows does not fit", id.revision, id.sub))
+}
+
+fn insert(
+    rows: &mut redb::Table<(u64, u32), &[u8]>,
+    batch: &Batch,
+    meta: &mut Meta,
+    bytes: &mut Vec<u8>,
+) -> Result<(), RedbError> {
+    for (sub, change) in batch.changes.iter().enumerate() {
+        let id = ChangeId { revision: batch.revision, sub: sub as u32 };
+        let crc = encode_row(id, sub + 1 == batch.changes.len(), batch.time, change, bytes);
+        if rows.insert(row_key(id), &bytes[..])?.is_some() {
+            return Err(
+                CheckpointError::Damaged(format!("row {}.{sub} was there before it was made", id.revision)).into()
+            );
+        }
+        meta.rows += 1;
+        meta.sum = meta.sum.wrapping_add(u64::from(crc));
+    }
+    Ok(())
+}
+
+fn read_meta(database: &Database) -> Result<Meta, RedbError> {
+    let table = database.begin_read()?.open_table(META)?;
+    let record = table.get(META_KEY)?;
+    let Some(record) = record else {
+        return Err(CheckpointError::Damaged("table meta has no record".into()).into());
+    };
+    Ok(Meta::decode(record.value()).map_err(|version| match version {
+        None => CheckpointError::Damaged("the checksum of the record in table meta does not fit".into()),
+        Some(version) => CheckpointError::Version(version),
+    })?)
+}
+
+/// Some rows, one after the other in one piece of memory.
+#[derive(Default)]
+struct Chunk {
+    bytes: Vec<u8>,
+    /// The key of each row, and where it ends.
+    rows: Vec<(ChangeId, usize)>,
+}
+
+impl Chunk {
+    fn clear(&mut self) {
+        self.bytes.clear();
+        self.rows.clear();
+    }
+
+    fn show<E: From<CheckpointError>>(&self, show: &mut impl FnMut(Row) -> Result<(), E>) -> Result<(), E> {
+        let mut start = 0;
+        for &(id, end) in &self.rows {
+            let row = decode_row(id, &self.bytes[start..end]).ok_or_else(|| bad_row(id))?;
+            show(row)?;
+            start = end;
+        }
+        Ok(())
+    }
+}
+
+/// Reads and checks every row. Returns their number and the sum of their checksums.
+fn read_rows(
+    database: &Database,
+    shared: &Shared,
+    full: &SyncSender<Chunk>,
+    emptied: &Receiver<Chunk>,
+) -> Result<(u64, u64), CheckpointError> {
+    let result = (|| -> Result<(u64, u64), RedbError> {
+        let rows = match database.begin_read()?.open_table(ROWS) {
+            Err(redb::TableError::TableDoesNotExist(_)) => return Ok((0, 0)),
+            rows => rows?,
+        };
+        let (mut count, mut sum) = (0, 0_u64);
+        let mut chunk = Chunk::default();
+        for row in rows.range::<(u64, u32)>(..)? {
+            let (key, row) = row?;
+            let (id, row) = (row_id(key.value()), row.value());
+            if !is_whole(id, row) {
+                return Err(bad_row(id).into());
+            }
+            (count, sum) = (count + 1, sum.wrapping_add(u64::from(stored_crc(row))));
+            chunk.bytes.extend_from_slice(row);
+            chunk.rows.push((id, chunk.bytes.len()));
+            if chunk.bytes.len() >= CHUNK_BYTES {
+                let next = emptied.try_recv().unwrap_or_default();
+                if full.send(std::mem::replace(&mut chunk, next)).is_err() {
+                    return Ok((count, sum));
+                }
+            }
+        }
+        // Whoever builds may have given up; it knows why.
+        let _ = full.send(chunk);
+        Ok((count, sum))
+    })();
+    result.map_err(|error| error.into_checkpoint(shared))
+}
+
+/// redb has an error for each kind of call; here only what is behind them counts.
+enum RedbError {
+    Storage(StorageError),
+    Ours(CheckpointError),
+}
+
+impl RedbError {
+    fn into_checkpoint(self, shared: &Shared) -> CheckpointError {
+        match self {
+            RedbError::Storage(error) => shared.error(error),
+            RedbError::Ours(error) => error,
+        }
+    }
+}
+
+impl From<CheckpointError> for RedbError {
+    fn from(error: CheckpointError) -> RedbError {
+        RedbError::Ours(error)
+    }
+}
+
+impl From<StorageError> for RedbError {
+    fn from(error: StorageError) -> RedbError {
+        RedbError::Storage(error)
+    }
+}
+
+impl From<redb::TransactionError> for RedbError {
+    fn from(error: redb::TransactionError) -> RedbError {
+        match error {
+            redb::TransactionError::Storage(error) => RedbError::Storage(error),
+            error => RedbError::Ours(CheckpointError::Damaged(error.to_string())),
+        }
+    }
+}
+
+impl From<redb::TableError> for RedbError {
+    fn from(error: redb::TableError) -> RedbError {
+        match error {
+            redb::TableError::Storage(error) => RedbError::Storage(error),
+            error => RedbError::Ours(CheckpointError::Damaged(error.to_string())),
+        }
+    }
+}
+
+impl From<redb::CommitError> for RedbError {
+    fn from(error: redb::CommitError) -> RedbError {
+        match error {
+            redb::CommitError::Storage(error) => RedbError::Storage(error),
+            error => RedbError::Ours(CheckpointError::Damaged(error.to_string())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod measure;

@@ -1,0 +1,315 @@
+//! Moves durable groups from the log into the checkpoint, on a thread of its own, since redb blocks.
+//!
+//! It polls a queue and sleeps, so that whoever feeds it meets no lock and wakes nobody. It commits seldom: each commit
+//! writes the path to the end of the tree and redb's own notes again, and what it has not moved yet costs nothing but a
+//! longer replay. Its own writes are slow and come in small syncs, so that the log's sync finds little of them in its way.
+//!
+//! A full disk stops it and nothing else: what it could not write stays in the log. It gives up the reserve file, which
+//! lets deletes and compactions arrive in the checkpoint and free space there; with space back it makes the reserve anew.
+//!
+//! [`Mover`] is the work without the thread, so that tests run it step by step.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError};
+use std::thread::Thread;
+use std::time::{Duration, Instant};
+
+use crate::shard::clock;
+use crate::types::ChangeId;
+
+use super::Progress;
+use super::checkpoint::{Checkpoint, CheckpointError, Gathered};
+use super::disk::{Disk, DiskFile};
+
+/// Space that is kept for redb's next commit on a full disk.
+pub const RESERVE_NAME: &str = "reserve";
+/// A commit of deletes writes the pages that they touch: 16 MiB are 4,000 of them.
+const RESERVE_BYTES: u64 = 16 << 20;
+
+/// A commit is due when the log holds this much behind the checkpoint: two segments, 0.2 s of replay.
+const COMMIT_BYTES: usize = 32 << 20;
+/// Or when the oldest of it has waited for so long: a quiet server has a short replay as well.
+const COMMIT_AFTER: Duration = Duration::from_secs(10);
+/// Rows are forgotten when they are this share of all rows, so that most pages that a commit writes anew have several of
+/// them: forgotten one by one, each would cost a page of 4 KiB. A start passes over those that are still there.
+const FORGET_SHARE: u64 = 4;
+const FORGET_MIN: u64 = 10_000;
+/// And at the latest when so many are waiting: 16 MB of names.
+const FORGET_MAX: u64 = 1_000_000;
+/// What a commit may write a second while the log keeps up with a disk of its own class.
+const WRITE_BYTES_PER_SECOND: u64 = 64 << 20;
+/// Behind by this much, the pace is the disk's: memory must not grow with the distance.
+const BEHIND_BYTES: usize = 4 * COMMIT_BYTES;
+
+const POLL: Duration = Duration::from_millis(100);
+/// Nothing is under way: two wakes a second.
+const IDLE_POLL: Duration = Duration::from_millis(500);
+const RETRY: Duration = Duration::from_secs(1);
+
+const SCRUB_EVERY: Duration = Duration::from_secs(24 * 60 * 60);
+/// 20 MB a second at [`POLL`], in rows of some 300 bytes.
+const SCRUB_BYTES_PER_POLL: u64 = 2_000_000;
+const SCRUB_ROWS: usize = 1_000;
+
+/// What the thread shares with the others.
+#[derive(Clone, Debug, Default)]
+pub struct Checkpointed {
+    /// The last position that the checkpoint holds: segments of the log up to it are free.
+    pub position: Arc<AtomicU64>,
+    /// The checkpoint could not be written for want of space.
+    pub is_short_of_space: Arc<AtomicBool>,
+}
+
+/// When to come again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Next {
+    After(Duration),
+    Over,
+}
+
+pub struct Mover<D: Disk> {
+    disk: Arc<D>,
+    checkpoint: Checkpoint<D>,
+    progress: Receiver<Progress>,
+    checkpointed: Checkpointed,
+    gathered: Gathered,
+    /// When the oldest group that is not written yet came.
+    since: Option<Instant>,
+    retry_at: Option<Instant>,
+    defragment: Vec<Sender<Result<(), String>>>,
+    is_stopping: bool,
+    has_reserve: bool,
+    scrub_at: Instant,
+    scrub: Option<Scrub>,
+}
+
+#[derive(Default)]
+struct Scrub {
+    cursor: Option<ChangeId>,
+}
+
+impl<D: Disk> Mover<D> {
+    /// `superseded` are rows that recovery found and nothing needs.
+    pub fn new(
+        disk: Arc<D>,
+        checkpoint: Checkpoint<D>,
+        superseded: Vec<ChangeId>,
+        progress: Receiver<Progress>,
+        now: Instant,
+    ) -> Mover<D> {
+        let checkpointed = Checkpointed::default();
+        checkpointed.position.store(checkpoint.meta().position.0, Ordering::Release);
+        let mut gathered = Gathered::default();
+        gathered.remove(superseded);
+        let mut mover = Mover {
+            disk,
+            checkpoint,
+            progress,
+            checkpointed,
+            gathered,
+            since: None,
+            retry_at: None,
+            defragment: Vec::new(),
+            is_stopping: false,
+            has_reserve: false,
+            scrub_at: now + SCRUB_EVERY,
+            scrub: None,
+        };
+        mover.ensure_reserve();
+        mover
+    }
+
+    pub fn checkpointed(&self) -> Checkpointed {
+        self.checkpointed.clone()
+    }
+
+    /// One turn.
+    ///
+    /// # Errors
+    /// When the disk failed: what it holds is open, and the process must end.
+    pub fn step(&mut self, now: Instant) -> Result<Next, CheckpointError> {
+        self.receive(now);
+        let is_waiting = self.retry_at.is_some_and(|at| now < at) && !self.is_stopping;
+        if !is_waiting && self.is_due(now) {
+            self.commit(now)?;
+        }
+        if self.retry_at.is_none() && !self.defragment.is_empty() {
+            self.defragment()?;
+        }
+        if self.is_stopping {
+            return Ok(Next::Over);
+        }
+        if !self.has_reserve && !is_waiting {
+            self.ensure_reserve();
+        }
+        Ok(Next::After(match (self.retry_at, self.since) {
+            (Some(_), _) => RETRY,
+            (None, Some(_)) => POLL,
+            (None, None) => self.scrub(now),
+        }))
+    }
+
+    fn receive(&mut self, now: Instant) {
+        loop {
+            match self.progress.try_recv() {
+                Ok(Progress::Defragment(reply)) => self.defragment.push(reply),
+                Ok(Progress::Stop) | Err(TryRecvError::Disconnected) => self.is_stopping = true,
+                Ok(Progress::Durable { position, entries }) => self.gathered.add(position, entries),
+                Ok(Progress::Removed(ids)) => self.gathered.remove(ids),
+                Err(TryRecvError::Empty) => break,
+            }
+            if self.is_stopping {
+                break;
+            }
+        }
+        if self.gathered.has_groups() {
+            self.since.get_or_insert(now);
+        }
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        let has_waited = self.since.is_some_and(|since| now >= since + COMMIT_AFTER);
+        let is_asked = self.is_stopping || !self.defragment.is_empty() || self.retry_at.is_some();
+        (self.gathered.has_groups() && (has_waited || is_asked || self.gathered.bytes() >= COMMIT_BYTES))
+            || self.gathered.removed() as u64 >= FORGET_MAX
+    }
+
+    fn commit(&mut self, now: Instant) -> Result<(), CheckpointError> {
+        let is_hurried = self.is_stopping || self.gathered.bytes() >= BEHIND_BYTES;
+        self.checkpoint.set_write_bytes_per_second(if is_hurried { 0 } else { WRITE_BYTES_PER_SECOND });
+        let removed = self.gathered.removed() as u64;
+        let share = self.checkpoint.meta().rows / FORGET_SHARE;
+        let forget = removed >= share.clamp(FORGET_MIN, FORGET_MAX) || !self.defragment.is_empty() || !self.has_reserve;
+        match self.checkpoint.commit(&mut self.gathered, forget) {
+            Ok(()) => {
+                (self.since, self.retry_at) = (None, None);
+                self.checkpointed.position.store(self.checkpoint.meta().position.0, Ordering::Release);
+                Ok(())
+            }
+            Err(CheckpointError::Full(error)) => {
+                self.is_full(&error, now);
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn is_full(&mut self, error: &io::Error, now: Instant) {
+        if !self.checkpointed.is_short_of_space.swap(true, Ordering::AcqRel) {
+            tracing::warn!(%error, "the disk is full: the checkpoint waits for space, and the log keeps what it lacks");
+        }
+        // A reserve that cannot be removed either changes nothing: the next attempt comes anyway.
+        if self.has_reserve && self.disk.remove(RESERVE_NAME).is_ok() {
+            self.has_reserve = false;
+            self.retry_at = Some(now);
+        } else {
+            self.retry_at = Some(now + RETRY);
+        }
+    }
+
+    /// Makes the reserve when it is not there. Only with it the checkpoint has space again.
+    fn ensure_reserve(&mut self) {
+        let made = (|| {
+            let file = match self.disk.open(RESERVE_NAME) {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => self.disk.create(RESERVE_NAME)?,
+                Err(error) => return Err(error),
+            };
+            file.allocate(RESERVE_BYTES)?;
+            file.sync_data()
+        })();
+        self.has_reserve = made.is_ok();
+        if self.has_reserve {
+            if self.checkpointed.is_short_of_space.swap(false, Ordering::AcqRel) {
+                tracing::info!("the disk has space again");
+            }
+        } else {
+            self.checkpointed.is_short_of_space.store(true, Ordering::Release);
+            // What a failed attempt took goes back to those who need it now.
+            let _ = self.disk.remove(RESERVE_NAME);
+        }
+    }
+
+    fn defragment(&mut self) -> Result<(), CheckpointError> {
+        let result = self.checkpoint.compact();
+        let told = result.as_ref().map_err(CheckpointError::to_string).map(|()| ());
+        for reply in self.defragment.drain(..) {
+            // Whoever asked may have gone.
+            let _ = reply.send(told.clone());
+        }
+        match result {
+            Err(CheckpointError::Full(_)) | Ok(()) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reads a little of the file, to find bits that rotted before a start needs them.
+    fn scrub(&mut self, now: Instant) -> Duration {
+        if self.scrub.is_none() && now < self.scrub_at {
+            return IDLE_POLL;
+        }
+        let scrub = self.scrub.get_or_insert_default();
+        let mut bytes = 0;
+        while bytes < SCRUB_BYTES_PER_POLL {
+            match self.checkpoint.scrub(&mut scrub.cursor, SCRUB_ROWS) {
+                Ok(read) => bytes += read,
+                Err(error) => {
+                    tracing::error!(
+                        "{error}; what is in memory is right, the next start will refuse the file: take a snapshot"
+                    );
+                    scrub.cursor = None;
+                }
+            }
+            if scrub.cursor.is_none() {
+                self.scrub = None;
+                self.scrub_at = now + SCRUB_EVERY;
+                break;
+            }
+        }
+        POLL
+    }
+}
+
+/// Wakes the thread before it would look by itself: behind a request to stop or to defragment.
+#[derive(Debug)]
+pub struct CheckpointHandle {
+    thread: Thread,
+    join: std::thread::JoinHandle<()>,
+}
+
+impl CheckpointHandle {
+    pub fn wake(&self) {
+        self.thread.unpark();
+    }
+
+    /// Waits for the end of the thread, which a [`Progress::Stop`] brings about.
+    pub fn join(self) {
+        self.wake();
+        self.join.join().expect("a panic of ours stops the process");
+    }
+}
+
+/// Starts the thread. `broken` hears when the disk failed; it must end the process.
+///
+/// # Errors
+/// When the system gives no thread.
+pub fn spawn<D: Disk>(
+    mut mover: Mover<D>,
+    broken: Box<dyn Fn(&CheckpointError) + Send>,
+) -> io::Result<CheckpointHandle> {
+    let run = move || {
+        // On Linux a priority belongs to the thread. Without the right to change it, it only competes more.
+        let _ = rustix::process::setpriority_process(None, 10);
+        loop {
+            match mover.step(clock::now()) {
+                Ok(Next::After(pause)) => std::thread::park_timeout(pause),
+                Ok(Next::Over) => return,
+                Err(error) => return broken(&error),
+            }
+        }
+    };
+    let join = std::thread::Builder::new().name("checkpoint".to_owned()).spawn(run)?;
+    Ok(CheckpointHandle { thread: join.thread().clone(), join })
+}

@@ -1,0 +1,146 @@
+//! The real disk: a directory of the file system.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::{FallocateFlags, OFlags};
+use rustix::io::Errno;
+
+use crate::wal::disk::{Disk, DiskFile, SegmentDisk};
+
+#[derive(Debug)]
+pub struct FileDisk {
+    path: PathBuf,
+    /// The directory, held open so that its names can be synced.
+    directory: File,
+    refuses_direct: AtomicBool,
+}
+
+impl FileDisk {
+    /// Opens a directory that exists.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn open(path: &Path) -> io::Result<FileDisk> {
+        let directory = File::open(path)?;
+        if !directory.metadata()?.is_dir() {
+            return Err(Errno::NOTDIR.into());
+        }
+        Ok(FileDisk { path: path.to_owned(), directory, refuses_direct: AtomicBool::new(false) })
+    }
+
+    fn existing() -> OpenOptions {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true);
+        options
+    }
+}
+
+impl Disk for FileDisk {
+    type File = File;
+
+    fn names(&self) -> io::Result<Vec<String>> {
+        let names = std::fs::read_dir(&self.path)?;
+        // A name that is no text is none of ours.
+        let names = names.filter_map(|entry| entry.map(|entry| entry.file_name().into_string().ok()).transpose());
+        let mut names: Vec<String> = names.collect::<io::Result<_>>()?;
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    fn open(&self, name: &str) -> io::Result<File> {
+        FileDisk::existing().open(self.path.join(name))
+    }
+
+    fn create(&self, name: &str) -> io::Result<File> {
+        // What a store keeps is nobody else's to read.
+        FileDisk::existing().create_new(true).mode(0o600).open(self.path.join(name))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        std::fs::rename(self.path.join(from), self.path.join(to))
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        std::fs::remove_file(self.path.join(name))
+    }
+
+    fn sync_names(&self) -> io::Result<()> {
+        self.directory.sync_all()
+    }
+}
+
+impl SegmentDisk for FileDisk {
+    type Segment = OwnedFd;
+
+    /// Past the page cache where the file system lets us: a small write into a large cached folio costs the kernel several
+    /// times the work, and what the cache holds of the log nobody reads.
+    fn open_segment(&self, name: &str) -> io::Result<OwnedFd> {
+        let path = self.path.join(name);
+        let direct = FileDisk::existing().custom_flags(OFlags::DIRECT.bits() as i32).open(&path);
+        match direct {
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::INVAL) => {
+                if !self.refuses_direct.swap(true, Ordering::Relaxed) {
+                    let directory = self.path.display();
+                    tracing::warn!(%directory, "the file system refuses direct writes; the log goes through the page cache");
+                }
+                FileDisk::existing().open(&path).map(OwnedFd::from)
+            }
+            direct => direct.map(OwnedFd::from),
+        }
+    }
+}
+
+impl DiskFile for File {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+
+    fn set_len(&self, bytes: u64) -> io::Result<()> {
+        File::set_len(self, bytes)
+    }
+
+    fn allocate(&self, bytes: u64) -> io::Result<()> {
+        match rustix::fs::fallocate(self, FallocateFlags::empty(), 0, bytes) {
+            // Some file systems cannot reserve. Zeros behind the end take the space as well.
+            Err(Errno::OPNOTSUPP) => {
+                let zeros = vec![0; 64 << 10];
+                let mut offset = DiskFile::len(self)?;
+                while offset < bytes {
+                    let length = (bytes - offset).min(zeros.len() as u64);
+                    self.write_all_at(&zeros[..length as usize], offset)?;
+                    offset += length;
+                }
+                Ok(())
+            }
+            result => Ok(result?),
+        }
+    }
+
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        self.read_exact_at(into, offset)
+    }
+
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.write_all_at(bytes, offset)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        File::sync_data(self)
+    }
+}
+
+/// A number that nobody can guess, for the salt of a segment.
+///
+/// # Panics
+/// When the kernel has no random numbers.
+pub fn random_salt() -> u64 {
+    let mut bytes = [0; 8];
+    let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
+    assert_eq!(filled, Ok(8), "getrandom of at most 256 bytes is whole and is not interrupted");
+    u64::from_le_bytes(bytes)
+}

@@ -1,0 +1,345 @@
+//! The log: makes groups durable in the order in which they come.
+//!
+//! One frame is under way at a time: written, synced, and only then followed by the next, so that at most one frame is ever
+//! in doubt and what lies behind a bad one tells a torn end from damage. Meanwhile groups gather, and the next frame takes
+//! all that fit. It neither blocks nor reads a clock: a [`Device`] writes, and the segments it writes to come ready-made
+//! out of a [`Supply`]. When none is ready it waits, and groups go on gathering.
+//!
+//! States: *idle* (nothing pending, nothing in flight), *writing* (one frame in flight), *waiting* (groups are pending and
+//! no segment is ready), *failed* (nothing is written any more). Invariants: a segment counts as closed only once the first
+//! frame of its successor is durable, so a log that ever held a group is never without a frame; a group is told to the
+//! checkpoint once it is durable, and never before.
+
+use std::collections::VecDeque;
+use std::io;
+use std::rc::Rc;
+use std::sync::mpsc::Sender;
+
+use crate::net::ring::AlignedBuffer;
+use crate::types::{ChangeId, Entry, Position};
+use crate::wal::record::{self, FRAME_HEADER_BYTES, FrameHeader, SegmentHeader};
+use crate::wal::segments::{Closed, Supply};
+use crate::wal::{LogFailure, Progress};
+
+/// The longest body of a frame. What is longer than this is cut over several frames; what is shorter shares one.
+pub const BODY_BYTES_MAX: usize = 1 << 20;
+/// What an idle log keeps of its buffer.
+const IDLE_BUFFER_BYTES_MAX: usize = 64 << 10;
+
+/// Writes frames, one at a time.
+pub trait Device {
+    type Segment;
+
+    /// Writes a frame and makes it durable. Called only when nothing is in flight.
+    fn submit(&mut self, segment: &Rc<Self::Segment>, offset: u64, frame: AlignedBuffer);
+
+    /// The result of what was submitted, once, with the buffer.
+    fn poll(&mut self) -> Option<(io::Result<()>, AlignedBuffer)>;
+}
+
+struct Group {
+    position: Position,
+    entries: Vec<Entry>,
+    entries_bytes: usize,
+}
+
+/// A group that is too long for one frame, encoded.
+struct Pieces {
+    encoded: Vec<u8>,
+    /// How much of it is in frames that are sealed.
+    sealed_bytes: usize,
+}
+
+struct Current<S> {
+    header: SegmentHeader,
+    segment: Rc<S>,
+    /// Where the next frame goes.
+    offset: u64,
+}
+
+struct InFlight {
+    crc: u32,
+    /// What becomes durable with the frame; nothing, when it holds a piece that is not the last.
+    groups: Vec<Group>,
+}
+
+pub struct Log<D: Device> {
+    device: D,
+    supply: Supply<D::Segment>,
+    progress: Sender<Progress>,
+    current: Option<Current<D::Segment>>,
+    /// The segment before the current one, until the current one has a durable frame.
+    closing: Option<Closed>,
+    pending: VecDeque<Group>,
+    pieces: Option<Pieces>,
+    in_flight: Option<InFlight>,
+    /// The checksum that the next frame chains to.
+    chain: u32,
+    /// The last group that is in a sealed frame.
+    sealed: Position,
+    /// The last group that was handed in.
+    appended: Position,
+    buffer: Option<AlignedBuffer>,
+    durable: Option<Position>,
+    failure: Option<LogFailure>,
+    /// Why nothing is written any more.
+    refused: Option<io::ErrorKind>,
+    #[cfg(test)]
+    pub(crate) planted: Planted,
+}
+
+/// Bugs that the simulator must find.
+#[cfg(test)]
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Planted {
+    /// A group counts as durable as soon as it is handed to the device.
+    pub ack_before_sync: bool,
+    /// An error of the device is taken for success.
+    pub ignore_sync_error: bool,
+}
+
+impl<D: Device> Log<D> {
+    /// Goes on behind what recovery found. Groups that become durable are told to `progress`.
+    pub fn new(device: D, mut supply: Supply<D::Segment>, progress: Sender<Progress>) -> Log<D> {
+        let resumed = supply.take_resumed();
+        let current = resumed.current.map(|(ready, offset)| Current {
+            header: ready.header,
+            segment: Rc::new(ready.segment),
+            offset,
+        });
+        Log {
+            device,
+            supply,
+            progress,
+            current,
+            closing: None,
+            pending: VecDeque::new(),
+            pieces: None,
+            in_flight: None,
+            chain: resumed.chain,
+            sealed: resumed.last,
+            appended: resumed.last,
+            buffer: None,
+            durable: None,
+            failure: None,
+            refused: None,
+            #[cfg(test)]
+            planted: Planted::default(),
+        }
+    }
+
+    /// Takes a sealed group. A group without entries is durable together with those before it, and when there are none
+    /// under way it is so at once: the disk learns nothing of it.
+    ///
+    /// # Panics
+    /// When positions do not rise: two groups of one position would be one after a restart.
+    pub fn append(&mut self, position: Position, entries: Vec<Entry>) {
+        assert!(self.appended < position, "positions rise");
+        self.appended = position;
+        if let Some(kind) = self.refused {
+            self.failure = Some(LogFailure::Refused(kind.into()));
+            return;
+        }
+        if entries.is_empty() && self.is_idle() {
+            self.durable = Some(position);
+            return;
+        }
+        let entries_bytes = record::entries_len(&entries);
+        self.pending.push_back(Group { position, entries, entries_bytes });
+        self.submit();
+    }
+
+    /// The highest position that became durable since the last call, or why none ever will again. Ask until there is
+    /// nothing more, in each turn: this is what drives the log on.
+    pub fn completed(&mut self) -> Option<Result<Position, LogFailure>> {
+        if let Some((result, buffer)) = self.device.poll() {
+            self.settle(result, buffer);
+        }
+        self.submit();
+        match self.durable.take() {
+            Some(position) => Some(Ok(position)),
+            None => self.failure.take().map(Err),
+        }
+    }
+
+    /// No next segment could be prepared for want of space. What is left takes a segment's worth of groups.
+    pub fn is_short_of_space(&self) -> bool {
+        self.supply.is_short_of_space()
+    }
+
+    /// Passes on which changes nobody can reach any more, behind the groups that are durable so far.
+    pub fn removed(&mut self, rows: Vec<ChangeId>) {
+        self.tell(Progress::Removed(rows));
+    }
+
+    /// Nothing is pending and nothing in flight: everything that was appended is durable.
+    pub fn is_idle(&self) -> bool {
+        self.pending.is_empty() && self.in_flight.is_none()
+    }
+
+    fn tell(&self, progress: Progress) {
+        // The checkpoint ends before the log only when the process ends, and then nothing is owed to it: it reads the
+        // log at the next start.
+        let _ = self.progress.send(progress);
+    }
+
+    fn settle(&mut self, result: io::Result<()>, buffer: AlignedBuffer) {
+        let in_flight = self.in_flight.take().expect("the device answers what was submitted");
+        if self.pending.is_empty() && buffer.capacity() > IDLE_BUFFER_BYTES_MAX {
+            self.buffer = None;
+        } else {
+            self.buffer = Some(buffer);
+        }
+        #[cfg(test)]
+        let result = if self.planted.ignore_sync_error { Ok(()) } else { result };
+        if let Err(error) = result {
+            self.fail(error);
+            return;
+        }
+        self.chain = in_flight.crc;
+        if let Some(closed) = self.closing.take() {
+            self.supply.close(closed);
+        }
+        for group in in_flight.groups {
+            self.durable = Some(group.position);
+            self.tell(Progress::Durable { position: group.position, entries: group.entries });
+        }
+    }
+
+    /// Only errors that say that nothing was taken leave the server up. Of every other one nobody knows what it left.
+    fn fail(&mut self, error: io::Error) {
+        self.pending.clear();
+        self.pieces = None;
+        self.refused = Some(error.kind());
+        self.failure = Some(match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::ReadOnlyFilesystem => {
+                LogFailure::Refused(error)
+            }
+            _ => LogFailure::Broken(error),
+        });
+    }
+
+    /// Sends out the next frame when there is something to write and a place for it.
+    fn submit(&mut self) {
+        if self.in_flight.is_some() || self.refused.is_some() {
+            return;
+        }
+        let Some(room) = self.room() else { return };
+        let body_bytes_max = room.min(BODY_BYTES_MAX);
+        if let Some(pieces) = &self.pieces {
+            let bytes = (pieces.encoded.len() - pieces.sealed_bytes).min(body_bytes_max);
+            self.submit_piece(bytes);
+        } else {
+            self.submit_groups(body_bytes_max);
+        }
+    }
+
+    /// How long a body may be where the next frame goes. None when there is nothing to write, or no place.
+    fn room(&mut self) -> Option<usize> {
+        let first = self.pending.front()?;
+        let first_bytes = record::group_len(self.sealed, first.position, first.entries_bytes);
+        let longest = self.supply.segment_bytes() - (record::BLOCK_BYTES + FRAME_HEADER_BYTES);
+        if self.pieces.is_none() && first_bytes > longest.min(BODY_BYTES_MAX) {
+            let mut encoded = Vec::with_capacity(first_bytes);
+            record::put_group(&mut encoded, self.sealed, first.position, &first.entries, first.entries_bytes);
+            self.pieces = Some(Pieces { encoded, sealed_bytes: 0 });
+        }
+        // A piece takes what room there is, if only a block; a group wants to be whole.
+        let needed = if self.pieces.is_some() { 1 } else { first_bytes };
+        let left = |current: &Current<_>| {
+            let bytes = (current.header.bytes() - current.offset) as usize;
+            bytes.checked_sub(FRAME_HEADER_BYTES).filter(|&room| room >= needed)
+        };
+        if let Some(room) = self.current.as_ref().and_then(left) {
+            return Some(room);
+        }
+        self.next_segment();
+        self.current.as_ref().and_then(left)
+    }
+
+    fn next_segment(&mut self) {
+        let ready = match self.supply.next() {
+            None => return,
+            Some(Ok(ready)) => ready,
+            Some(Err(error)) => return self.fail(error),
+        };
+        let (header, segment) = (ready.header, Rc::new(ready.segment));
+        let next = Current { header, segment, offset: record::BLOCK_BYTES as u64 };
+        if let Some(full) = self.current.replace(next) {
+            assert!(full.header.sequence + 1 == header.sequence, "segments come in the order of their numbers");
+            assert!(self.closing.is_none(), "a segment is longer than any frame");
+            let piece_of = self.pieces.as_ref().filter(|pieces| pieces.sealed_bytes > 0).and(self.pending.front());
+            let last = piece_of.map_or(self.sealed, |group| group.position);
+            self.closing = Some(Closed { sequence: full.header.sequence, last });
+        }
+    }
+
+    fn submit_groups(&mut self, body_bytes_max: usize) {
+        let (mut bytes, mut after, mut count) = (0, self.sealed, 0);
+        for group in &self.pending {
+            let with_group = bytes + record::group_len(after, group.position, group.entries_bytes);
+            if with_group > body_bytes_max {
+                break;
+            }
+            (bytes, after, count) = (with_group, group.position, count + 1);
+        }
+        let groups: Vec<Group> = self.pending.drain(..count).collect();
+        let mut frame = self.start_frame(bytes);
+        let mut last = self.sealed;
+        for group in &groups {
+            record::put_group(&mut frame, last, group.position, &group.entries, group.entries_bytes);
+            last = group.position;
+        }
+        self.send(frame, bytes, (true, true), last, groups);
+        self.sealed = last;
+    }
+
+    fn submit_piece(&mut self, bytes: usize) {
+        let mut frame = self.start_frame(bytes);
+        let mut pieces = self.pieces.take().expect("the caller has looked");
+        let (from, to) = (pieces.sealed_bytes, pieces.sealed_bytes + bytes);
+        frame.extend_from_slice(&pieces.encoded[from..to]);
+        let ends = to == pieces.encoded.len();
+        pieces.sealed_bytes = to;
+        let position = self.pending.front().expect("its pieces were made of it").position;
+        let groups = if ends { self.pending.pop_front().into_iter().collect() } else { Vec::new() };
+        self.send(frame, bytes, (from == 0, ends), position, groups);
+        if ends {
+            self.sealed = position;
+        } else {
+            self.pieces = Some(pieces);
+        }
+    }
+
+    /// An empty buffer with room for the frame, and in it zeros where its header goes.
+    fn start_frame(&mut self, body_bytes: usize) -> AlignedBuffer {
+        let bytes = record::frame_bytes(body_bytes);
+        let buffer = self.buffer.take().filter(|buffer| buffer.capacity() >= bytes);
+        let mut frame = buffer.unwrap_or_else(|| AlignedBuffer::with_capacity(bytes.next_power_of_two()));
+        frame.clear();
+        frame.resize(FRAME_HEADER_BYTES);
+        frame
+    }
+
+    fn send(
+        &mut self,
+        mut frame: AlignedBuffer,
+        body_bytes: usize,
+        (begins_group, ends_group): (bool, bool),
+        last: Position,
+        groups: Vec<Group>,
+    ) {
+        let current = self.current.as_mut().expect("there is room only in a segment");
+        let bytes = record::frame_bytes(body_bytes);
+        frame.resize(bytes);
+        let header = FrameHeader { after: self.sealed, last, previous_crc: self.chain, begins_group, ends_group };
+        let crc = record::seal(&mut frame, body_bytes, &header, &current.header, current.offset);
+        #[cfg(test)]
+        if self.planted.ack_before_sync {
+            self.durable = groups.last().map(|group| group.position).or(self.durable);
+        }
+        self.device.submit(&current.segment, current.offset, frame);
+        current.offset += bytes as u64;
+        self.in_flight = Some(InFlight { crc, groups });
+    }
+}

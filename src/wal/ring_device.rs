@@ -1,0 +1,158 @@
+//! Writes the frames of the log through the ring of its thread.
+
+use std::cell::Cell;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+
+use crate::net::ring::{self, AlignedBuffer};
+use crate::wal::log::Device;
+
+/// Lives inside of [`ring::Ring::run`].
+pub struct RingDevice {
+    done: Rc<Cell<Option<Done>>>,
+    wake: Rc<dyn Fn()>,
+    is_durable: bool,
+}
+
+type Done = (io::Result<()>, AlignedBuffer);
+
+impl RingDevice {
+    /// `wake` is called when a frame is done, so that the thread looks at its log. Unless `is_durable`, frames are written
+    /// and not synced (`--unsafe-no-fsync`).
+    pub fn new(wake: Rc<dyn Fn()>, is_durable: bool) -> RingDevice {
+        RingDevice { done: Rc::default(), wake, is_durable }
+    }
+}
+
+impl Device for RingDevice {
+    type Segment = OwnedFd;
+
+    fn submit(&mut self, segment: &Rc<OwnedFd>, offset: u64, frame: AlignedBuffer) {
+        let (segment, done, wake, is_durable) =
+            (segment.clone(), self.done.clone(), self.wake.clone(), self.is_durable);
+        ring::spawn(async move {
+            done.set(Some(write(&segment, offset, frame, is_durable).await));
+            wake();
+        });
+    }
+
+    fn poll(&mut self) -> Option<Done> {
+        self.done.take()
+    }
+}
+
+/// Until all of it is written. A write that was cut short, as by a signal, goes on behind; each part is synced on its own.
+async fn write(segment: &Rc<OwnedFd>, offset: u64, mut frame: AlignedBuffer, is_durable: bool) -> Done {
+    let mut written = 0;
+    while written < frame.len() {
+        let (result, buffer) = ring::Write::submit(segment, frame, written, offset + written as u64, is_durable).await;
+        frame = buffer;
+        match result {
+            Ok(0) => return (Err(io::ErrorKind::WriteZero.into()), frame),
+            // A direct write can only go on at a whole block.
+            Ok(bytes) => written = (written + bytes) / AlignedBuffer::ALIGNMENT * AlignedBuffer::ALIGNMENT,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return (Err(error), frame),
+        }
+    }
+    (Ok(()), frame)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::ring::{Doorbell, Ring};
+    use crate::types::{Entry, Position};
+    use crate::wal::disk::Disk;
+    use crate::wal::file_disk::{FileDisk, random_salt};
+    use crate::wal::log::Log;
+    use crate::wal::replay::{Recovered, Replay};
+    use crate::wal::segments;
+    use crate::wal::{LogFailure, Progress};
+    use std::path::PathBuf;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::mpsc::channel;
+
+    /// A directory of the disk that the build is on, gone with the test.
+    struct Directory(PathBuf);
+
+    impl Directory {
+        fn new(name: &str) -> Directory {
+            let target = std::env::current_exe().unwrap().parent().unwrap().to_owned();
+            let path = target.join(format!("wal-{name}-{}", std::process::id()));
+            std::fs::create_dir(&path).unwrap();
+            Directory(path)
+        }
+    }
+
+    impl Drop for Directory {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    const BLOCKS: u32 = 64;
+
+    fn recover(disk: &FileDisk, checkpointed: u64) -> (Recovered, Vec<(Position, Vec<Entry>)>) {
+        let mut groups = Vec::new();
+        let replay = Replay::new(disk, 9, Position(checkpointed), BLOCKS);
+        let recovered = replay.run(&mut |position, entries| groups.push((position, entries)), &mut |_, _| {});
+        (recovered.unwrap(), groups)
+    }
+
+    /// Appends groups up to a position, eight at a time, and waits until all are durable.
+    async fn live(disk: &Arc<FileDisk>, checkpointed: &Arc<AtomicU64>, groups: u64, bell: Doorbell) {
+        let (recovered, _) = recover(disk, checkpointed.load(Ordering::Relaxed));
+        let mut position = recovered.last;
+        let salt = Box::new(random_salt);
+        let (keeper, supply) = segments::open(disk.clone(), recovered.resume, checkpointed.clone(), salt).unwrap();
+        let far = bell.clone();
+        let handle = segments::spawn(keeper, Box::new(move || far.ring())).unwrap();
+        let (sender, progress) = channel();
+        let near = bell.clone();
+        let mut log = Log::new(RingDevice::new(Rc::new(move || near.ring()), true), supply, sender);
+        let end = position.0 + groups;
+        let mut durable = position;
+        while durable.0 < end {
+            while position.0 < end.min(durable.0 + 8) {
+                position = position.next();
+                let term = position.0;
+                // Some are longer than a segment.
+                let count = if term.is_multiple_of(50) { 40_000 } else { 1 + term as usize % 300 };
+                log.append(position, vec![Entry::Start { term }; count]);
+            }
+            match log.completed() {
+                Some(Ok(done)) => durable = done,
+                Some(Err(LogFailure::Broken(error) | LogFailure::Refused(error))) => panic!("{error}"),
+                None => bell.wait().await,
+            }
+            while let Ok(Progress::Durable { position, .. }) = progress.try_recv() {
+                checkpointed.store(position.0.saturating_sub(100), Ordering::Release);
+            }
+            handle.wake();
+        }
+        assert!(log.is_idle());
+    }
+
+    #[test]
+    fn a_log_on_the_ring_comes_back_and_its_files_are_recycled() {
+        let directory = Directory::new("ring");
+        let disk = Arc::new(FileDisk::open(&directory.0).unwrap());
+        let checkpointed = Arc::new(AtomicU64::new(0));
+        for life in 1..=3 {
+            Ring::new().unwrap().run(live(&disk, &checkpointed, 400, Doorbell::new().unwrap()));
+            let (recovered, groups) = recover(&disk, checkpointed.load(Ordering::Relaxed));
+            assert_eq!(recovered.last, Position(400 * life));
+            assert!(groups.len() >= 100);
+            let first = checkpointed.load(Ordering::Relaxed) + 1;
+            for (at, (position, entries)) in groups.iter().enumerate() {
+                assert_eq!(position.0, first + at as u64);
+                assert!(entries.iter().all(|entry| *entry == Entry::Start { term: position.0 }));
+            }
+        }
+        let files = disk.names().unwrap().len();
+        assert!(files < 20, "{files} files: they are not given up");
+    }
+}

@@ -1,0 +1,398 @@
+//! The files of the log: makes the next segment ready before it is needed, and gives up those that the checkpoint covers.
+//!
+//! A thread of its own does this, since it blocks; the ring thread takes open segments out of a queue and names closed ones
+//! in another, without a lock. [`Keeper`] is the work without the thread, so that tests run it step by step.
+//!
+//! A segment is made under the name of a spare: filled with zeros, so that a sync of the log later changes no metadata, its
+//! header written, synced, renamed, and the directory synced. So a file with the name of a segment has a whole header
+//! whenever the power goes, and segments appear in the order of their numbers. One that is given up first gets the name of
+//! a spare again, and that is synced before the next one goes or anything is written to it: those that are left are always
+//! without a gap.
+//!
+//! One segment lies ready beyond the one in use. It is the reserve that lets deletes and compactions through when the disk
+//! is full: as soon as the next one cannot be made, the writer is told.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread::Thread;
+use std::time::Duration;
+
+use crate::types::Position;
+use crate::wal::disk::{DiskFile, SegmentDisk};
+use crate::wal::record::{BLOCK_BYTES, SegmentHeader};
+
+/// The length of a segment: 16 MiB, some 0.1 s of the fastest log, so that what is held beyond need stays small.
+pub const SEGMENT_BLOCKS: u32 = 4_096;
+/// Spares kept for the next segments. What a busy log gives up at once it soon takes again.
+const SPARES_MAX: usize = 2;
+/// How often a full disk is tried again, and how often the checkpoint is looked at while segments wait for it.
+const RETRY: Duration = Duration::from_secs(1);
+
+pub fn segment_name(sequence: u64) -> String {
+    format!("{sequence:016x}.wal")
+}
+
+/// The sequence that the name of a segment says.
+pub fn sequence_of(name: &str) -> Option<u64> {
+    let digits = name.strip_suffix(".wal").filter(|digits| digits.len() == 16)?;
+    u64::from_str_radix(digits, 16).ok().filter(|&sequence| segment_name(sequence) == name)
+}
+
+fn spare_name(number: u64) -> String {
+    format!("{number:016x}.spare")
+}
+
+pub fn is_spare(name: &str) -> bool {
+    name.len() == 22 && name.ends_with(".spare")
+}
+
+/// A segment that holds no frame yet, open.
+#[derive(Debug)]
+pub struct Ready<S> {
+    pub header: SegmentHeader,
+    pub segment: S,
+}
+
+/// A segment that gets no more frames, and the last group that has a piece in it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Closed {
+    pub sequence: u64,
+    pub last: Position,
+}
+
+/// Where the log goes on after a start.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Resume {
+    pub cluster_id: u64,
+    /// The length of the segments that are made from now on.
+    pub blocks: u32,
+    pub closed: Vec<Closed>,
+    /// The segment with the last frame, and the offset behind it.
+    pub current: Option<(SegmentHeader, u64)>,
+    /// Segments without a frame, in order.
+    pub prepared: Vec<SegmentHeader>,
+    pub next_sequence: u64,
+    pub chain: u32,
+    /// The last whole group.
+    pub last: Position,
+}
+
+/// What the two threads share, beside the queues.
+#[derive(Debug, Default)]
+struct Shared {
+    is_short_of_space: AtomicBool,
+    thread: OnceLock<Thread>,
+}
+
+impl Shared {
+    fn wake(&self) {
+        if let Some(thread) = self.thread.get() {
+            thread.unpark();
+        }
+    }
+}
+
+/// The end of the queues that the log holds.
+pub struct Supply<S> {
+    ready: rtrb::Consumer<io::Result<Ready<S>>>,
+    closed: rtrb::Producer<Closed>,
+    /// Closed segments that found the queue full.
+    waiting: VecDeque<Closed>,
+    shared: Arc<Shared>,
+    segment_bytes: usize,
+    resumed: Option<Resumed<S>>,
+}
+
+/// Where the log goes on, its segment open.
+pub(crate) struct Resumed<S> {
+    pub current: Option<(Ready<S>, u64)>,
+    pub chain: u32,
+    pub last: Position,
+}
+
+impl<S> Supply<S> {
+    /// The next segment, an error after which there are none, or nothing yet.
+    pub(crate) fn next(&mut self) -> Option<io::Result<Ready<S>>> {
+        let next = self.ready.pop().ok()?;
+        self.shared.wake();
+        Some(next)
+    }
+
+    pub(crate) fn close(&mut self, closed: Closed) {
+        self.waiting.push_back(closed);
+        while let Some(&closed) = self.waiting.front() {
+            if self.closed.push(closed).is_err() {
+                break;
+            }
+            self.waiting.pop_front();
+        }
+        self.shared.wake();
+    }
+
+    pub(crate) fn is_short_of_space(&self) -> bool {
+        self.shared.is_short_of_space.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn segment_bytes(&self) -> usize {
+        self.segment_bytes
+    }
+
+    pub(crate) fn take_resumed(&mut self) -> Resumed<S> {
+        self.resumed.take().expect("one supply serves one log")
+    }
+}
+
+impl<S> Drop for Supply<S> {
+    fn drop(&mut self) {
+        // The thread looks whether anybody is there to take segments.
+        self.shared.wake();
+    }
+}
+
+/// What a step did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Step {
+    /// A segment is ready that the log may be waiting for.
+    Prepared,
+    /// Nothing is to be done before the log takes a segment or the checkpoint moves.
+    Idle,
+    /// The disk is full; the same again later.
+    ShortOfSpace,
+    /// The log is gone, or has been told that nothing more comes.
+    Over,
+}
+
+/// Which closed segments may go, oldest first: those of which everything is in the checkpoint.
+fn given_up(closed: &VecDeque<Closed>, checkpointed: Position) -> usize {
+    closed.iter().take_while(|closed| closed.last <= checkpointed).count()
+}
+
+/// The work of the thread.
+pub struct Keeper<D: SegmentDisk> {
+    disk: Arc<D>,
+    cluster_id: u64,
+    blocks: u32,
+    closed: VecDeque<Closed>,
+    /// Segments that recovery found without a frame; they go out first.
+    prepared: VecDeque<SegmentHeader>,
+    spares: Vec<Spare>,
+    next_sequence: u64,
+    next_spare: u64,
+    newly_closed: rtrb::Consumer<Closed>,
+    ready: rtrb::Producer<io::Result<Ready<D::Segment>>>,
+    shared: Arc<Shared>,
+    checkpointed: Arc<AtomicU64>,
+    salt: Box<dyn FnMut() -> u64 + Send>,
+    is_over: bool,
+}
+
+struct Spare {
+    name: String,
+    /// Every block of it has been written.
+    is_filled: bool,
+}
+
+/// Opens what recovery found and makes the two ends. `checkpointed` is the last position that the checkpoint holds; `salt`
+/// draws random numbers.
+///
+/// # Errors
+/// When a file that recovery just read cannot be opened.
+pub fn open<D: SegmentDisk>(
+    disk: Arc<D>,
+    resume: Resume,
+    checkpointed: Arc<AtomicU64>,
+    salt: Box<dyn FnMut() -> u64 + Send>,
+) -> io::Result<(Keeper<D>, Supply<D::Segment>)> {
+    let (to_log, ready) = rtrb::RingBuffer::new(1);
+    let (closed, newly_closed) = rtrb::RingBuffer::new(64);
+    let shared = Arc::new(Shared::default());
+    let current = match resume.current {
+        Some((header, offset)) => {
+            let segment = disk.open_segment(&segment_name(header.sequence))?;
+            Some((Ready { header, segment }, offset))
+        }
+        None => None,
+    };
+    let names: Vec<String> = disk.names()?.into_iter().filter(|name| is_spare(name)).collect();
+    let next_spare = names.iter().filter_map(|name| u64::from_str_radix(&name[..16], 16).ok()).max();
+    let spares = names.into_iter().map(|name| Spare { name, is_filled: false }).collect();
+    let supply = Supply {
+        ready,
+        closed,
+        waiting: VecDeque::new(),
+        shared: shared.clone(),
+        segment_bytes: resume.blocks as usize * BLOCK_BYTES,
+        resumed: Some(Resumed { current, chain: resume.chain, last: resume.last }),
+    };
+    let keeper = Keeper {
+        disk,
+        cluster_id: resume.cluster_id,
+        blocks: resume.blocks,
+        closed: resume.closed.into(),
+        prepared: resume.prepared.into(),
+        spares,
+        next_sequence: resume.next_sequence,
+        next_spare: next_spare.map_or(0, |number| number.wrapping_add(1)),
+        newly_closed,
+        ready: to_log,
+        shared,
+        checkpointed,
+        salt,
+        is_over: false,
+    };
+    Ok((keeper, supply))
+}
+
+impl<D: SegmentDisk> Keeper<D> {
+    /// Does what is to be done: gives up one segment, or makes one ready.
+    pub fn step(&mut self) -> Step {
+        if self.is_over || self.ready.is_abandoned() {
+            return Step::Over;
+        }
+        match self.try_step() {
+            Ok(step) => {
+                if step == Step::Prepared {
+                    self.shared.is_short_of_space.store(false, Ordering::Relaxed);
+                }
+                step
+            }
+            Err(error) if is_want_of_space(&error) => {
+                self.shared.is_short_of_space.store(true, Ordering::Relaxed);
+                Step::ShortOfSpace
+            }
+            Err(error) => {
+                // The log ends the process over it. The queue has a place: nothing is prepared without one, and when
+                // only giving up failed, the error waits until the log takes what is ready.
+                self.is_over = self.ready.push(Err(error)).is_ok();
+                if self.is_over { Step::Prepared } else { Step::Idle }
+            }
+        }
+    }
+
+    fn try_step(&mut self) -> io::Result<Step> {
+        while let Ok(closed) = self.newly_closed.pop() {
+            self.closed.push_back(closed);
+        }
+        while given_up(&self.closed, Position(self.checkpointed.load(Ordering::Acquire))) > 0 {
+            self.give_up_first()?;
+        }
+        if self.ready.slots() == 0 {
+            return Ok(Step::Idle);
+        }
+        let header = match self.prepared.front() {
+            Some(header) => *header,
+            None => self.prepare()?,
+        };
+        let segment = self.disk.open_segment(&segment_name(header.sequence))?;
+        self.prepared.pop_front();
+        let pushed = self.ready.push(Ok(Ready { header, segment }));
+        assert!(pushed.is_ok(), "only this side fills the slot");
+        Ok(Step::Prepared)
+    }
+
+    /// The oldest goes first, and its name is synced away before the next: those that are left never have a gap.
+    fn give_up_first(&mut self) -> io::Result<()> {
+        let name = segment_name(self.closed[0].sequence);
+        if self.spares.len() < SPARES_MAX {
+            let spare = self.new_spare_name();
+            self.disk.rename(&name, &spare)?;
+            self.spares.push(Spare { name: spare, is_filled: true });
+        } else {
+            self.disk.remove(&name)?;
+        }
+        self.closed.pop_front();
+        self.disk.sync_names()
+    }
+
+    fn new_spare_name(&mut self) -> String {
+        self.next_spare = self.next_spare.wrapping_add(1);
+        spare_name(self.next_spare)
+    }
+
+    /// Makes a segment out of a spare, or out of a new file.
+    fn prepare(&mut self) -> io::Result<SegmentHeader> {
+        if self.spares.is_empty() {
+            let name = self.new_spare_name();
+            self.disk.create(&name)?;
+            self.spares.push(Spare { name, is_filled: false });
+        }
+        let sequence = self.next_sequence;
+        let header = SegmentHeader { cluster_id: self.cluster_id, sequence, salt: (self.salt)(), blocks: self.blocks };
+        let spare = self.spares.last_mut().expect("one was made if there was none");
+        let file = self.disk.open(&spare.name)?;
+        if !spare.is_filled {
+            fill(&file, header.bytes())?;
+            spare.is_filled = true;
+        }
+        file.write_at(0, &header.encode())?;
+        file.sync_data()?;
+        self.disk.rename(&spare.name, &segment_name(sequence))?;
+        self.spares.pop();
+        // The name is in use from here on, whatever becomes of the sync.
+        self.next_sequence += 1;
+        self.disk.sync_names()?;
+        self.prepared.push_back(header);
+        Ok(header)
+    }
+}
+
+/// Writes zeros over the whole file. Reserving its blocks is not enough: the first write to a reserved block changes
+/// metadata, which the sync behind it would have to wait for.
+fn fill<F: DiskFile>(file: &F, bytes: u64) -> io::Result<()> {
+    if file.len()? != bytes {
+        file.set_len(bytes)?;
+    }
+    file.allocate(bytes)?;
+    let zeros = vec![0; 256 << 10];
+    let mut offset = 0;
+    while offset < bytes {
+        let length = (bytes - offset).min(zeros.len() as u64);
+        file.write_at(offset, &zeros[..length as usize])?;
+        offset += length;
+    }
+    file.sync_data()
+}
+
+fn is_want_of_space(error: &io::Error) -> bool {
+    use io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | ReadOnlyFilesystem)
+}
+
+/// Wakes the thread, so that it looks at the checkpoint now.
+#[derive(Clone, Debug)]
+pub struct SegmentsHandle(Arc<Shared>);
+
+impl SegmentsHandle {
+    pub fn wake(&self) {
+        self.0.wake();
+    }
+}
+
+/// Starts the thread. `wake` tells the log's thread that a segment is ready. The thread ends when the log is dropped.
+///
+/// # Errors
+/// When the system gives no thread.
+pub fn spawn<D: SegmentDisk>(mut keeper: Keeper<D>, wake: Box<dyn Fn() + Send>) -> io::Result<SegmentsHandle> {
+    let shared = keeper.shared.clone();
+    let run = move || {
+        let set = keeper.shared.thread.set(std::thread::current());
+        assert!(set.is_ok(), "a keeper has one thread");
+        loop {
+            match keeper.step() {
+                Step::Prepared => wake(),
+                // A flag that rises is news for the writer.
+                Step::ShortOfSpace => {
+                    wake();
+                    std::thread::park_timeout(RETRY);
+                }
+                Step::Idle if keeper.closed.is_empty() => std::thread::park(),
+                Step::Idle => std::thread::park_timeout(RETRY),
+                Step::Over => return,
+            }
+        }
+    };
+    std::thread::Builder::new().name("wal segments".to_owned()).spawn(run)?;
+    Ok(SegmentsHandle(shared))
+}
