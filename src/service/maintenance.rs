@@ -134,6 +134,7 @@ fn framed<M: Message>(message: &M) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::service::random::Random;
 
     const IDENTITY: Identity = Identity { cluster_id: 3, member_id: 7, raft_term: 2 };
     const NO_SPACE: Alarm = Alarm { member: 7, kind: AlarmKind::NoSpace };
@@ -189,6 +190,23 @@ mod tests {
         }
         for method in [MaintenanceMethod::Alarm, MaintenanceMethod::Status, MaintenanceMethod::Defragment] {
             assert_eq!(decode(method, Bytes::from_static(&[0x0f])).expect_err("malformed"), malformed_request());
+        }
+    }
+
+    #[test]
+    fn junk_and_damaged_requests_are_commands_or_refusals() {
+        let methods = [MaintenanceMethod::Alarm, MaintenanceMethod::Status, MaintenanceMethod::Defragment];
+        let mut random = Random::new(7);
+        for turn in 0..20_000 {
+            let mut message = wire::AlarmRequest { action: 1, member_id: random.next(), alarm: random.below(3) as i32 }
+                .encode_to_vec();
+            if random.one_in(3) {
+                message = random.junk(12)
+            } else {
+                random.damage(&mut message)
+            }
+            // Whatever comes back is an answer; only a panic fails.
+            let _ = decode(methods[turn % methods.len()], message.into());
         }
     }
 

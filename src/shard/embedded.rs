@@ -179,3 +179,114 @@ fn weight(command: &Command) -> usize {
         | Command::Defragment => 1,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    use super::*;
+    use crate::shard::mesh::{self, Link};
+    use crate::shard::writer::Pace;
+    use crate::store::Store;
+    use crate::store::command::{Error, Put, PutLease, PutValue};
+    use crate::types::{ChangeId, LeaseId, Position, Revision};
+
+    /// What the test and the disk it plays tell each other.
+    #[derive(Default)]
+    struct Disk {
+        appended: Option<Position>,
+        is_short: bool,
+        defragmentations: usize,
+        end: Option<Result<(), String>>,
+    }
+
+    struct Played(Rc<RefCell<Disk>>);
+
+    impl Durability for Played {
+        fn append(&mut self, position: Position, _entries: &[Entry]) {
+            self.0.borrow_mut().appended = Some(position);
+        }
+
+        fn completed(&mut self) -> Option<Result<Position, LogFailure>> {
+            self.0.borrow_mut().appended.take().map(Ok)
+        }
+
+        fn removed(&mut self, _changes: Vec<ChangeId>) {}
+
+        fn is_short_of_space(&self) -> bool {
+            self.0.borrow().is_short
+        }
+
+        fn is_idle(&self) -> bool {
+            self.0.borrow().appended.is_none()
+        }
+
+        fn defragment(&mut self) {
+            self.0.borrow_mut().defragmentations += 1;
+        }
+
+        fn defragmented(&mut self) -> Option<Result<(), String>> {
+            self.0.borrow_mut().end.take()
+        }
+    }
+
+    fn stage() -> (Embedded, Link, Rc<RefCell<Disk>>) {
+        let disk = Rc::<RefCell<Disk>>::default();
+        let (link, port) = mesh::pair();
+        // A removal of one change a turn, so that it takes several.
+        let pace = Pace { compact_visits: 1, ..Pace::default() };
+        let writer = Writer::new(Store::new(), pace, Position(1));
+        let appender = Appender::new(Revision::FIRST, None);
+        (Embedded::new(writer, Box::new(Played(disk.clone())), appender, vec![port]), link, disk)
+    }
+
+    fn put() -> Command {
+        let (value, lease) = (PutValue::Set("v".into()), PutLease::Set(LeaseId::NONE));
+        Command::Write(Write::Put(Put { key: "a".into(), value, lease, prev_kv: false }))
+    }
+
+    fn send(link: &mut Link, token: u32, command: Command) {
+        link.send(Request { token, command });
+    }
+
+    #[test]
+    fn a_defragmentation_begins_behind_the_removal_and_answers_all_who_wait() {
+        let (mut embedded, mut link, disk) = stage();
+        for token in 1..=5 {
+            send(&mut link, token, put());
+        }
+        while embedded.turn(Time(1), 10) {}
+        send(&mut link, 6, Command::Write(Write::Compact(Revision(6))));
+        send(&mut link, 7, Command::Defragment);
+        assert!(embedded.turn(Time(1), 10), "there is more to remove");
+        assert_eq!(disk.borrow().defragmentations, 0);
+        while embedded.turn(Time(1), 10) {}
+        embedded.turn(Time(1), 10);
+        send(&mut link, 8, Command::Defragment);
+        embedded.turn(Time(1), 10);
+        assert_eq!(disk.borrow().defragmentations, 1);
+        while link.receive().is_some_and(|response| response.token != 6) {}
+        assert!(link.receive().is_none(), "nobody is answered before it is done");
+        disk.borrow_mut().end = Some(Err("no room for a copy".to_owned()));
+        embedded.turn(Time(1), 10);
+        for token in [7, 8] {
+            let response = link.receive().expect("an answer");
+            assert_eq!(response.token, token);
+            assert!(matches!(response.reply, Reply::Defragmented(Err(reason)) if reason.contains("room")));
+        }
+        send(&mut link, 9, Command::Defragment);
+        embedded.turn(Time(1), 10);
+        assert_eq!(disk.borrow().defragmentations, 2, "the next one is one of its own");
+    }
+
+    #[test]
+    fn a_disk_that_runs_out_of_room_is_heard_before_the_next_put() {
+        let (mut embedded, mut link, disk) = stage();
+        disk.borrow_mut().is_short = true;
+        send(&mut link, 1, put());
+        while embedded.turn(Time(1), 10) {}
+        let refused = link.receive().map(|response| response.reply);
+        assert!(matches!(refused, Some(Reply::Answer(Err(Error::NoSpace)))), "{refused:?}");
+    }
+}
