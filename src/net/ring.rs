@@ -187,20 +187,15 @@ impl Future for Send {
 }
 
 /// Writes a buffer from `from` on to a place in a file. Gives the buffer back with how much of it was written.
-///
-/// With `durable` the answer comes once the bytes are on the medium (`RWF_DSYNC`): one operation instead of a write and a
-/// sync behind it, and one way through the kernel less.
 pub struct Write(Operation<(Rc<OwnedFd>, AlignedBuffer)>);
 
 impl Write {
     /// # Panics
     /// When `from` lies behind the end of the buffer.
-    pub fn submit(file: &Rc<OwnedFd>, buffer: AlignedBuffer, from: usize, offset: u64, durable: bool) -> Write {
+    pub fn submit(file: &Rc<OwnedFd>, buffer: AlignedBuffer, from: usize, offset: u64) -> Write {
         let bytes = &buffer[from..];
         let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-        let flags = if durable { RWF_DSYNC } else { 0 };
-        let entry = opcode::Write::new(types::Fd(file.as_raw_fd()), bytes.as_ptr(), length);
-        let entry = entry.offset(offset).rw_flags(flags).build();
+        let entry = opcode::Write::new(types::Fd(file.as_raw_fd()), bytes.as_ptr(), length).offset(offset).build();
         // SAFETY: the operation owns the buffer, whose heap memory does not move with it, and a share of the descriptor.
         Write(unsafe { submit((file.clone(), buffer), entry) })
     }
@@ -215,8 +210,28 @@ impl Future for Write {
     }
 }
 
-/// `RWF_DSYNC` of `linux/fs.h`.
-const RWF_DSYNC: i32 = 2;
+/// Makes what was written to a file durable, with the metadata that reading it back takes (`fdatasync`).
+///
+/// An operation of its own rather than a write with `RWF_DSYNC`: only so the answer says whether a write was refused or a
+/// sync failed, and the kernel finishes such a write on a worker bound to this CPU, which waits when the CPU is busy.
+pub struct SyncData(Operation<Rc<OwnedFd>>);
+
+impl SyncData {
+    pub fn submit(file: &Rc<OwnedFd>) -> SyncData {
+        let entry = opcode::Fsync::new(types::Fd(file.as_raw_fd())).flags(types::FsyncFlags::DATASYNC).build();
+        // SAFETY: the operation owns a share of the descriptor and names no memory.
+        SyncData(unsafe { submit(file.clone(), entry) })
+    }
+}
+
+impl Future for SyncData {
+    type Output = io::Result<()>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let (entry, _file) = ready!(Pin::new(&mut self.0).poll(context));
+        Poll::Ready(result(&entry).map(drop))
+    }
+}
 
 /// Bytes that start at a multiple of 4 KiB in memory, as direct writes want them. Its capacity is fixed.
 #[derive(Debug)]

@@ -6,7 +6,7 @@
 
 use crate::types::{Entry, Position};
 use crate::wal::disk::{Disk, DiskFile};
-use crate::wal::record::{self, BLOCK_BYTES, Look, SegmentHeader};
+use crate::wal::record::{self, BLOCK_BYTES, Frame, Look, SegmentHeader};
 use crate::wal::replay::{Flaw, Joiner, ReplayError, look, read_header};
 use crate::wal::segments::{segment_name, sequence_of};
 
@@ -40,15 +40,15 @@ pub struct Examined {
 /// # Errors
 /// When the directory itself cannot be read.
 pub fn examine<D: Disk>(disk: &D, on_finding: &mut dyn FnMut(Finding)) -> std::io::Result<Examined> {
-    let mut walk =
-        Walk { examined: Examined::default(), joiner: Joiner::new(Position(0), None), bad: None, on_finding };
+    let joiner = Joiner::new(Position(0), None);
+    let mut walk = Walk { examined: Examined::default(), joiner, bad: None, torn: None, on_finding };
     let mut before = None;
     for name in disk.names()?.into_iter().filter(|name| name.ends_with(".wal")) {
         let Some(sequence) = sequence_of(&name) else {
             walk.damage(ReplayError::Foreign { file: name });
             continue;
         };
-        if let Some(missing) = before.map(|before| before + 1).filter(|&next| next != sequence) {
+        if let Some(missing) = before.map(|before: u64| before.wrapping_add(1)).filter(|&next| next != sequence) {
             walk.damage(ReplayError::Missing { file: segment_name(missing) });
             walk.lose_chain();
         }
@@ -62,8 +62,10 @@ pub fn examine<D: Disk>(disk: &D, on_finding: &mut dyn FnMut(Finding)) -> std::i
 struct Walk<'a> {
     examined: Examined,
     joiner: Joiner,
-    /// Where no frame was good, until one follows or nothing does.
-    bad: Option<(String, u64, bool)>,
+    /// Where no frame was good, last, while none has followed.
+    bad: Option<(String, u64)>,
+    /// Where the remains of one lie, while none has followed.
+    torn: Option<(String, u64)>,
     on_finding: &'a mut dyn FnMut(Finding),
 }
 
@@ -105,72 +107,68 @@ impl Walk<'_> {
 
     fn frames(&mut self, name: &str, header: &SegmentHeader, bytes: &[u8]) {
         let mut offset = BLOCK_BYTES;
-        let mut has_frames = false;
         while offset < bytes.len() {
-            let frame = match look(bytes, header, offset) {
-                Look::Frame(frame) => frame,
-                other => {
-                    if self.bad.is_none() || has_frames {
-                        self.settle_bad_in_segment(name, has_frames);
-                        self.bad = Some((name.to_owned(), offset as u64, other == Look::BadBody));
-                    }
-                    // Good frames further on in this segment prove that one is missing here.
-                    let Some(next) = next_frame(bytes, header, offset) else { break };
-                    self.damage(ReplayError::Damage {
-                        file: name.to_owned(),
-                        offset: offset as u64,
-                        flaw: Flaw::Frame,
-                    });
-                    self.bad = None;
-                    self.lose_chain();
-                    offset = next;
+            let has_remains = match look(bytes, header, offset) {
+                Look::Frame(frame) => {
+                    self.frame(name, &frame, offset as u64);
+                    offset += frame.bytes;
                     continue;
                 }
+                other => other == Look::BadBody,
             };
-            has_frames = true;
-            self.frame(name, &frame, offset as u64);
-            offset += frame.bytes;
+            let place = (name.to_owned(), offset as u64);
+            let Some(next) = next_frame(bytes, header, offset) else {
+                if has_remains {
+                    self.torn.get_or_insert_with(|| place.clone());
+                }
+                self.bad = Some(place);
+                return;
+            };
+            // Frames further on in this segment prove that one is missing here.
+            self.bad = None;
+            self.lose_chain();
+            self.damage(ReplayError::Damage { file: place.0, offset: place.1, flaw: Flaw::Frame });
+            offset = next;
         }
     }
 
-    /// A second bad place in one walk over a segment replaces the first, which was reported when a frame followed it.
-    fn settle_bad_in_segment(&mut self, _name: &str, _has_frames: bool) {}
-
-    fn frame(&mut self, name: &str, frame: &record::Frame<'_>, offset: u64) {
+    fn frame(&mut self, name: &str, frame: &Frame<'_>, offset: u64) {
         self.examined.frames += 1;
         self.examined.bytes += frame.bytes as u64;
-        let on_finding = &mut *self.on_finding;
-        let examined = &mut self.examined;
-        let mut on_group = |position, entries| {
-            examined.first.get_or_insert(position);
-            examined.last = Some(position);
-            on_finding(Finding::Group { file: name.to_owned(), offset, position, entries });
-        };
-        let mut taken = self.joiner.take(frame, &mut on_group);
-        if taken == Err(Flaw::Chain) {
-            // Something is missing in front of it. It may still begin a group.
-            let amid_log = self.joiner.chain.is_some();
-            self.joiner = Joiner::new(Position(0), None);
+        let (bad, _) = (self.bad.take(), self.torn.take());
+        if self.joiner.chain.is_none() && !frame.header.begins_group {
+            // A piece whose beginning is gone: given up with its segment, or reported as damage already.
+            return;
+        }
+        let mut result = self.take(name, frame, offset);
+        if result == Err(Flaw::Chain) {
+            // Something is missing in front of it, but what it begins may be whole.
+            self.lose_chain();
             if frame.header.begins_group {
-                taken = self.joiner.take(frame, &mut on_group).and(if amid_log { Err(Flaw::Chain) } else { Ok(()) });
+                result = self.take(name, frame, offset).and(result);
             }
         }
-        let bad = self.bad.take();
-        if let Err(flaw) = taken {
-            let (file, offset) = match bad {
-                Some((file, offset, _)) if flaw == Flaw::Chain => (file, offset),
-                _ => (name.to_owned(), offset),
-            };
-            self.damage(ReplayError::Damage { file, offset, flaw });
+        let Err(flaw) = result else { return };
+        if flaw == Flaw::Content {
+            self.lose_chain();
         }
+        let (file, offset) = bad.filter(|_| flaw == Flaw::Chain).unwrap_or_else(|| (name.to_owned(), offset));
+        self.damage(ReplayError::Damage { file, offset, flaw });
     }
 
+    fn take(&mut self, name: &str, frame: &Frame<'_>, offset: u64) -> Result<(), Flaw> {
+        let examined = &mut self.examined;
+        self.joiner.take(frame, &mut |position, entries| {
+            examined.first.get_or_insert(position);
+            examined.last = Some(position);
+            (self.on_finding)(Finding::Group { file: name.to_owned(), offset, position, entries });
+        })
+    }
+
+    /// Pieces without an end are a torn record too, though each of them is good.
     fn end(&mut self) {
-        let is_amid_group = self.joiner.is_amid_group();
-        if let Some((file, offset, has_remains)) =
-            self.bad.take().filter(|(_, _, has_remains)| *has_remains || is_amid_group)
-        {
-            let _ = has_remains;
+        let unfinished = self.bad.take().filter(|_| self.joiner.is_amid_group());
+        if let Some((file, offset)) = self.torn.take().or(unfinished) {
             (self.on_finding)(Finding::TornTail { file, offset });
         }
     }

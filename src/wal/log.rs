@@ -33,8 +33,8 @@ pub trait Device {
     /// Writes a frame and makes it durable. Called only when nothing is in flight.
     fn submit(&mut self, segment: &Rc<Self::Segment>, offset: u64, frame: AlignedBuffer);
 
-    /// The result of what was submitted, once, with the buffer.
-    fn poll(&mut self) -> Option<(io::Result<()>, AlignedBuffer)>;
+    /// The result of what was submitted, once, with the buffer. It alone knows whether a write or a sync failed.
+    fn poll(&mut self) -> Option<(Result<(), LogFailure>, AlignedBuffer)>;
 }
 
 struct Group {
@@ -183,7 +183,7 @@ impl<D: Device> Log<D> {
         let _ = self.progress.send(progress);
     }
 
-    fn settle(&mut self, result: io::Result<()>, buffer: AlignedBuffer) {
+    fn settle(&mut self, result: Result<(), LogFailure>, buffer: AlignedBuffer) {
         let in_flight = self.in_flight.take().expect("the device answers what was submitted");
         if self.pending.is_empty() && buffer.capacity() > IDLE_BUFFER_BYTES_MAX {
             self.buffer = None;
@@ -192,8 +192,8 @@ impl<D: Device> Log<D> {
         }
         #[cfg(test)]
         let result = if self.planted.ignore_sync_error { Ok(()) } else { result };
-        if let Err(error) = result {
-            self.fail(error);
+        if let Err(failure) = result {
+            self.fail(failure);
             return;
         }
         self.chain = in_flight.crc;
@@ -206,17 +206,12 @@ impl<D: Device> Log<D> {
         }
     }
 
-    /// Only errors that say that nothing was taken leave the server up. Of every other one nobody knows what it left.
-    fn fail(&mut self, error: io::Error) {
+    fn fail(&mut self, failure: LogFailure) {
+        let (LogFailure::Refused(error) | LogFailure::Broken(error)) = &failure;
         self.pending.clear();
         self.pieces = None;
         self.refused = Some(error.kind());
-        self.failure = Some(match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::ReadOnlyFilesystem => {
-                LogFailure::Refused(error)
-            }
-            _ => LogFailure::Broken(error),
-        });
+        self.failure = Some(failure);
     }
 
     /// Sends out the next frame when there is something to write and a place for it.
@@ -261,7 +256,7 @@ impl<D: Device> Log<D> {
         let ready = match self.supply.next() {
             None => return,
             Some(Ok(ready)) => ready,
-            Some(Err(error)) => return self.fail(error),
+            Some(Err(error)) => return self.fail(LogFailure::Broken(error)),
         };
         let (header, segment) = (ready.header, Rc::new(ready.segment));
         let next = Current { header, segment, offset: record::BLOCK_BYTES as u64 };

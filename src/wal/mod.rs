@@ -32,6 +32,19 @@ pub enum LogFailure {
     Broken(io::Error),
 }
 
+impl LogFailure {
+    /// What a failed write means. A failed sync is always [`LogFailure::Broken`].
+    pub fn of_write(error: io::Error) -> LogFailure {
+        if is_refusal(&error) { LogFailure::Refused(error) } else { LogFailure::Broken(error) }
+    }
+}
+
+/// Whether a write failed for want of space or of permission, and so took nothing.
+fn is_refusal(error: &io::Error) -> bool {
+    use io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | ReadOnlyFilesystem)
+}
+
 impl fmt::Display for LogFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

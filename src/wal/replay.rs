@@ -322,8 +322,8 @@ impl<'a, D: Disk> Replay<'a, D> {
         let mut headers: Vec<SegmentHeader> = Vec::new();
         for name in self.disk.names().map_err(io)?.into_iter().filter(|name| name.ends_with(".wal")) {
             let Some(sequence) = sequence_of(&name) else { return Err(ReplayError::Foreign { file: name }) };
-            if let Some(before) = headers.last().filter(|before| before.sequence + 1 != sequence) {
-                return Err(ReplayError::Missing { file: segment_name(before.sequence + 1) });
+            if let Some(before) = headers.last().filter(|before| before.sequence.wrapping_add(1) != sequence) {
+                return Err(ReplayError::Missing { file: segment_name(before.sequence.wrapping_add(1)) });
             }
             let header = read_header(self.disk, &name)?;
             if header.cluster_id != self.cluster_id {
@@ -365,11 +365,12 @@ impl<'a, D: Disk> Replay<'a, D> {
         while let Look::Frame(frame) = look(bytes, header, offset) {
             let starts_late = frame.header.after > self.checkpointed
                 || (!frame.header.begins_group && frame.header.last > self.checkpointed);
-            if joiner.chain.is_none() && starts_late {
+            if joiner.chain.is_none() && starts_late && bad.is_none() {
                 let (after, checkpointed) = (frame.header.after, self.checkpointed);
                 return Err(ReplayError::Gap { file, after, checkpointed });
             }
-            if let Err(flaw) = joiner.take(&frame, on_group) {
+            let is_cut_off = joiner.chain.is_none() && bad.is_some();
+            if let Err(flaw) = if is_cut_off { Err(Flaw::Chain) } else { joiner.take(&frame, on_group) } {
                 // What it does not continue is where the frames before it ended.
                 return Err(match bad.take() {
                     Some(end) => ReplayError::Damage { file: end.file, offset: end.offset, flaw: Flaw::Frame },
@@ -440,7 +441,7 @@ impl<'a, D: Disk> Replay<'a, D> {
             closed: before.iter().filter_map(closed).collect(),
             current,
             prepared: prepared.iter().map(|segment| segment.header).collect(),
-            next_sequence: scanned.last().map_or(1, |segment| segment.header.sequence + 1),
+            next_sequence: scanned.last().map_or(1, |segment| segment.header.sequence.wrapping_add(1)),
             chain: joiner.chain.unwrap_or(0),
             last: joiner.last,
         }

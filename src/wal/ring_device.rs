@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use crate::net::ring::{self, AlignedBuffer};
+use crate::wal::LogFailure;
 use crate::wal::log::Device;
 
 /// Lives inside of [`ring::Ring::run`].
@@ -15,7 +16,7 @@ pub struct RingDevice {
     is_durable: bool,
 }
 
-type Done = (io::Result<()>, AlignedBuffer);
+type Done = (Result<(), LogFailure>, AlignedBuffer);
 
 impl RingDevice {
     /// `wake` is called when a frame is done, so that the thread looks at its log. Unless `is_durable`, frames are written
@@ -42,21 +43,24 @@ impl Device for RingDevice {
     }
 }
 
-/// Until all of it is written. A write that was cut short, as by a signal, goes on behind; each part is synced on its own.
+/// Writes until all of it is written, then syncs. A write that was cut short goes on behind.
 async fn write(segment: &Rc<OwnedFd>, offset: u64, mut frame: AlignedBuffer, is_durable: bool) -> Done {
     let mut written = 0;
     while written < frame.len() {
-        let (result, buffer) = ring::Write::submit(segment, frame, written, offset + written as u64, is_durable).await;
+        let (result, buffer) = ring::Write::submit(segment, frame, written, offset + written as u64).await;
         frame = buffer;
         match result {
-            Ok(0) => return (Err(io::ErrorKind::WriteZero.into()), frame),
+            Ok(0) => return (Err(LogFailure::Broken(io::ErrorKind::WriteZero.into())), frame),
             // A direct write can only go on at a whole block.
             Ok(bytes) => written = (written + bytes) / AlignedBuffer::ALIGNMENT * AlignedBuffer::ALIGNMENT,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return (Err(error), frame),
+            Err(error) => return (Err(LogFailure::of_write(error)), frame),
         }
     }
-    (Ok(()), frame)
+    if !is_durable {
+        return (Ok(()), frame);
+    }
+    (ring::SyncData::submit(segment).await.map_err(LogFailure::Broken), frame)
 }
 
 #[cfg(test)]
@@ -64,12 +68,12 @@ mod tests {
     use super::*;
     use crate::net::ring::{Doorbell, Ring};
     use crate::types::{Entry, Position};
+    use crate::wal::Progress;
     use crate::wal::disk::Disk;
     use crate::wal::file_disk::{FileDisk, random_salt};
     use crate::wal::log::Log;
     use crate::wal::replay::{Recovered, Replay};
     use crate::wal::segments;
-    use crate::wal::{LogFailure, Progress};
     use std::path::PathBuf;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicU64, Ordering};

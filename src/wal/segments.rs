@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use crate::types::Position;
 use crate::wal::disk::{DiskFile, SegmentDisk};
+use crate::wal::is_refusal;
 use crate::wal::record::{BLOCK_BYTES, SegmentHeader};
 
 /// The length of a segment: 16 MiB, some 0.1 s of the fastest log, so that what is held beyond need stays small.
@@ -185,6 +186,7 @@ pub struct Keeper<D: SegmentDisk> {
     shared: Arc<Shared>,
     checkpointed: Arc<AtomicU64>,
     salt: Box<dyn FnMut() -> u64 + Send>,
+    failure: Option<io::Error>,
     is_over: bool,
 }
 
@@ -240,6 +242,7 @@ pub fn open<D: SegmentDisk>(
         shared,
         checkpointed,
         salt,
+        failure: None,
         is_over: false,
     };
     Ok((keeper, supply))
@@ -251,24 +254,37 @@ impl<D: SegmentDisk> Keeper<D> {
         if self.is_over || self.ready.is_abandoned() {
             return Step::Over;
         }
+        if self.failure.is_some() {
+            return self.fail();
+        }
         match self.try_step() {
             Ok(step) => {
-                if step == Step::Prepared {
-                    self.shared.is_short_of_space.store(false, Ordering::Relaxed);
-                }
+                self.shared.is_short_of_space.store(false, Ordering::Relaxed);
                 step
             }
-            Err(error) if is_want_of_space(&error) => {
+            Err(error) if is_refusal(&error) => {
                 self.shared.is_short_of_space.store(true, Ordering::Relaxed);
                 Step::ShortOfSpace
             }
             Err(error) => {
-                // The log ends the process over it. The queue has a place: nothing is prepared without one, and when
-                // only giving up failed, the error waits until the log takes what is ready.
-                self.is_over = self.ready.push(Err(error)).is_ok();
-                if self.is_over { Step::Prepared } else { Step::Idle }
+                self.failure = Some(error);
+                self.fail()
             }
         }
+    }
+
+    /// The log ends the process over the error, as soon as it asks for a segment. Until then nothing is touched.
+    fn fail(&mut self) -> Step {
+        let Some(error) = self.failure.take_if(|_| self.ready.slots() > 0) else { return Step::Idle };
+        let pushed = self.ready.push(Err(error));
+        assert!(pushed.is_ok(), "only this side fills the slot");
+        self.is_over = true;
+        Step::Prepared
+    }
+
+    fn sync_names(&self) -> io::Result<()> {
+        // Whatever the reason, nobody knows what a failed sync left. Want of space would be tried again.
+        self.disk.sync_names().map_err(io::Error::other)
     }
 
     fn try_step(&mut self) -> io::Result<Step> {
@@ -303,7 +319,7 @@ impl<D: SegmentDisk> Keeper<D> {
             self.disk.remove(&name)?;
         }
         self.closed.pop_front();
-        self.disk.sync_names()
+        self.sync_names()
     }
 
     fn new_spare_name(&mut self) -> String {
@@ -332,7 +348,7 @@ impl<D: SegmentDisk> Keeper<D> {
         self.spares.pop();
         // The name is in use from here on, whatever becomes of the sync.
         self.next_sequence += 1;
-        self.disk.sync_names()?;
+        self.sync_names()?;
         self.prepared.push_back(header);
         Ok(header)
     }
@@ -353,11 +369,6 @@ fn fill<F: DiskFile>(file: &F, bytes: u64) -> io::Result<()> {
         offset += length;
     }
     file.sync_data()
-}
-
-fn is_want_of_space(error: &io::Error) -> bool {
-    use io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
-    matches!(error.kind(), StorageFull | QuotaExceeded | ReadOnlyFilesystem)
 }
 
 /// Wakes the thread, so that it looks at the checkpoint now.
@@ -395,4 +406,38 @@ pub fn spawn<D: SegmentDisk>(mut keeper: Keeper<D>, wake: Box<dyn Fn() + Send>) 
     };
     std::thread::Builder::new().name("wal segments".to_owned()).spawn(run)?;
     Ok(SegmentsHandle(shared))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_segment_goes_once_all_of_it_is_in_the_checkpoint_and_none_goes_before_an_older_one() {
+        let closed = |lasts: &[u64]| -> VecDeque<Closed> {
+            let lasts = lasts.iter().enumerate();
+            lasts.map(|(sequence, &last)| Closed { sequence: sequence as u64, last: Position(last) }).collect()
+        };
+        for (lasts, checkpointed, gone) in [
+            (&[][..], 9, 0),
+            (&[4, 9, 12], 3, 0),
+            (&[4, 9, 12], 4, 1),
+            (&[4, 9, 12], 11, 2),
+            (&[4, 9, 12], 12, 3),
+            // One group fills several segments.
+            (&[9, 9, 12], 9, 2),
+        ] {
+            assert_eq!(given_up(&closed(lasts), Position(checkpointed)), gone, "{lasts:?} at {checkpointed}");
+        }
+    }
+
+    #[test]
+    fn the_name_of_a_segment_says_its_sequence_and_no_other_name_does() {
+        assert_eq!(segment_name(0x1f), "000000000000001f.wal");
+        assert_eq!(sequence_of("000000000000001f.wal"), Some(0x1f));
+        for other in ["000000000000001F.wal", "1f.wal", "+00000000000001f.wal", "000000000000001f.spare"] {
+            assert_eq!(sequence_of(other), None, "{other}");
+        }
+        assert!(is_spare(&spare_name(7)) && !is_spare("lost+found"));
+    }
 }
