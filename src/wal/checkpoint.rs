@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use redb::{Builder, Database, ReadableDatabase, StorageBackend, StorageError, TableDefinition};
 
-use crate::types::{Alarm, Batch, ChangeId, Entry, Position, Revision, Row};
+use crate::types::{Batch, ChangeId, Entry, Position, Revision, Row};
 
 use super::checkpoint_rows::{FORMAT_VERSION, Meta, decode_row, encode_row, is_whole, stored_crc};
 use super::disk::{Disk, DiskFile};
@@ -310,7 +310,7 @@ impl<D: Disk> Checkpoint<D> {
         let mut meta = self.meta.clone();
         meta.position = gathered.position.unwrap_or(meta.position);
         for entry in &gathered.entries {
-            note(&mut meta, entry);
+            meta.note(entry);
         }
         match self.write(gathered, meta, forget) {
             Ok(()) => {
@@ -469,22 +469,6 @@ impl<D: Disk> Checkpoint<D> {
         // A compaction leaves a file that a crash would have repaired in full; a commit makes the next start quick again.
         let meta = self.meta.clone();
         self.write(&mut Gathered::default(), meta, false)
-    }
-}
-
-fn note(meta: &mut Meta, entry: &Entry) {
-    match entry {
-        Entry::Batch(batch) => meta.revision = batch.revision,
-        Entry::Compaction(revision) => meta.compacted = Some(*revision),
-        Entry::Alarm { alarm, active } => {
-            meta.alarms.retain(|other| other != alarm);
-            if *active {
-                meta.alarms.push(*alarm);
-                meta.alarms.sort_unstable_by_key(|alarm: &Alarm| (alarm.member, alarm.kind as u8));
-            }
-        }
-        Entry::Start { term } => meta.term = *term,
-        Entry::Stop => {}
     }
 }
 

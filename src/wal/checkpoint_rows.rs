@@ -18,7 +18,7 @@
 
 use bytes::Bytes;
 
-use crate::types::{Alarm, AlarmKind, Change, ChangeId, KeyValue, LeaseId, Position, Revision, Row, Time};
+use crate::types::{Alarm, AlarmKind, Change, ChangeId, Entry, KeyValue, LeaseId, Position, Revision, Row, Time};
 
 pub const FORMAT_VERSION: u32 = 1;
 
@@ -59,6 +59,23 @@ impl Meta {
             alarms: Vec::new(),
             rows: 0,
             sum: 0,
+        }
+    }
+
+    /// What an entry of the log changes in it.
+    pub fn note(&mut self, entry: &Entry) {
+        match entry {
+            Entry::Batch(batch) => self.revision = batch.revision,
+            Entry::Compaction(revision) => self.compacted = Some(*revision),
+            Entry::Alarm { alarm, active } => {
+                self.alarms.retain(|other| other != alarm);
+                if *active {
+                    self.alarms.push(*alarm);
+                    self.alarms.sort_unstable_by_key(|alarm| (alarm.member, alarm.kind as u8));
+                }
+            }
+            Entry::Start { term } => self.term = *term,
+            Entry::Stop => {}
         }
     }
 

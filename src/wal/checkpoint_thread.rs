@@ -91,18 +91,16 @@ struct Scrub {
 }
 
 impl<D: Disk> Mover<D> {
-    /// `superseded` are rows that recovery found and nothing needs.
+    /// `gathered` is what recovery found behind the checkpoint, and rows that nothing needs.
     pub fn new(
         disk: Arc<D>,
         checkpoint: Checkpoint<D>,
-        superseded: Vec<ChangeId>,
+        gathered: Gathered,
         progress: Receiver<Progress>,
         now: Instant,
     ) -> Mover<D> {
         let checkpointed = Checkpointed::default();
         checkpointed.position.store(checkpoint.meta().position.0, Ordering::Release);
-        let mut gathered = Gathered::default();
-        gathered.remove(superseded);
         let mut mover = Mover {
             disk,
             checkpoint,

@@ -14,28 +14,21 @@ fn entry(random: &mut Random) -> Entry {
         3 => Entry::Stop,
         _ => {
             let revision = Revision(random.below(1 << 40) as i64);
-            let changes = (0..random.below(4) as u32).map(|sub| change(random, ChangeId { revision, sub })).collect();
+            let changes = (0..random.below(4)).map(|sub| change(random, revision, sub as u32)).collect();
             Entry::Batch(Arc::new(Batch { revision, time: Time(random.next()), changes }))
         }
     }
 }
 
-fn change(random: &mut Random, id: ChangeId) -> Change {
+fn change(random: &mut Random, revision: Revision, sub: u32) -> Change {
     let mut text = |lengths: &[usize]| -> Vec<u8> { (0..*random.pick(lengths)).map(|_| random.next() as u8).collect() };
     let (key, value) = (text(&[1, 16, 127, 128]), text(&[0, 1, 300, 5_000]));
     if random.one_in(3) {
         return Change::Delete { key: key.into(), previous: None };
     }
     let lease = LeaseId(random.next() as i64);
-    let kv = KeyValue::new(
-        &key,
-        &value,
-        Revision(random.below(99) as i64),
-        id.revision,
-        id.sub,
-        random.below(99) as i64,
-        lease,
-    );
+    let (create, version) = (Revision(random.below(99) as i64), random.below(99) as i64);
+    let kv = KeyValue::new(&key, &value, create, revision, sub, version, lease);
     Change::Put { kv, previous: None }
 }
 

@@ -1,0 +1,121 @@
+//! The small text file that makes a directory ours: `DATA/tarsier`.
+//!
+//! ```text
+//! tarsier data directory
+//! format 1
+//! cluster cdf818194e3a8c32
+//! member 8e9e05c52164694d
+//! checksum 1b2c3d4e
+//! ```
+//!
+//! The checksum is the CRC32C of the lines above it. The file is written beside its name, synced and renamed, before
+//! anything else is put into the directory.
+
+use std::io;
+
+use super::disk::{Disk, DiskFile};
+
+pub const FILE_NAME: &str = "tarsier";
+pub const NEW_FILE_NAME: &str = "tarsier.new";
+pub const FORMAT_VERSION: u32 = 1;
+
+const TITLE: &str = "tarsier data directory";
+/// No version of this file will be longer.
+const BYTES_MAX: u64 = 4_096;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Identity {
+    pub cluster_id: u64,
+    pub member_id: u64,
+}
+
+#[derive(Debug)]
+pub enum IdentityError {
+    Io(io::Error),
+    Damaged,
+    Version(u32),
+}
+
+impl Identity {
+    pub fn encode(&self) -> String {
+        let Identity { cluster_id, member_id } = self;
+        let lines = format!("{TITLE}\nformat {FORMAT_VERSION}\ncluster {cluster_id:016x}\nmember {member_id:016x}\n");
+        format!("{lines}checksum {:08x}\n", crc32c::crc32c(lines.as_bytes()))
+    }
+
+    /// # Errors
+    /// When the text is not what was written, or of another version.
+    pub fn decode(text: &str) -> Result<Identity, IdentityError> {
+        let decoded = (|| {
+            let (lines, checksum) = text.split_at(text.rfind("checksum ")?);
+            let checksum = checksum.strip_prefix("checksum ")?.strip_suffix('\n')?;
+            if u32::from_str_radix(checksum, 16).ok()? != crc32c::crc32c(lines.as_bytes()) || checksum.len() != 8 {
+                return None;
+            }
+            let mut lines = lines.lines();
+            if lines.next()? != TITLE {
+                return None;
+            }
+            let version: u32 = lines.next()?.strip_prefix("format ")?.parse().ok()?;
+            if version != FORMAT_VERSION {
+                return Some(Err(IdentityError::Version(version)));
+            }
+            let cluster_id = u64::from_str_radix(lines.next()?.strip_prefix("cluster ")?, 16).ok()?;
+            let member_id = u64::from_str_radix(lines.next()?.strip_prefix("member ")?, 16).ok()?;
+            Some(Ok(Identity { cluster_id, member_id }))
+        })();
+        decoded.unwrap_or(Err(IdentityError::Damaged))
+    }
+
+    /// # Errors
+    /// When it cannot be read or is not whole.
+    pub fn read<D: Disk>(disk: &D) -> Result<Identity, IdentityError> {
+        let file = disk.open(FILE_NAME).map_err(IdentityError::Io)?;
+        let length = file.len().map_err(IdentityError::Io)?;
+        let mut bytes = vec![0; length.min(BYTES_MAX) as usize];
+        file.read_at(0, &mut bytes).map_err(IdentityError::Io)?;
+        Identity::decode(std::str::from_utf8(&bytes).map_err(|_| IdentityError::Damaged)?)
+    }
+
+    /// Makes the file, whole or not at all.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn write<D: Disk>(&self, disk: &D) -> io::Result<()> {
+        if disk.names()?.iter().any(|name| name == NEW_FILE_NAME) {
+            disk.remove(NEW_FILE_NAME)?;
+        }
+        let file = disk.create(NEW_FILE_NAME)?;
+        file.write_at(0, self.encode().as_bytes())?;
+        file.sync_data()?;
+        disk.rename(NEW_FILE_NAME, FILE_NAME)?;
+        disk.sync_names()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_identity_comes_back_and_a_flipped_bit_is_found() {
+        let identity = Identity { cluster_id: 0xcdf8_1819_4e3a_8c32, member_id: 7 };
+        let text = identity.encode();
+        assert_eq!(Identity::decode(&text).unwrap(), identity);
+        for bit in 0..text.len() * 8 {
+            let mut bytes = text.clone().into_bytes();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            let Ok(flipped) = String::from_utf8(bytes) else { continue };
+            let decoded = Identity::decode(&flipped);
+            // A letter of the checksum in capitals is the same number.
+            assert!(decoded.is_err() || flipped.eq_ignore_ascii_case(&text), "{flipped}");
+        }
+    }
+
+    #[test]
+    fn another_format_is_named() {
+        let lines = format!("{TITLE}\nformat 2\nsomething new\n");
+        let text = format!("{lines}checksum {:08x}\n", crc32c::crc32c(lines.as_bytes()));
+        assert!(matches!(Identity::decode(&text), Err(IdentityError::Version(2))));
+    }
+}

@@ -1,0 +1,332 @@
+//! From a data directory to a store that may be served: the order in which files are made, checked, read and joined.
+//!
+//! ```text
+//! DATA/tarsier           format and ids; made first
+//! DATA/lock              held by the process that uses the directory
+//! DATA/checkpoint.redb   rows up to a position of the log; made second
+//! DATA/wal/*.wal         the log; may lie elsewhere
+//! DATA/reserve           space for a full disk
+//! ```
+//!
+//! All of it happens before any shard starts, and it blocks. What is wrong ends the start in one line that says what to do;
+//! nothing is ever cured by leaving something out. Nothing is written before the directory is known to be ours or empty.
+
+use std::fmt;
+use std::fs::{DirBuilder, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::fs::FlockOperation;
+
+use crate::shard::clock;
+use crate::types::{ChangeId, Entry, Position, Row};
+
+use super::checkpoint::{self, Checkpoint, CheckpointError, Gathered};
+use super::checkpoint_rows::Meta;
+use super::checkpoint_thread::RESERVE_NAME;
+use super::disk::Disk;
+use super::file_disk::FileDisk;
+use super::identity::{self, Identity, IdentityError};
+use super::replay::{Replay, TornTail};
+use super::segments::{Resume, SEGMENT_BLOCKS};
+
+const LOCK_NAME: &str = "lock";
+const WAL_NAME: &str = "wal";
+/// The folder in which etcd keeps everything.
+const ETCD_NAME: &str = "member";
+/// What may lie in a directory that is still to become ours: what a start that was cut short leaves, and what a new file
+/// system has.
+const EMPTY_NAMES: [&str; 3] = [LOCK_NAME, identity::NEW_FILE_NAME, "lost+found"];
+
+const TELL_EVERY: Duration = Duration::from_secs(1);
+
+/// Why there is no start: one line that says what to do.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Refused(pub String);
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl From<CheckpointError> for Refused {
+    fn from(error: CheckpointError) -> Refused {
+        let advice = match &error {
+            CheckpointError::Full(_) => "free some space and start again",
+            CheckpointError::Disk(_) => "nothing was changed, so cure the disk and start again",
+            CheckpointError::Damaged(_) => "look with tarsier check, and keep what is whole with tarsier salvage",
+            CheckpointError::Version(_) => "start the version that wrote it",
+        };
+        Refused(format!("{error}; {advice}"))
+    }
+}
+
+/// Whoever builds the store from what is found. An error of its own is what contradicts in it, in words.
+pub trait Rebuild {
+    fn begin(&mut self, meta: &Meta);
+    /// The rows of the checkpoint, in order.
+    ///
+    /// # Errors
+    /// When the row cannot follow those before it.
+    fn row(&mut self, row: Row) -> Result<(), String>;
+    /// All rows were shown. Gives back those that nothing needs.
+    ///
+    /// # Errors
+    /// When rows are missing.
+    fn end_rows(&mut self) -> Result<Vec<ChangeId>, String>;
+    /// The entries of the log behind the checkpoint, in order. Batches come without previous states.
+    ///
+    /// # Errors
+    /// When the entry cannot follow those before it.
+    fn entry(&mut self, entry: &Entry) -> Result<(), String>;
+}
+
+/// How far it is, told once a second.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stage {
+    /// Rows of the checkpoint.
+    Rows { done: u64, total: u64, seconds_left: u64 },
+    /// Bytes of the log.
+    Log { done: u64, total: u64, seconds_left: u64 },
+}
+
+/// A directory that is ours, and locked for as long as this lives.
+#[derive(Debug)]
+pub struct Claimed {
+    pub data: Arc<FileDisk>,
+    pub wal: Arc<FileDisk>,
+    pub identity: Identity,
+    path: PathBuf,
+    _lock: File,
+}
+
+/// What a start goes on with.
+#[derive(Debug)]
+pub struct Recovered {
+    pub claimed: Claimed,
+    pub checkpoint: Checkpoint<FileDisk>,
+    /// For the checkpoint thread: groups that the log has and the checkpoint lacks, and rows that nothing needs.
+    pub gathered: Gathered,
+    /// What is true now: revision, compaction, term of the last start, alarms, and the last position of the log.
+    pub meta: Meta,
+    /// Where the log goes on.
+    pub resume: Resume,
+    pub torn: Option<TornTail>,
+}
+
+/// Makes the directory ours, or finds that it is. `new_identity` is asked when it is empty.
+///
+/// # Errors
+/// When it is another program's, another process's, damaged, or of another version.
+pub fn claim(data: &Path, wal: Option<&Path>, new_identity: impl FnOnce() -> Identity) -> Result<Claimed, Refused> {
+    make_directory(data)?;
+    let disk = FileDisk::open(data).map_err(|error| cannot("open", data, &error))?;
+    let names = disk.names().map_err(|error| cannot("read", data, &error))?;
+    let shown = data.display();
+    let has = |name: &str| names.iter().any(|other| other == name);
+    if has(ETCD_NAME) && !has(identity::FILE_NAME) {
+        return Err(Refused(format!(
+            "{shown} is a data directory of etcd itself: name another with --data-dir; etcdctl and a client copy the keys"
+        )));
+    }
+    if !has(identity::FILE_NAME)
+        && let Some(foreign) = names.iter().find(|name| !EMPTY_NAMES.contains(&&***name))
+    {
+        let advice = if [checkpoint::FILE_NAME, WAL_NAME].contains(&&**foreign) {
+            format!("the file {} is missing in {shown}: put it back", identity::FILE_NAME)
+        } else {
+            format!("{shown} holds {foreign}, which is not tarsier's: name an empty directory with --data-dir")
+        };
+        return Err(Refused(advice));
+    }
+    let lock = lock(data)?;
+    let identity = if has(identity::FILE_NAME) {
+        Identity::read(&disk).map_err(|error| identity_refused(data, &error))?
+    } else {
+        let identity = new_identity();
+        identity.write(&disk).map_err(|error| cannot("write to", data, &error))?;
+        identity
+    };
+    let wal = wal.map_or_else(|| data.join(WAL_NAME), Path::to_owned);
+    make_directory(&wal)?;
+    let wal = FileDisk::open(&wal).map_err(|error| cannot("open", &wal, &error))?;
+    Ok(Claimed { data: Arc::new(disk), wal: Arc::new(wal), identity, path: data.to_owned(), _lock: lock })
+}
+
+fn cannot(what: &str, path: &Path, error: &io::Error) -> Refused {
+    Refused(format!(
+        "cannot {what} {}: {error}; let the user of this process do so, or name another path",
+        path.display()
+    ))
+}
+
+fn identity_refused(data: &Path, error: &IdentityError) -> Refused {
+    let path = data.join(identity::FILE_NAME);
+    match error {
+        IdentityError::Io(error) => cannot("read", &path, error),
+        IdentityError::Damaged => Refused(format!(
+            "{} is damaged: put it back from a copy, or keep the rest with tarsier salvage",
+            path.display()
+        )),
+        IdentityError::Version(version) => Refused(format!(
+            "{} has format {version} and this tarsier reads {}: start the version that wrote it",
+            path.display(),
+            identity::FORMAT_VERSION
+        )),
+    }
+}
+
+/// A directory of one's own is for its owner alone, as etcd makes it. Its name is durable before anything is in it.
+fn make_directory(path: &Path) -> Result<(), Refused> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|error| cannot("make", path, &error))?;
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(parent).and_then(|parent| parent.sync_all()).map_err(|error| cannot("sync", parent, &error))
+}
+
+fn lock(data: &Path) -> Result<File, Refused> {
+    let path = data.join(LOCK_NAME);
+    let file = File::options().read(true).write(true).create(true).truncate(false).open(&path);
+    let file = file.map_err(|error| cannot("write to", &path, &error))?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(Refused(format!(
+            "another process uses {}: stop it, or name another directory with --data-dir",
+            data.display()
+        ))),
+        Err(error) => Err(cannot("lock", &path, &error.into())),
+    }
+}
+
+/// Reads everything and builds the store through `rebuild`.
+///
+/// # Errors
+/// When anything is missing, damaged, or cannot be read.
+pub fn recover(
+    claimed: Claimed,
+    rebuild: &mut impl Rebuild,
+    on_stage: &mut dyn FnMut(Stage),
+) -> Result<Recovered, Refused> {
+    let checkpoint = open_checkpoint(&claimed)?;
+    let mut meta = checkpoint.meta().clone();
+    let mut gathered = Gathered::default();
+    rebuild.begin(&meta);
+    gathered.remove(load(&checkpoint, rebuild, on_stage)?);
+
+    let mut refused = None;
+    let replay = Replay::new(&*claimed.wal, claimed.identity.cluster_id, meta.position, SEGMENT_BLOCKS);
+    let mut teller = Teller::new();
+    let replayed = replay.run(
+        &mut |position, entries| {
+            if refused.is_none() {
+                refused = take_group(&mut meta, rebuild, position, &entries).err();
+                gathered.add(position, entries);
+            }
+        },
+        &mut |done, total| {
+            teller.tell(done, total, &mut |seconds_left| on_stage(Stage::Log { done, total, seconds_left }));
+        },
+    );
+    let replayed = replayed.map_err(|error| Refused(error.to_string()))?;
+    if let Some(what) = refused {
+        return Err(Refused(format!(
+            "the log does not continue the checkpoint: {what}; keep what is whole with tarsier salvage"
+        )));
+    }
+    meta.position = meta.position.max(replayed.last);
+    Ok(Recovered { claimed, checkpoint, gathered, meta, resume: replayed.resume, torn: replayed.torn })
+}
+
+fn take_group(
+    meta: &mut Meta,
+    rebuild: &mut impl Rebuild,
+    position: Position,
+    entries: &[Entry],
+) -> Result<(), String> {
+    for entry in entries {
+        rebuild.entry(entry).map_err(|what| format!("group {}: {what}", position.0))?;
+        meta.note(entry);
+    }
+    meta.position = position;
+    Ok(())
+}
+
+fn open_checkpoint(claimed: &Claimed) -> Result<Checkpoint<FileDisk>, Refused> {
+    let names = claimed.data.names().map_err(|error| cannot("read", &claimed.path, &error))?;
+    if names.iter().any(|name| name == checkpoint::FILE_NAME) {
+        let opened = match Checkpoint::open(claimed.data.clone()) {
+            // A full disk must not keep a server down that has a reserve for this.
+            Err(CheckpointError::Full(_)) if claimed.data.remove(RESERVE_NAME).is_ok() => {
+                Checkpoint::open(claimed.data.clone())?
+            }
+            opened => opened?,
+        };
+        let Identity { cluster_id, member_id } = claimed.identity;
+        if (opened.meta().cluster_id, opened.meta().member_id) != (cluster_id, member_id) {
+            return Err(Refused(format!(
+                "{} in {} belongs to another data directory: put the one back that belongs here",
+                checkpoint::FILE_NAME,
+                claimed.path.display()
+            )));
+        }
+        return Ok(opened);
+    }
+    let segments = claimed.wal.names().map_err(|error| cannot("read the log beside", &claimed.path, &error))?;
+    if segments.iter().any(|name| name.ends_with(".wal")) {
+        return Err(Refused(format!(
+            "{} is missing in {} and there is a log: put it back, or keep what is whole with tarsier salvage",
+            checkpoint::FILE_NAME,
+            claimed.path.display()
+        )));
+    }
+    let meta = Meta::new(claimed.identity.cluster_id, claimed.identity.member_id);
+    Ok(Checkpoint::create(claimed.data.clone(), meta)?)
+}
+
+fn load(
+    checkpoint: &Checkpoint<FileDisk>,
+    rebuild: &mut impl Rebuild,
+    on_stage: &mut dyn FnMut(Stage),
+) -> Result<Vec<ChangeId>, Refused> {
+    let damaged = |what| Refused::from(CheckpointError::Damaged(what));
+    let (mut done, total) = (0, checkpoint.meta().rows);
+    let mut teller = Teller::new();
+    checkpoint.load(|row| {
+        done += 1;
+        // The clock is looked at now and then: a row takes less than a look.
+        if done % 4_096 == 0 {
+            teller.tell(done, total, &mut |seconds_left| on_stage(Stage::Rows { done, total, seconds_left }));
+        }
+        rebuild.row(row).map_err(damaged)
+    })?;
+    rebuild.end_rows().map_err(damaged)
+}
+
+/// Tells once a second, and guesses how long it takes yet.
+struct Teller {
+    start: Instant,
+    told: Instant,
+}
+
+impl Teller {
+    fn new() -> Teller {
+        let now = clock::now();
+        Teller { start: now, told: now }
+    }
+
+    fn tell(&mut self, done: u64, total: u64, told: &mut dyn FnMut(u64)) {
+        let now = clock::now();
+        if now < self.told + TELL_EVERY || done == 0 {
+            return;
+        }
+        self.told = now;
+        let left = (now - self.start).as_secs_f64() * total.saturating_sub(done) as f64 / done as f64;
+        told(left.ceil() as u64);
+    }
+}
