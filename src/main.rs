@@ -69,7 +69,6 @@ fn print_start(config: &Config, warnings: &[Warning]) {
         listen = addresses.join(","),
         "starting tarsier"
     );
-    tracing::warn!("state is in memory only and is lost when the process ends: durability is not built yet");
     for Warning { what, why } in warnings {
         tracing::warn!(setting = what, reason = why, "setting has no effect");
     }

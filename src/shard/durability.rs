@@ -31,12 +31,14 @@ pub trait Durability {
 }
 
 /// State in memory only: what is applied is as durable as it will get.
+#[cfg(test)]
 #[derive(Default)]
 pub struct InMemory {
     appended: Option<Position>,
     defragmented: bool,
 }
 
+#[cfg(test)]
 impl Durability for InMemory {
     fn append(&mut self, position: Position, _entries: &[Entry]) {
         self.appended = Some(position);

@@ -106,6 +106,11 @@ impl Embedded {
         }
     }
 
+    /// A defragmentation is under way on another thread, which does not say when it ends.
+    pub fn is_defragmenting(&self) -> bool {
+        self.defragmenting.is_running
+    }
+
     /// Publishes what became durable. Replies leave only behind it.
     fn release(&mut self) {
         while let Some(completed) = self.durability.completed() {

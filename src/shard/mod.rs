@@ -21,6 +21,7 @@ pub mod memory;
 pub mod mesh;
 mod progress;
 mod start;
+mod storage;
 pub mod writer;
 
 pub use start::run;
@@ -349,6 +350,9 @@ impl Shard {
             && let Some(revision) = auto_compact.look(time, core.intake.committed())
         {
             self.send(core, COMPACTION_TOKEN, Command::Write(Write::Compact(revision)));
+        }
+        if core.embedded.as_ref().is_some_and(Embedded::is_defragmenting) {
+            self.wake();
         }
         self.give_memory_back(self.account(core).sum());
         core.progress.until_next(time).min(HOUSEKEEPING_INTERVAL)
