@@ -88,7 +88,7 @@ fn many_clients(scene: &'static str, work: Work, scale: &Scale) -> ClosedLoop {
 /// Puts to a million keys by many clients and by one, and what they write to the device. The warm-up is as long as the
 /// window, so that what a server does later for what it has answered is under way.
 pub async fn durable_put(server: &mut Server, scale: &Scale) -> Result<Measured> {
-    let disk = Some(Disk::under(&server.data())?);
+    let disk = Some(server.disk()?);
     let work = Work::Put { keys: 1_000_000, key_bytes: 32, value_bytes: VALUE_BYTES };
     let warm_up = scale.warm_up + scale.window;
     let scene = "put to 1M keys, 1,000 clients over 100 connections, 256 B";

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use crate::caller::{self, Caller};
+use crate::disk::Disk;
 use crate::fault::{Fault, Result};
 use crate::process::Process;
 
@@ -154,6 +155,11 @@ impl Server {
     /// Its data directory, which lasts over restarts.
     pub fn data(&self) -> PathBuf {
         self.directory.path.join(DATA)
+    }
+
+    /// The device that its data lies on.
+    pub fn disk(&self) -> Result<Disk> {
+        Disk::under(&self.directory.path)
     }
 
     /// Ends it as a crash would.

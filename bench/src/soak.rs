@@ -105,7 +105,11 @@ async fn many(
         if outcome.is_err() {
             let log = trial.server.log();
             let lines: Vec<&str> = log.lines().collect();
-            eprintln!("the server's last words:\n{}", lines[lines.len().saturating_sub(20)..].join("\n"));
+            eprintln!(
+                "seed {seed}: {}; the server's last words:\n{}",
+                trial.figures,
+                lines[lines.len().saturating_sub(20)..].join("\n")
+            );
         }
         outcome.map_err(broken)?;
         done += stops_max;
