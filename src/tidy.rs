@@ -22,8 +22,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("metrics", &["types"]),
     ("backend", &["auth", "lease", "store", "types", "watch"]),
     ("config", &["types"]),
-    ("wal", &["net::ring", "shard::clock", "types"]),
     ("net", &["backend", "grpc", "shard::clock", "types"]),
+    ("wal", &["net::ring", "shard::clock", "types"]),
     // Of the connection's edge, a service knows the words for a call and for what it sends, and nothing that moves
     // bytes.
     (
