@@ -65,6 +65,9 @@ pub struct Config {
     pub keepalive_ping: Option<KeepalivePing>,
     /// `--watch-progress-notify-interval`: default 10 min, at least 100 ms, as in etcd.
     pub watch_progress_interval: Duration,
+    /// `--idle-buffers`: `give-back` (the default) returns what a silent connection's buffers hold in memory, half of what
+    /// such a connection costs; `keep` is the way back should that ever be suspected of harm.
+    pub idle_buffers_are_kept: bool,
     /// `--shards`: event-loop threads; `None` means one for each usable core.
     pub shards: Option<NonZeroUsize>,
     /// `--history-limit`: bytes of recent changes in memory, default 64 MiB. Watches within it catch up without asking
@@ -221,6 +224,11 @@ fn config(source: &Source) -> Result<Config, ConfigError> {
             Duration::ZERO => PROGRESS_INTERVAL_DEFAULT,
             interval => interval.max(PROGRESS_INTERVAL_MIN),
         },
+        idle_buffers_are_kept: read(source, "idle-buffers", |text| match text {
+            "give-back" => Ok(false),
+            "keep" => Ok(true),
+            _ => Err("expected give-back or keep"),
+        })?,
         shards: NonZeroUsize::new(number(source, "shards", 0, SHARDS_MAX)? as usize),
         history_bytes_max: number(source, "history-limit", HISTORY_BYTES_MIN, i64::MAX as u64)? as usize,
         log: log(source)?,

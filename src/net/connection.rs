@@ -29,7 +29,7 @@ use super::ready::Due;
 use super::ring::Nop;
 use super::server::{Drain, Server};
 use super::stream::{Broken, Look, Row, Surroundings};
-use super::{CallHead, CallId, CallKind};
+use super::{CallHead, CallId, CallKind, IdleBuffers};
 use crate::backend::Caller;
 use crate::grpc::head::{Head, Refusal};
 use crate::grpc::status::{Code, Status};
@@ -57,6 +57,7 @@ pub struct Connection {
     rows_high_water: usize,
     deadlines: BTreeSet<(Instant, u32)>,
     liveness: Liveness,
+    quiet: Quiet,
     /// The time at which the shard's timers wake this connection.
     alarm: Option<Instant>,
     /// What this connection does about the end of the server; `None` until then.
@@ -82,6 +83,18 @@ struct Liveness {
     pings: Option<PingPong>,
 }
 
+/// What is to be done about h2's buffers once nothing happens any more.
+#[derive(Default)]
+struct Quiet {
+    /// When the next look at the traffic is due. It is set by the first traffic after a silence, and not moved by more.
+    at: Option<Instant>,
+    /// The traffic at that time.
+    traffic: u64,
+    /// The silence was long enough, and this turn is for the buffers.
+    is_due: bool,
+    have_given_back: bool,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum LivenessStep {
     CutHandshake,
@@ -104,6 +117,7 @@ impl Connection {
             rows_high_water: 0,
             deadlines: BTreeSet::new(),
             liveness: Liveness { at, step: LivenessStep::CutHandshake, bytes_in: 0, pings: None },
+            quiet: Quiet::default(),
             alarm: None,
             drain_until: None,
             pause: None,
@@ -115,6 +129,7 @@ impl Connection {
         if matches!(self.state, State::Closing) {
             return self.wire.poll_close(context);
         }
+        self.wire.begin_turn();
         self.look_at_the_time();
         if let Some(pause) = &mut self.pause {
             if Pin::new(pause).poll(context).is_pending() {
@@ -131,6 +146,7 @@ impl Connection {
             self.look_at_due_streams();
             if !self.has_more() {
                 self.wire.send(context);
+                self.rest();
                 self.set_alarm();
                 return Poll::Pending;
             }
@@ -148,6 +164,49 @@ impl Connection {
         self.server.ready.take_woken(self.slot)
             || self.wire.is_cut_short()
             || self.server.ready.has_due(self.slot) && !self.wire.is_congested()
+    }
+
+    /// Everything that was due is done. After a silence the buffers go; after traffic the next silence is looked for.
+    fn rest(&mut self) {
+        let server = self.server.clone();
+        let config = &server.config;
+        #[cfg(test)]
+        if config.idle_buffers == IdleBuffers::Poison {
+            self.wire.poison_buffers();
+        }
+        if config.idle_buffers == IdleBuffers::Keep || !matches!(self.state, State::Open(_)) {
+            return;
+        }
+        let traffic = self.wire.traffic();
+        if self.quiet.is_due {
+            self.quiet.is_due = false;
+            if self.quiet.traffic == traffic && self.wire.give_buffers_back() {
+                self.quiet.have_given_back = true;
+                server.counters.idle_connections.add(1);
+            }
+        }
+        if self.quiet.traffic != traffic && self.quiet.at.is_none() {
+            self.wake_from_idle();
+            self.quiet.traffic = traffic;
+            self.quiet.at = (config.now)().checked_add(config.idle_after);
+        }
+    }
+
+    fn wake_from_idle(&mut self) {
+        if std::mem::take(&mut self.quiet.have_given_back) {
+            self.server.counters.idle_connections.subtract(1);
+        }
+    }
+
+    /// Without traffic since the last look, this turn renews h2's read buffer and then gives the pages of both back.
+    fn look_for_silence(&mut self, now: Instant) {
+        let traffic = self.wire.traffic();
+        self.quiet.is_due = self.quiet.traffic == traffic;
+        self.quiet.at = if self.quiet.is_due { None } else { now.checked_add(self.server.config.idle_after) };
+        self.quiet.traffic = traffic;
+        if self.quiet.is_due {
+            self.wire.renew_read_buffer();
+        }
     }
 
     /// Lets h2 read and write, and opens the calls that it brings. Ready at the end of the connection.
@@ -341,6 +400,9 @@ impl Connection {
         if self.liveness.at <= now {
             self.check_liveness(now);
         }
+        if self.quiet.at.is_some_and(|at| at <= now) {
+            self.look_for_silence(now);
+        }
         if self.drain_until.is_some_and(|until| until <= now) {
             self.cut("still busy at the end of the grace");
         }
@@ -348,7 +410,7 @@ impl Connection {
 
     fn next_time(&self) -> Option<Instant> {
         let deadline = self.deadlines.first().map(|&(at, _)| at);
-        [Some(self.liveness.at), deadline, self.drain_until].into_iter().flatten().min()
+        [Some(self.liveness.at), deadline, self.quiet.at, self.drain_until].into_iter().flatten().min()
     }
 
     /// Asks to be woken at the next time that matters. An alarm that comes too early is cheaper than one moved each time.
@@ -422,6 +484,7 @@ impl Connection {
     /// From here on only the socket is left. Every call still open is over.
     fn close(&mut self) {
         self.state = State::Closing;
+        self.wake_from_idle();
         self.deadlines.clear();
         self.pause = None;
         if let Some(alarm) = self.alarm.take() {

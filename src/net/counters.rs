@@ -31,6 +31,8 @@ pub struct Counters {
     pub connections_refused: Count,
     /// Peers that did not speak HTTP/2, or broke its rules.
     pub connections_broken: Count,
+    /// Open connections whose idle buffers were given back.
+    pub idle_connections: Count,
     pub streams_open: Count,
     pub calls_opened: Count,
     /// Calls that ended without a word of ours: reset by the peer, or gone with it.

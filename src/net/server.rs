@@ -13,7 +13,7 @@ use super::counters::Counters;
 use super::listener::Listener;
 use super::ready::Ready;
 use super::timers::Timers;
-use super::{Handler, ring};
+use super::{Handler, IdleBuffers, ring};
 use crate::grpc::status::Status;
 
 /// The limits of connections and calls. Every field has a default that suits an etcd server.
@@ -36,6 +36,9 @@ pub struct NetConfig {
     pub keepalive_interval: Option<Duration>,
     /// How long it has to answer (etcd: `--grpc-keepalive-timeout`).
     pub keepalive_timeout: Duration,
+    pub idle_buffers: IdleBuffers,
+    /// Silence after which a connection's buffers count as idle. Shorter would give back what the next event takes again.
+    pub idle_after: Duration,
 }
 
 /// Where the next look at a peer is set when none is wanted: beyond any uptime.
@@ -57,6 +60,8 @@ impl NetConfig {
             handshake_timeout: Duration::from_secs(10),
             keepalive_interval: Some(Duration::from_secs(2 * 3_600)),
             keepalive_timeout: Duration::from_secs(20),
+            idle_buffers: IdleBuffers::GiveBack,
+            idle_after: Duration::from_secs(2),
         }
     }
 }

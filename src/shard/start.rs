@@ -21,7 +21,7 @@ use crate::config::Config;
 use crate::grpc::status::{Code, Status};
 use crate::net::listener::{self, ListenError, Listener};
 use crate::net::ring::{Doorbell, Ring, RingRefused};
-use crate::net::{NetConfig, Ready, Server};
+use crate::net::{IdleBuffers, NetConfig, Ready, Server};
 use crate::service::Limits;
 use crate::shard::accounting::Account;
 use crate::shard::control::{self, Control, Order};
@@ -293,6 +293,7 @@ fn net_config(config: &Config) -> NetConfig {
     let mut net = NetConfig::new(clock::now);
     net.concurrent_streams_max = config.concurrent_streams_max;
     net.request_bytes_max = u32::try_from(config.request_bytes_max + MESSAGE_OVERHEAD_BYTES).unwrap_or(u32::MAX);
+    net.idle_buffers = if config.idle_buffers_are_kept { IdleBuffers::Keep } else { IdleBuffers::GiveBack };
     net.keepalive_interval = config.keepalive_ping.map(|ping| ping.interval);
     if let Some(ping) = config.keepalive_ping {
         net.keepalive_timeout = ping.timeout;
