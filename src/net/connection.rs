@@ -146,6 +146,7 @@ impl Connection {
             self.look_at_due_streams();
             if !self.has_more() {
                 self.wire.send(context);
+                self.wire.leave_receive_buffer();
                 self.rest();
                 self.set_alarm();
                 return Poll::Pending;

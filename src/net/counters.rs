@@ -44,6 +44,8 @@ pub struct Counters {
     pub frames: [Count; FRAME_TYPES],
     /// Held for requests that have not arrived whole, in bytes.
     pub partial_bytes: Count,
+    /// Received, but not read by h2 yet, since its peer does not read what it is owed, in bytes.
+    pub unread_bytes: Count,
     /// Connections that have held as many streams at once as they may.
     pub at_stream_limit: Count,
     /// The most streams that each open connection has had at once, summed: h2 keeps memory for that many.

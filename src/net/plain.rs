@@ -10,6 +10,7 @@
 
 use std::cell::{RefCell, RefMut};
 use std::io;
+use std::ops::Deref;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -44,7 +45,7 @@ struct State {
     socket: Socket,
     counters: Rc<Counters>,
     meter: Meter,
-    input: Option<Received>,
+    input: Option<Input>,
     input_taken: usize,
     frames_left: u32,
     is_cut_short: bool,
@@ -55,6 +56,42 @@ struct State {
     /// h2's read buffer is to be ended with a frame that it ignores, unless the peer has sent something.
     is_pad_due: bool,
     failed: Option<io::ErrorKind>,
+}
+
+/// Bytes from the peer that h2 has not read yet.
+enum Input {
+    Pooled(Received),
+    Own(Unread),
+}
+
+/// What a connection keeps of a receive buffer that it has to give back.
+struct Unread {
+    bytes: Vec<u8>,
+    counters: Rc<Counters>,
+}
+
+impl Unread {
+    fn new(bytes: &[u8], counters: &Rc<Counters>) -> Unread {
+        counters.unread_bytes.add(bytes.len() as u64);
+        Unread { bytes: bytes.to_vec(), counters: counters.clone() }
+    }
+}
+
+impl Drop for Unread {
+    fn drop(&mut self) {
+        self.counters.unread_bytes.subtract(self.bytes.len() as u64);
+    }
+}
+
+impl Deref for Input {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Input::Pooled(received) => received,
+            Input::Own(unread) => &unread.bytes,
+        }
+    }
 }
 
 pub fn open(descriptor: OwnedFd, counters: Rc<Counters>) -> (Plain, Wire) {
@@ -138,6 +175,18 @@ impl Wire {
         let state = self.state();
         if state.is_at_rest() {
             state.buffers.poison();
+        }
+    }
+
+    /// At the end of a turn: what h2 has left unread moves out of the shard's receive buffer. h2 stops reading while it
+    /// cannot write what it owes (an answer to a ping, say), for as long as the peer reads nothing; 256 such peers would
+    /// hold all buffers of the shard, and nobody else would be heard.
+    pub fn leave_receive_buffer(&self) {
+        let state = &mut *self.state();
+        if let Some(Input::Pooled(received)) = &state.input {
+            let unread = Unread::new(&received[state.input_taken..], &state.counters);
+            state.input = Some(Input::Own(unread));
+            state.input_taken = 0;
         }
     }
 
@@ -279,7 +328,7 @@ impl State {
             }
             state.bytes_in += received.len() as u64;
             state.counters.bytes_in.add(received.len() as u64);
-            state.input = Some(received);
+            state.input = Some(Input::Pooled(received));
             state.input_taken = 0;
         }
         let Some(input) = &state.input else { unreachable!("it was filled above") };

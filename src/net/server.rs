@@ -149,6 +149,7 @@ impl Server {
         counters.connections_open.get() * connection::CONNECTION_BYTES
             + counters.stream_slots.get() * connection::STREAM_SLOT_BYTES
             + counters.partial_bytes.get()
+            + counters.unread_bytes.get()
     }
 
     /// Ends everything in order: no new clients, a GOAWAY on every connection, calls with a stream of requests end with

@@ -2,6 +2,7 @@
 
 mod idle;
 mod peers;
+mod stuck;
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
