@@ -119,6 +119,11 @@ pub const FLAGS: &[Flag] = &[
         "Duration between progress notifications to idle watches that asked for them, at least 100ms; 0 means 10m.",
     ),
     supported(
+        "stalled-stream-timeout",
+        "10m",
+        "Duration after which a stream that takes nothing of what is due to it is ended with UNAVAILABLE; 0 means never.",
+    ),
+    supported(
         "idle-buffers",
         "give-back",
         "Buffers of connections that are silent for seconds: give-back returns their memory, keep does not.",
@@ -289,7 +294,11 @@ mod tests {
             let at = ours.iter().position(|known| *known == name).unwrap_or_else(|| panic!("--{name} has no row"));
             ours.remove(at);
         }
-        assert_eq!(ours, ["idle-buffers", "shards", "history-limit"], "also catches a row that stands twice");
+        assert_eq!(
+            ours,
+            ["stalled-stream-timeout", "idle-buffers", "shards", "history-limit"],
+            "also catches a row that stands twice"
+        );
     }
 
     #[test]

@@ -65,6 +65,9 @@ pub struct Config {
     pub keepalive_ping: Option<KeepalivePing>,
     /// `--watch-progress-notify-interval`: default 10 min, at least 100 ms, as in etcd.
     pub watch_progress_interval: Duration,
+    /// `--stalled-stream-timeout`: default 10 min. A client that hangs for so long is better served by a new stream; a
+    /// shorter time would end streams of clients that are only paused. `None` waits for ever.
+    pub stalled_stream_timeout: Option<Duration>,
     /// `--idle-buffers`: `give-back` (the default) returns what a silent connection's buffers hold in memory, half of what
     /// such a connection costs; `keep` is the way back should that ever be suspected of harm.
     pub idle_buffers_are_kept: bool,
@@ -224,6 +227,8 @@ fn config(source: &Source) -> Result<Config, ConfigError> {
             Duration::ZERO => PROGRESS_INTERVAL_DEFAULT,
             interval => interval.max(PROGRESS_INTERVAL_MIN),
         },
+        stalled_stream_timeout: Some(read(source, "stalled-stream-timeout", value::duration)?)
+            .filter(|timeout| !timeout.is_zero()),
         idle_buffers_are_kept: read(source, "idle-buffers", |text| match text {
             "give-back" => Ok(false),
             "keep" => Ok(true),

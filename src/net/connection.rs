@@ -27,7 +27,7 @@ use slab::Slab;
 use super::plain::{self, Plain, Wire};
 use super::ready::Due;
 use super::ring::Nop;
-use super::server::{Drain, Server};
+use super::server::{Drain, NetConfig, Server};
 use super::stream::{Broken, Look, Row, Surroundings};
 use super::{CallHead, CallId, CallKind, IdleBuffers};
 use crate::backend::Caller;
@@ -40,6 +40,10 @@ const ROUNDS_PER_TURN: usize = 32;
 const STREAMS_PER_ROUND: usize = 16;
 /// Calls that are accepted before h2 writes.
 const CALLS_PER_ROUND: usize = 16;
+
+/// Checks in the time after which a stream is stalled: it is found between once and once and a quarter of that time.
+const STALL_CHECKS: u8 = 4;
+const STALLED: &str = "tarsier: the client took nothing of what was due to it for too long";
 
 /// What an idle connection holds, h2's buffers and tables included. Measured as resident memory, huge pages off:
 /// connections take 21.5 kB each with one stream, 30.8 kB with 16 and 53.4 kB with fifty.
@@ -58,6 +62,7 @@ pub struct Connection {
     deadlines: BTreeSet<(Instant, u32)>,
     liveness: Liveness,
     quiet: Quiet,
+    stall: Stall,
     /// The time at which the shard's timers wake this connection.
     alarm: Option<Instant>,
     /// What this connection does about the end of the server; `None` until then.
@@ -95,6 +100,15 @@ struct Quiet {
     have_given_back: bool,
 }
 
+/// What is known of peers that take nothing. A connection on which nobody waits has no check ahead of it.
+#[derive(Default)]
+struct Stall {
+    at: Option<Instant>,
+    /// Sends that had ended by the last check, and how many checks in a row have found the next one still in flight.
+    sends: u64,
+    stuck_checks: u8,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum LivenessStep {
     CutHandshake,
@@ -118,6 +132,7 @@ impl Connection {
             deadlines: BTreeSet::new(),
             liveness: Liveness { at, step: LivenessStep::CutHandshake, bytes_in: 0, pings: None },
             quiet: Quiet::default(),
+            stall: Stall::default(),
             alarm: None,
             drain_until: None,
             pause: None,
@@ -147,6 +162,7 @@ impl Connection {
             if !self.has_more() {
                 self.wire.send(context);
                 self.wire.leave_receive_buffer();
+                self.expect_progress_of_the_send();
                 self.rest();
                 self.set_alarm();
                 return Poll::Pending;
@@ -345,6 +361,9 @@ impl Connection {
         let look = row.look(&around, &mut Context::from_waker(&waker), announced);
         self.server.ready.serve(self.slot, None);
         partial.add(row.held_bytes() as u64);
+        if matches!(look, Look::Waits) && row.is_blocked() {
+            self.stall.expect_progress(&self.server.config);
+        }
         match look {
             // The handler has ended the call and given its handle away, whatever the row still holds.
             Look::Ended => self.remove(stream),
@@ -401,6 +420,9 @@ impl Connection {
         if self.liveness.at <= now {
             self.check_liveness(now);
         }
+        if self.stall.at.is_some_and(|at| at <= now) {
+            self.check_for_stalls();
+        }
         if self.quiet.at.is_some_and(|at| at <= now) {
             self.look_for_silence(now);
         }
@@ -411,7 +433,7 @@ impl Connection {
 
     fn next_time(&self) -> Option<Instant> {
         let deadline = self.deadlines.first().map(|&(at, _)| at);
-        [Some(self.liveness.at), deadline, self.quiet.at, self.drain_until].into_iter().flatten().min()
+        [Some(self.liveness.at), deadline, self.stall.at, self.quiet.at, self.drain_until].into_iter().flatten().min()
     }
 
     /// Asks to be woken at the next time that matters. An alarm that comes too early is cheaper than one moved each time.
@@ -424,6 +446,40 @@ impl Connection {
             self.server.timers.remove(alarm, self.slot);
         }
         self.server.timers.add(next, self.slot);
+    }
+
+    fn expect_progress_of_the_send(&mut self) {
+        if self.wire.is_sending() {
+            self.stall.expect_progress(&self.server.config);
+        }
+    }
+
+    /// Ends the streams that have had something due for so long and took nothing of it, so that their clients come back;
+    /// the other streams go on. A connection whose socket took nothing cannot even be told.
+    fn check_for_stalls(&mut self) {
+        self.stall.at = None;
+        let sends = self.wire.sends_ended();
+        let is_stuck = self.wire.is_sending() && self.stall.sends == sends;
+        self.stall.sends = sends;
+        self.stall.stuck_checks = if is_stuck { self.stall.stuck_checks + 1 } else { 0 };
+        if self.stall.stuck_checks > STALL_CHECKS {
+            self.server.counters.connections_stalled.add(1);
+            return self.cut("its peer has taken nothing for too long");
+        }
+        let mut stalled = Vec::new();
+        for (stream, row) in &mut self.rows {
+            if row.is_stalled(STALL_CHECKS) {
+                stalled.push(stream as u32);
+            } else if row.is_blocked() {
+                self.stall.expect_progress(&self.server.config);
+            }
+        }
+        self.server.counters.streams_stalled.add(stalled.len() as u64);
+        for stream in stalled {
+            tracing::debug!(peer = %self.peer, stream, "stream ended, it took nothing of what was due");
+            self.end_call(stream, &Status::new(Code::Unavailable, STALLED));
+        }
+        self.expect_progress_of_the_send();
     }
 
     fn check_liveness(&mut self, now: Instant) {
@@ -499,6 +555,17 @@ impl Connection {
         }
         self.server.counters.stream_slots.subtract(self.rows_high_water as u64);
         self.rows_high_water = 0;
+    }
+}
+
+impl Stall {
+    /// Somebody waits for the peer: if no check lies ahead, one does from here on.
+    fn expect_progress(&mut self, config: &NetConfig) {
+        if self.at.is_none()
+            && let Some(timeout) = config.stalled_stream_timeout
+        {
+            self.at = (config.now)().checked_add(timeout / u32::from(STALL_CHECKS));
+        }
     }
 }
 

@@ -38,6 +38,9 @@ pub struct Counters {
     /// Calls that ended without a word of ours: reset by the peer, or gone with it.
     pub calls_reset: Count,
     pub calls_past_deadline: Count,
+    /// Streams, and whole connections, that were ended because their peer took nothing of what was due to it.
+    pub streams_stalled: Count,
+    pub connections_stalled: Count,
     pub bytes_in: Count,
     pub bytes_out: Count,
     pub sends: Count,

@@ -52,6 +52,7 @@ struct State {
     output: Vec<u8>,
     bytes_in: u64,
     bytes_out: u64,
+    sends_ended: u64,
     buffers: Buffers,
     /// h2's read buffer is to be ended with a frame that it ignores, unless the peer has sent something.
     is_pad_due: bool,
@@ -106,6 +107,7 @@ pub fn open(descriptor: OwnedFd, counters: Rc<Counters>) -> (Plain, Wire) {
         output: Vec::new(),
         bytes_in: 0,
         bytes_out: 0,
+        sends_ended: 0,
         buffers: Buffers::default(),
         is_pad_due: false,
         failed: None,
@@ -142,6 +144,15 @@ impl Wire {
         if let Poll::Ready(Ok(Some(buffer))) = state.poll_completed(context) {
             spare(buffer);
         }
+    }
+
+    pub fn is_sending(&self) -> bool {
+        self.state().socket.is_sending()
+    }
+
+    /// How many sends have ended since the connection began.
+    pub fn sends_ended(&self) -> u64 {
+        self.state().sends_ended
     }
 
     /// Sends what was gathered, unless a send is in flight: its end begins the next turn.
@@ -239,8 +250,9 @@ impl State {
     /// Remembers an error for h2's next write.
     fn poll_completed(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Option<Vec<u8>>>> {
         let sent = ready!(self.socket.poll_sent(context));
-        if let Err(error) = &sent {
-            self.failed = Some(error.kind());
+        match &sent {
+            Ok(buffer) => self.sends_ended += u64::from(buffer.is_some()),
+            Err(error) => self.failed = Some(error.kind()),
         }
         Poll::Ready(sent)
     }

@@ -36,6 +36,8 @@ pub struct NetConfig {
     pub keepalive_interval: Option<Duration>,
     /// How long it has to answer (etcd: `--grpc-keepalive-timeout`).
     pub keepalive_timeout: Duration,
+    /// How long something may be due to a stream that takes no byte of it; `None` waits for ever.
+    pub stalled_stream_timeout: Option<Duration>,
     pub idle_buffers: IdleBuffers,
     /// Silence after which a connection's buffers count as idle. Shorter would give back what the next event takes again.
     pub idle_after: Duration,
@@ -60,6 +62,7 @@ impl NetConfig {
             handshake_timeout: Duration::from_secs(10),
             keepalive_interval: Some(Duration::from_secs(2 * 3_600)),
             keepalive_timeout: Duration::from_secs(20),
+            stalled_stream_timeout: Some(Duration::from_secs(600)),
             idle_buffers: IdleBuffers::GiveBack,
             idle_after: Duration::from_secs(2),
         }

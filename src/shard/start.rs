@@ -293,6 +293,7 @@ fn net_config(config: &Config) -> NetConfig {
     let mut net = NetConfig::new(clock::now);
     net.concurrent_streams_max = config.concurrent_streams_max;
     net.request_bytes_max = u32::try_from(config.request_bytes_max + MESSAGE_OVERHEAD_BYTES).unwrap_or(u32::MAX);
+    net.stalled_stream_timeout = config.stalled_stream_timeout;
     net.idle_buffers = if config.idle_buffers_are_kept { IdleBuffers::Keep } else { IdleBuffers::GiveBack };
     net.keepalive_interval = config.keepalive_ping.map(|ping| ping.interval);
     if let Some(ping) = config.keepalive_ping {

@@ -59,3 +59,76 @@ fn peers_that_read_nothing_and_are_owed_pongs_keep_no_receive_buffer_from_the_ot
     drop(peers);
     server.end();
 }
+
+/// An endless answer, of which the client takes as much as its window lets it.
+async fn endless(client: &mut SendRequest<Bytes>) -> (RecvStream, SendStream<Bytes>) {
+    let (response, mut send) = client.send_request(request("/test/Endless", &[]), false).unwrap();
+    send.send_data(framed(b"go"), false).unwrap();
+    (response.await.unwrap().into_body(), send)
+}
+
+#[test]
+fn a_stream_that_takes_nothing_is_ended_and_the_other_streams_of_its_connection_go_on() {
+    let server = start(|config| config.stalled_stream_timeout = Some(Duration::from_millis(400)));
+    run(async {
+        let mut wide = h2::client::Builder::new();
+        wide.initial_connection_window_size(16 << 20);
+        let client = &mut connect_with(server.address, &wide).await;
+        let begun = Instant::now();
+        let (mut hung, _kept) = endless(client).await;
+        let (mut slow, _kept) = endless(client).await;
+        let (silent, mut silent_send) = client.send_request(request("/test/Echo", &[]), false).unwrap();
+        let mut silent = silent.await.unwrap().into_body();
+        // A reader of a window each 100 ms is slow, and not stalled. Nor is a stream to which nothing is due.
+        while begun.elapsed() < Duration::from_secs(2) {
+            let mut taken = 0;
+            while taken < 60_000 {
+                let data = slow.data().await.expect("the stream goes on").unwrap();
+                taken += data.len();
+                slow.flow_control().release_capacity(data.len()).unwrap();
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        silent_send.send_data(framed(b"here"), false).unwrap();
+        assert_eq!(silent.data().await.unwrap().unwrap(), framed(b"here"));
+        let mut taken = 0;
+        while let Some(data) = hung.data().await {
+            taken += data.unwrap().len();
+        }
+        assert_eq!(taken, 65_535, "what its window had let through");
+        let trailers = hung.trailers().await.unwrap().unwrap();
+        assert_eq!(trailers["grpc-status"], "14");
+        let text = "tarsier: the client took nothing of what was due to it for too long";
+        assert_eq!(trailers["grpc-message"], text);
+    });
+    server.end();
+}
+
+#[test]
+fn a_stream_may_hang_for_ever_where_no_timeout_is_set() {
+    let server = start(|config| config.stalled_stream_timeout = None);
+    run(async {
+        let client = &mut connect(server.address).await;
+        let (mut hung, _kept) = endless(client).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let mut taken = 0;
+        while taken < 1_000_000 {
+            let data = hung.data().await.expect("the stream goes on").unwrap();
+            taken += data.len();
+            hung.flow_control().release_capacity(data.len()).unwrap();
+        }
+    });
+    server.end();
+}
+
+#[test]
+fn a_connection_whose_socket_takes_nothing_is_cut() {
+    let server = start(|config| config.stalled_stream_timeout = Some(Duration::from_millis(400)));
+    let begun = Instant::now();
+    let peer = stuck_peer(server.address);
+    let closed = |report| matches!(report, Report::Closed(_));
+    while !closed(server.report()) {}
+    assert!((400..5_000).contains(&begun.elapsed().as_millis()), "{:?}", begun.elapsed());
+    drop(peer);
+    server.end();
+}
