@@ -150,6 +150,7 @@ impl Server {
     pub fn bytes(&self) -> u64 {
         let counters = &self.counters;
         counters.connections_open.get() * connection::CONNECTION_BYTES
+            - counters.idle_connections.get() * connection::IDLE_BYTES
             + counters.stream_slots.get() * connection::STREAM_SLOT_BYTES
             + counters.partial_bytes.get()
             + counters.unread_bytes.get()
