@@ -24,6 +24,7 @@ use h2::{Ping, PingPong, RecvStream};
 use http::{Request, StatusCode};
 use slab::Slab;
 
+use super::limits::Admitted;
 use super::plain::{self, Plain, Wire};
 use super::ready::Due;
 use super::ring::Nop;
@@ -72,6 +73,8 @@ pub struct Connection {
     drain_until: Option<Instant>,
     pause: Option<Nop>,
     has_been_at_stream_limit: bool,
+    /// Its place among those that the process and its address may have.
+    _admitted: Admitted,
 }
 
 // A connection has one state, which lies in its task: a box would only add to what it holds.
@@ -120,7 +123,7 @@ enum LivenessStep {
 }
 
 impl Connection {
-    pub fn new(server: Rc<Server>, slot: u32, client: OwnedFd, peer: SocketAddr) -> Connection {
+    pub fn new(server: Rc<Server>, slot: u32, client: OwnedFd, peer: SocketAddr, admitted: Admitted) -> Connection {
         let (plain, wire) = plain::open(client, server.counters.clone());
         let handshake = builder(server.config.concurrent_streams_max).handshake(plain);
         let at = (server.config.now)() + server.config.handshake_timeout;
@@ -140,6 +143,7 @@ impl Connection {
             drain_until: None,
             pause: None,
             has_been_at_stream_limit: false,
+            _admitted: admitted,
         }
     }
 

@@ -29,6 +29,8 @@ pub struct Counters {
     pub connections_accepted: Count,
     /// Clients that could not be accepted, for want of descriptors mostly.
     pub connections_refused: Count,
+    /// Clients turned away because the process or their address has as many connections as it may.
+    pub connections_over_limit: Count,
     /// Peers that did not speak HTTP/2, or broke its rules.
     pub connections_broken: Count,
     /// Open connections whose idle buffers were given back.

@@ -17,6 +17,7 @@
 mod connection;
 pub mod counters;
 mod idle;
+pub mod limits;
 pub mod listener;
 mod plain;
 mod ready;

@@ -5,11 +5,15 @@ use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
+use rustix::net::{SendFlags, Shutdown};
+
 use super::connection::{self, Connection};
 use super::counters::Counters;
+use super::limits::{ConnectionLimits, OverLimit};
 use super::listener::Listener;
 use super::ready::Ready;
 use super::timers::Timers;
@@ -30,6 +34,8 @@ pub struct NetConfig {
     pub partial_bytes_max: u64,
     /// Connections of this shard; a client beyond is closed at once. Bounded by descriptors.
     pub connections_max: u64,
+    /// How many connections the process may have, and how many of one address: shared by all shards.
+    pub limits: Arc<ConnectionLimits>,
     /// A peer that does not finish its connection preface and settings in this time is cut.
     pub handshake_timeout: Duration,
     /// Silence after which a peer is asked whether it lives (etcd: `--grpc-keepalive-interval`); `None` never asks.
@@ -42,6 +48,9 @@ pub struct NetConfig {
     /// Silence after which a connection's buffers count as idle. Shorter would give back what the next event takes again.
     pub idle_after: Duration,
 }
+
+/// Clients beyond a limit come again and again.
+const LIMIT_LINE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Where the next look at a peer is set when none is wanted: beyond any uptime.
 const NEVER: Duration = Duration::from_secs(100 * 365 * 86_400);
@@ -59,6 +68,7 @@ impl NetConfig {
             request_bytes_max: 2_097_152,
             partial_bytes_max: 256 << 20,
             connections_max: 1 << 20,
+            limits: ConnectionLimits::new(None, None),
             handshake_timeout: Duration::from_secs(10),
             keepalive_interval: Some(Duration::from_secs(2 * 3_600)),
             keepalive_timeout: Duration::from_secs(20),
@@ -80,6 +90,7 @@ pub struct Server {
     drain: RefCell<Option<Drain>>,
     emptied: RefCell<Option<Waker>>,
     has_timers: Cell<bool>,
+    told_of_limit: Cell<Option<Instant>>,
 }
 
 /// The end of all connections.
@@ -103,6 +114,7 @@ impl Server {
             drain: RefCell::default(),
             emptied: RefCell::default(),
             has_timers: Cell::new(false),
+            told_of_limit: Cell::new(None),
         })
     }
 
@@ -137,9 +149,32 @@ impl Server {
             let timeout = u32::try_from(self.config.keepalive_timeout.as_millis()).unwrap_or(u32::MAX);
             let _ = rustix::net::sockopt::set_tcp_user_timeout(&client, timeout);
         }
+        let admitted = match self.config.limits.admit(peer.ip()) {
+            Ok(admitted) => admitted,
+            Err(limit) => {
+                self.ready.remove(slot);
+                return self.turn_away(&client, peer, limit);
+            }
+        };
         self.counters.connections_accepted.add(1);
         self.counters.connections_open.add(1);
-        ring::spawn(Connection::new(self.clone(), slot, client, peer));
+        ring::spawn(Connection::new(self.clone(), slot, client, peer, admitted));
+    }
+
+    /// The socket is new and its buffer empty, so the kernel takes the few bytes at once or never.
+    fn turn_away(&self, client: &OwnedFd, peer: SocketAddr, limit: OverLimit) {
+        self.counters.connections_over_limit.add(1);
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        if rustix::net::send(client, &limit.goaway(), flags).is_ok() {
+            // The end of the stream goes out behind them; a reset in its place could overtake them.
+            let _ = rustix::net::shutdown(client, Shutdown::Write);
+        }
+        let now = (self.config.now)();
+        let is_news = self.told_of_limit.get().is_none_or(|at| now.duration_since(at) >= LIMIT_LINE_INTERVAL);
+        if is_news {
+            self.told_of_limit.set(Some(now));
+            tracing::warn!(%peer, limit = limit.text(), "a client was turned away; more are not logged for a minute");
+        }
     }
 
     pub fn counters(&self) -> &Rc<Counters> {

@@ -38,7 +38,7 @@ use crate::grpc::status::Status;
 use crate::net::ring::{self, Doorbell};
 use crate::net::{CallHead, CallId, CallKind, Handler, Intake, Opened, Output, Ready, Server};
 use crate::service::{Limits, Route, Services, watch};
-use crate::types::Revision;
+use crate::types::{Revision, WatchLimits};
 use crate::watch::hub::{Hub, HubConfig, StreamId};
 
 use accounting::Account;
@@ -101,6 +101,7 @@ pub struct Parts {
     pub index: usize,
     pub identity: Identity,
     pub limits: Limits,
+    pub watch_limits: WatchLimits,
     pub history_bytes_max: usize,
     pub message_bytes_max: usize,
     pub progress_interval: Duration,
@@ -118,6 +119,7 @@ impl Shard {
             identity: parts.identity.into(),
             fragment_bytes: parts.message_bytes_max,
             history_bytes_max: parts.history_bytes_max,
+            watches: parts.watch_limits,
             ..HubConfig::default()
         };
         let core = Core {
