@@ -2,13 +2,14 @@
 
 mod idle;
 mod peers;
+mod retained;
 mod stuck;
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
@@ -154,6 +155,8 @@ struct Running {
     reports: mpsc::Receiver<Report>,
     /// Connections whose buffers are given back, as counted a moment ago.
     idle: Arc<AtomicU64>,
+    /// Bytes that the server's thread holds, as counted by the allocator a moment ago.
+    held: Arc<AtomicI64>,
 }
 
 struct End {
@@ -172,7 +175,8 @@ fn start(adjust: impl FnOnce(&mut NetConfig) + Send + 'static) -> Running {
     let (report, reports) = mpsc::channel();
     let (tell, told) = mpsc::channel();
     let idle = Arc::new(AtomicU64::new(0));
-    let seen = idle.clone();
+    let held = Arc::new(AtomicI64::new(0));
+    let seen = (idle.clone(), held.clone());
     let thread = std::thread::spawn(move || {
         Ring::new().unwrap().run(async move {
             let ready = Ready::new(3);
@@ -189,7 +193,8 @@ fn start(adjust: impl FnOnce(&mut NetConfig) + Send + 'static) -> Running {
             let counters = server.counters().clone();
             ring::spawn(async move {
                 loop {
-                    seen.store(counters.idle_connections.get(), Ordering::Relaxed);
+                    seen.0.store(counters.idle_connections.get(), Ordering::Relaxed);
+                    seen.1.store(crate::shard::costs::held() as i64, Ordering::Relaxed);
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 }
             });
@@ -209,7 +214,7 @@ fn start(adjust: impl FnOnce(&mut NetConfig) + Send + 'static) -> Running {
             }
         })
     });
-    Running { address: told.recv().unwrap(), stop, thread, reports, idle }
+    Running { address: told.recv().unwrap(), stop, thread, reports, idle, held }
 }
 
 impl Running {

@@ -11,7 +11,7 @@ pub mod clock;
 mod control;
 pub mod cores;
 #[cfg(test)]
-mod costs;
+pub mod costs;
 pub mod durability;
 pub mod embedded;
 pub mod history;
