@@ -313,6 +313,13 @@ impl Batch {
     }
 }
 
+/// How many watches a client may have; `None` is no limit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct WatchLimits {
+    pub per_stream: Option<u32>,
+    pub per_connection: Option<u32>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

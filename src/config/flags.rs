@@ -137,6 +137,28 @@ pub const FLAGS: &[Flag] = &[
         "10m",
         "Duration between progress notifications to idle watches that asked for them, at least 100ms; 0 means 10m.",
     ),
+    supported("max-connections", "0", "Connections the server may have open at a time; 0 means no limit."),
+    supported(
+        "max-connections-per-address",
+        "0",
+        "Connections one IPv4 address, or one /64 of IPv6, may have open at a time; 0 means no limit.",
+    ),
+    supported("max-watches-per-stream", "0", "Watches of one watch stream at a time; 0 means no limit."),
+    supported(
+        "max-watches-per-connection",
+        "0",
+        "Watches of all watch streams of one connection at a time; 0 means no limit.",
+    ),
+    supported(
+        "stalled-stream-timeout",
+        "10m",
+        "Duration after which a stream that takes nothing of what is due to it is ended with UNAVAILABLE; 0 means never.",
+    ),
+    supported(
+        "idle-buffers",
+        "give-back",
+        "Buffers of connections that are silent for seconds: give-back returns their memory, keep does not.",
+    ),
     supported(
         "shards",
         "0",
@@ -289,13 +311,15 @@ mod tests {
         config-file";
 
     #[test]
-    fn every_flag_of_etcd_has_a_row_and_only_two_rows_are_ours() {
+    fn every_flag_of_etcd_has_a_row_and_the_others_are_ours() {
         let mut ours: Vec<&str> = FLAGS.iter().map(|flag| flag.name).collect();
         for name in ETCD_3_7.split_whitespace() {
             let at = ours.iter().position(|known| *known == name).unwrap_or_else(|| panic!("--{name} has no row"));
             ours.remove(at);
         }
-        assert_eq!(ours, ["shards", "history-limit"], "also catches a row that stands twice");
+        let expected = "max-connections max-connections-per-address max-watches-per-stream max-watches-per-connection \
+            stalled-stream-timeout idle-buffers shards history-limit";
+        assert_eq!(ours, expected.split_whitespace().collect::<Vec<_>>(), "also catches a row that stands twice");
     }
 
     #[test]

@@ -20,6 +20,8 @@ use flags::{FLAGS, Meaning, Shape};
 use listen::ListenAddress;
 use source::{Given, Source};
 
+use crate::types::WatchLimits;
+
 pub use crate::types::ETCD_API_VERSION;
 
 /// etcd's quota when none is given, in bytes.
@@ -71,6 +73,19 @@ pub struct Config {
     pub keepalive_ping: Option<KeepalivePing>,
     /// `--watch-progress-notify-interval`: default 10 min, at least 100 ms, as in etcd.
     pub watch_progress_interval: Duration,
+    /// `--max-connections`: connections of the whole process; no limit by default, since descriptors and memory are.
+    pub connections_max: Option<u64>,
+    /// `--max-connections-per-address`: connections of one IPv4 address or one IPv6 network of 64 bits. No limit by
+    /// default: thousands of clients may stand behind one address.
+    pub connections_per_address_max: Option<u32>,
+    /// `--max-watches-per-stream` and `--max-watches-per-connection`; no limits by default.
+    pub watch_limits: WatchLimits,
+    /// `--stalled-stream-timeout`: default 10 min. A client that hangs for so long is better served by a new stream; a
+    /// shorter time would end streams of clients that are only paused. `None` waits for ever.
+    pub stalled_stream_timeout: Option<Duration>,
+    /// `--idle-buffers`: `give-back` (the default) returns what a silent connection's buffers hold in memory, half of what
+    /// such a connection costs; `keep` is the way back should that ever be suspected of harm.
+    pub idle_buffers_are_kept: bool,
     /// `--shards`: event-loop threads; `None` means one for each usable core.
     pub shards: Option<NonZeroUsize>,
     /// `--history-limit`: bytes of recent changes in memory, default 64 MiB. Watches within it catch up without asking
@@ -256,6 +271,17 @@ fn config(source: &Source) -> Result<Config, ConfigError> {
             Duration::ZERO => PROGRESS_INTERVAL_DEFAULT,
             interval => interval.max(PROGRESS_INTERVAL_MIN),
         },
+        connections_max: limit(source, "max-connections", u64::MAX)?,
+        connections_per_address_max: limit(source, "max-connections-per-address", u64::from(u32::MAX))?
+            .map(|max| u32::try_from(max).expect("the line above bounds it")),
+        watch_limits: watch_limits(source)?,
+        stalled_stream_timeout: Some(read(source, "stalled-stream-timeout", value::duration)?)
+            .filter(|timeout| !timeout.is_zero()),
+        idle_buffers_are_kept: read(source, "idle-buffers", |text| match text {
+            "give-back" => Ok(false),
+            "keep" => Ok(true),
+            _ => Err("expected give-back or keep"),
+        })?,
         shards: NonZeroUsize::new(number(source, "shards", 0, SHARDS_MAX)? as usize),
         history_bytes_max: number(source, "history-limit", HISTORY_BYTES_MIN, i64::MAX as u64)? as usize,
         log: log(source)?,
@@ -275,6 +301,14 @@ fn auto_compaction(source: &Source) -> Result<Option<AutoCompaction>, ConfigErro
     }
     let period = read(source, "auto-compaction-retention", value::hours_or_duration)?;
     Ok(Some(AutoCompaction::Periodic(period)).filter(|_| !period.is_zero()))
+}
+
+fn watch_limits(source: &Source) -> Result<WatchLimits, ConfigError> {
+    let read = |name| {
+        let max = limit(source, name, u64::from(u32::MAX))?;
+        Ok(max.map(|max| u32::try_from(max).expect("the line above bounds it")))
+    };
+    Ok(WatchLimits { per_stream: read("max-watches-per-stream")?, per_connection: read("max-watches-per-connection")? })
 }
 
 fn keepalive_ping(source: &Source) -> Result<Option<KeepalivePing>, ConfigError> {
@@ -371,6 +405,11 @@ fn text<'a>(source: &'a Source, name: &str) -> &'a str {
 
 fn number(source: &Source, name: &str, min: u64, max: u64) -> Result<u64, ConfigError> {
     read(source, name, |text| value::whole(text, min, max))
+}
+
+/// A number of which 0 means that there is no limit.
+fn limit(source: &Source, name: &str, max: u64) -> Result<Option<u64>, ConfigError> {
+    Ok(Some(number(source, name, 0, max)?).filter(|limit| *limit > 0))
 }
 
 /// Reads one setting, or says which one cannot be read and why.

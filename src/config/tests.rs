@@ -52,6 +52,10 @@ fn without_flags_the_defaults_are_etcds_and_nothing_is_warned_of() {
     let ping = KeepalivePing { interval: Duration::from_secs(7_200), timeout: Duration::from_secs(20) };
     assert_eq!(config.keepalive_ping, Some(ping));
     assert_eq!(config.watch_progress_interval, Duration::from_secs(600));
+    assert_eq!((config.connections_max, config.connections_per_address_max), (None, None));
+    assert_eq!(config.watch_limits, WatchLimits::default());
+    assert_eq!(config.stalled_stream_timeout, Some(Duration::from_secs(600)));
+    assert!(!config.idle_buffers_are_kept);
     assert_eq!(config.shards, None);
     assert_eq!(config.history_bytes_max, 64 * 1024 * 1024);
     assert_eq!(config.log, LogConfig { level: LogLevel::Info, format: LogFormat::Json, output: LogOutput::Stderr });
@@ -117,6 +121,22 @@ fn a_misspelt_flag_is_refused_with_the_nearest_one() {
 }
 
 #[test]
+fn limits_of_zero_are_none_and_others_are_kept() {
+    let read = |line: &str| served(line).0;
+    let limited = read(
+        "--max-connections=9 --max-connections-per-address=8 --max-watches-per-stream=7 --max-watches-per-connection=6 \
+         --stalled-stream-timeout=5s --idle-buffers=keep",
+    );
+    assert_eq!((limited.connections_max, limited.connections_per_address_max), (Some(9), Some(8)));
+    assert_eq!(limited.watch_limits, WatchLimits { per_stream: Some(7), per_connection: Some(6) });
+    assert_eq!(limited.stalled_stream_timeout, Some(Duration::from_secs(5)));
+    assert!(limited.idle_buffers_are_kept);
+    let free = read("--max-connections=0 --max-watches-per-stream=0 --stalled-stream-timeout=0");
+    assert_eq!((free.connections_max, free.watch_limits.per_stream), (None, None));
+    assert_eq!(free.stalled_stream_timeout, None);
+}
+
+#[test]
 fn unreadable_values_name_flag_value_and_what_was_expected() {
     for (line, text) in [
         ("--max-request-bytes 1MB", "--max-request-bytes \"1MB\": expected a whole number from 1 to 1073741824"),
@@ -126,6 +146,11 @@ fn unreadable_values_name_flag_value_and_what_was_expected() {
         (
             "--grpc-keepalive-min-time 5",
             "--grpc-keepalive-min-time \"5\": expected a duration such as 100ms, 20s, 1m30s or 2h",
+        ),
+        ("--idle-buffers=drop", "--idle-buffers \"drop\": expected give-back or keep"),
+        (
+            "--max-watches-per-stream 4294967296",
+            "--max-watches-per-stream \"4294967296\": expected a whole number from 0 to 4294967295",
         ),
         ("--log-level=loud", "--log-level \"loud\": expected debug, info, warn, error, panic or fatal"),
         ("--log-format=xml", "--log-format \"xml\": expected json or console"),

@@ -12,7 +12,7 @@ pub mod clock;
 mod control;
 pub mod cores;
 #[cfg(test)]
-mod costs;
+pub mod costs;
 pub mod durability;
 pub mod embedded;
 pub mod history;
@@ -41,7 +41,7 @@ use crate::net::ring::{self, Doorbell};
 use crate::net::{CallHead, CallId, CallKind, Handler, Intake, Opened, Output, Ready, Server};
 use crate::service::{Limits, Route, Services, watch};
 use crate::store::command::{Answer, Error, Write};
-use crate::types::Revision;
+use crate::types::{Revision, WatchLimits};
 use crate::wal::LogFailure;
 use crate::watch::hub::{Hub, HubConfig, StreamId};
 
@@ -112,6 +112,7 @@ pub struct Parts {
     pub index: usize,
     pub identity: Identity,
     pub limits: Limits,
+    pub watch_limits: WatchLimits,
     pub history_bytes_max: usize,
     pub message_bytes_max: usize,
     pub progress_interval: Duration,
@@ -130,6 +131,7 @@ impl Shard {
             identity: parts.identity.into(),
             fragment_bytes: parts.message_bytes_max,
             history_bytes_max: parts.history_bytes_max,
+            watches: parts.watch_limits,
             ..HubConfig::default()
         };
         let core = Core {

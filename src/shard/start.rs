@@ -19,9 +19,10 @@ use signal_hook::low_level;
 use crate::backend::Identity;
 use crate::config::Config;
 use crate::grpc::status::{Code, Status};
+use crate::net::limits::ConnectionLimits;
 use crate::net::listener::{self, ListenError, Listener};
 use crate::net::ring::{Doorbell, Ring, RingRefused};
-use crate::net::{NetConfig, Ready, Server};
+use crate::net::{IdleBuffers, NetConfig, Ready, Server};
 use crate::service::Limits;
 use crate::shard::accounting::Account;
 use crate::shard::auto_compact::AutoCompact;
@@ -83,6 +84,7 @@ struct Plan {
     index: usize,
     core: Option<usize>,
     config: Arc<Config>,
+    limits: Arc<ConnectionLimits>,
     identity: Identity,
     link: Link,
     reader: Reader,
@@ -190,6 +192,7 @@ fn plan_shards(
     primed: Primed,
 ) -> (Vec<Plan>, Orders) {
     let config = Arc::new(config);
+    let limits = ConnectionLimits::new(config.connections_max, config.connections_per_address_max);
     let appender = Appender::new(primed.store.revision(), primed.store.compacted());
     let (links, ports): (Vec<_>, Vec<_>) = (0..bells.len()).map(|_| mesh::pair()).unzip();
     let mut orders = Vec::new();
@@ -203,6 +206,7 @@ fn plan_shards(
                 index,
                 core: cores.pins.get(index).copied(),
                 config: Arc::clone(&config),
+                limits: Arc::clone(&limits),
                 identity,
                 link,
                 reader: appender.reader(),
@@ -281,11 +285,12 @@ async fn serve(plan: Plan, started: Sender<Result<(), StartError>>) {
         Err(error) => return report(&started, Err(error)),
     };
     let config = Arc::clone(&plan.config);
+    let limits = Arc::clone(&plan.limits);
     let is_writer = plan.writer.is_some();
     let bell = plan.bells[plan.index].clone();
     let ready = Ready::new(u8::try_from(plan.index).expect("there are at most 256 shards"));
     let shard = Rc::new_cyclic(|shard| self::shard(plan, ready.clone(), shard.clone()));
-    let server = Server::new(shard.clone(), ready, net_config(&config));
+    let server = Server::new(shard.clone(), ready, net_config(&config, limits));
     shard.attach(&server);
     for listener in listeners {
         server.listen(listener);
@@ -301,10 +306,13 @@ async fn serve(plan: Plan, started: Sender<Result<(), StartError>>) {
     }
 }
 
-fn net_config(config: &Config) -> NetConfig {
+fn net_config(config: &Config, limits: Arc<ConnectionLimits>) -> NetConfig {
     let mut net = NetConfig::new(clock::now);
     net.concurrent_streams_max = config.concurrent_streams_max;
     net.request_bytes_max = u32::try_from(config.request_bytes_max + MESSAGE_OVERHEAD_BYTES).unwrap_or(u32::MAX);
+    net.limits = limits;
+    net.stalled_stream_timeout = config.stalled_stream_timeout;
+    net.idle_buffers = if config.idle_buffers_are_kept { IdleBuffers::Keep } else { IdleBuffers::GiveBack };
     net.keepalive_interval = config.keepalive_ping.map(|ping| ping.interval);
     if let Some(ping) = config.keepalive_ping {
         net.keepalive_timeout = ping.timeout;
@@ -345,6 +353,7 @@ fn shard(plan: Plan, ready: Ready, itself: Weak<Shard>) -> Shard {
         index: plan.index,
         identity: plan.identity,
         limits: Limits { request_bytes_max: config.request_bytes_max, txn_ops_max: config.txn_operations_max },
+        watch_limits: config.watch_limits,
         history_bytes_max: config.history_bytes_max,
         message_bytes_max: config.request_bytes_max + MESSAGE_OVERHEAD_BYTES,
         progress_interval: config.watch_progress_interval,
