@@ -196,7 +196,7 @@ fn entry_bytes(entry: &Entry) -> usize {
 pub(crate) struct Planted {
     /// The rows are committed in one transaction and the record in a second one.
     pub record_apart: bool,
-    /// The record keeps no revision: it is that of the newest row, and rows go when a compaction supersedes them.
+    /// The revision is that of the newest row, and a compaction at a tombstone takes its row along.
     pub revision_of_newest_row: bool,
 }
 
@@ -357,6 +357,10 @@ impl<D: Disk> Checkpoint<D> {
                         }
                     }
                 }
+            }
+            #[cfg(test)]
+            if self.planted.revision_of_newest_row && forget {
+                tests::take_revision_of_newest_row(&mut transaction.open_table(ROWS)?, &mut meta);
             }
             #[cfg(test)]
             if self.planted.record_apart {
@@ -634,3 +638,5 @@ impl From<redb::CommitError> for RedbError {
 
 #[cfg(test)]
 mod measure;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,317 @@
+//! The checkpoint on the failing disk: whatever a crash leaves, rows and log together give the store that was acknowledged.
+
+use std::panic::AssertUnwindSafe;
+
+use redb::ReadableTable;
+
+use super::*;
+use crate::random::Random;
+use crate::sim::disk::{FakeDisk, Faults};
+use crate::store::Store;
+use crate::store::command::*;
+use crate::store::restore::Restore;
+use crate::types::{Alarm, AlarmKind, Change, Key, KeyRange, LeaseId, Time};
+use crate::wal::checkpoint_rows::decode_row;
+
+/// See [`Planted::revision_of_newest_row`].
+pub(super) fn take_revision_of_newest_row(rows: &mut redb::Table<(u64, u32), &[u8]>, meta: &mut Meta) {
+    let compacted = meta.compacted.unwrap_or_default();
+    let mut gone = Vec::new();
+    for row in rows.iter().unwrap() {
+        let (key, row) = row.unwrap();
+        let (id, row) = (row_id(key.value()), row.value());
+        if id.revision <= compacted && matches!(decode_row(id, row).unwrap().change, Change::Delete { .. }) {
+            gone.push((id, stored_crc(row)));
+        }
+    }
+    for (id, crc) in gone {
+        rows.remove(row_key(id)).unwrap();
+        meta.rows -= 1;
+        meta.sum = meta.sum.wrapping_sub(u64::from(crc));
+    }
+    let newest = rows.last().unwrap().map(|(key, _)| row_id(key.value()).revision);
+    meta.revision = newest.unwrap_or(Revision::FIRST);
+}
+
+struct World {
+    random: Random,
+    planted: Planted,
+    disk: Arc<FakeDisk>,
+    store: Store,
+    /// What the log holds, all of it.
+    log: Vec<(Position, Vec<Entry>)>,
+    checkpoint: Option<Checkpoint<FakeDisk>>,
+    gathered: Gathered,
+    /// The compaction that is in the log.
+    compacted: Revision,
+    alarms: Vec<Alarm>,
+}
+
+impl World {
+    fn new(seed: u64, planted: Planted) -> World {
+        let disk = Arc::new(FakeDisk::new(seed));
+        let mut world = World {
+            random: Random::new(seed),
+            planted,
+            disk,
+            store: Store::new(),
+            log: Vec::new(),
+            checkpoint: None,
+            gathered: Gathered::default(),
+            compacted: Revision::ZERO,
+            alarms: Vec::new(),
+        };
+        world.start();
+        world
+    }
+
+    fn step(&mut self) {
+        match self.random.below(12) {
+            0..6 => self.write(),
+            6 => self.compact(),
+            7 => self.remove(),
+            8 | 9 => self.commit(),
+            10 if self.random.one_in(3) => self.alarm(),
+            11 if self.random.one_in(4) => self.crash(),
+            _ => self.disk.write_back(),
+        }
+    }
+
+    fn key(&mut self) -> Key {
+        Key::from(format!("{:02}", self.random.below(12)))
+    }
+
+    fn write(&mut self) {
+        let ops = (0..1 + self.random.below(3)).map(|_| {
+            let key = self.key();
+            if self.random.one_in(3) {
+                let range = if self.random.one_in(4) { KeyRange::From(key) } else { KeyRange::One(key) };
+                return Op::DeleteRange(DeleteRange { range, prev_kv: false });
+            }
+            let length = *self.random.pick(&[0, 10, 300, 9_000]);
+            let value = PutValue::Set(vec![self.random.next() as u8; length].into());
+            Op::Put(Put { key, value, lease: PutLease::Set(LeaseId::NONE), prev_kv: false })
+        });
+        let success = ops.collect();
+        let write = Write::Txn(Txn { compares: Vec::new(), success, failure: Vec::new() });
+        let time = Time(self.random.below(1 << 40));
+        if let Some(entry) = self.store.apply(&write, time).entry {
+            self.log(vec![entry]);
+        }
+    }
+
+    fn log(&mut self, entries: Vec<Entry>) {
+        let position = Position(self.log.len() as u64 + 1);
+        self.gathered.add(position, entries.clone());
+        self.log.push((position, entries));
+    }
+
+    fn compact(&mut self) {
+        let revision = Revision(self.store.revision().0 - self.random.below(5) as i64);
+        if self.store.apply(&Write::Compact(revision), Time(0)).answer.is_ok() {
+            self.compacted = revision;
+            self.log(vec![Entry::Compaction(revision)]);
+        }
+    }
+
+    fn remove(&mut self) {
+        self.store.compact_step(self.random.below(30) as usize, Some(self.compacted));
+        self.gathered.remove(self.store.take_removed());
+    }
+
+    fn alarm(&mut self) {
+        let alarm = Alarm { member: self.random.below(2), kind: AlarmKind::NoSpace };
+        let active = self.random.one_in(2);
+        self.alarms.retain(|other| *other != alarm);
+        if active {
+            self.alarms.push(alarm);
+            self.alarms.sort_unstable_by_key(|alarm| alarm.member);
+        }
+        self.log(vec![Entry::Alarm { alarm, active }]);
+    }
+
+    fn commit(&mut self) {
+        if self.random.one_in(3) {
+            // One of the next calls is the last one of this life, or fails, or finds no space.
+            let call = Some(1 + self.random.below(40));
+            self.disk.set_faults(match self.random.below(3) {
+                0 => Faults { cut_call: call, ..Faults::default() },
+                1 => Faults { fail_call: call, ..Faults::default() },
+                _ => Faults { capacity_bytes: Some(self.disk.used_bytes() + 8_192), ..Faults::default() },
+            });
+        }
+        let forget = self.random.one_in(2);
+        let checkpoint = self.checkpoint.as_mut().unwrap();
+        let result =
+            if self.random.one_in(15) { checkpoint.compact() } else { checkpoint.commit(&mut self.gathered, forget) };
+        match result {
+            Ok(()) => self.disk.set_faults(Faults::default()),
+            Err(CheckpointError::Full(_)) => {
+                self.disk.set_faults(Faults::default());
+                self.checkpoint.as_mut().unwrap().commit(&mut self.gathered, true).expect("space is back");
+            }
+            Err(CheckpointError::Disk(_)) => self.crash(),
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    fn crash(&mut self) {
+        // Cut first: closing in order would write.
+        if self.random.one_in(2) {
+            self.disk.power_cut();
+        } else {
+            self.disk.restart();
+        }
+        self.checkpoint = None;
+        self.start();
+    }
+
+    fn start(&mut self) {
+        loop {
+            if self.random.one_in(5) {
+                let cut_call = Some(1 + self.random.below(20));
+                self.disk.set_faults(Faults { cut_call, ..Faults::default() });
+            }
+            let has_file = self.disk.names().unwrap().iter().any(|name| name == FILE_NAME);
+            let opened = match has_file {
+                true => Checkpoint::open(self.disk.clone()),
+                false if self.log.is_empty() => Checkpoint::create(self.disk.clone(), Meta::new(1, 2)),
+                false => panic!("the file is gone"),
+            };
+            match opened {
+                Ok(mut checkpoint) => {
+                    self.disk.set_faults(Faults::default());
+                    checkpoint.planted = self.planted;
+                    self.checkpoint = Some(checkpoint);
+                    return self.check();
+                }
+                Err(CheckpointError::Disk(_)) => self.disk.power_cut(),
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    /// A store comes back that answers like the one that lives, and goes on in its place.
+    fn check(&mut self) {
+        let checkpoint = self.checkpoint.as_ref().unwrap();
+        let mut meta = checkpoint.meta().clone();
+        let mut restore = Restore::new(meta.revision, meta.compacted, 0);
+        checkpoint.load(|row| restore.row(row).map_err(|damage| CheckpointError::Damaged(damage.to_string()))).unwrap();
+        let (mut store, superseded) = restore.finish().unwrap();
+        self.gathered = Gathered::default();
+        self.gathered.remove(superseded);
+        let checkpointed = meta.position;
+        for (position, entries) in self.log.iter().filter(|(position, _)| *position > checkpointed).cloned() {
+            for entry in &entries {
+                meta.note(entry);
+                match entry {
+                    Entry::Batch(batch) => drop(store.replay_batch(batch).unwrap()),
+                    Entry::Compaction(revision) => store.replay_compaction(*revision).unwrap(),
+                    _ => {}
+                }
+            }
+            self.gathered.add(position, entries);
+        }
+        assert_eq!((meta.revision, &meta.alarms), (self.store.revision(), &self.alarms));
+        assert_eq!((store.revision(), store.compacted()), (self.store.revision(), self.store.compacted()));
+        let first = store.compacted().unwrap_or_default();
+        let history = |store: &Store| store.history(first, store.revision(), usize::MAX, usize::MAX).unwrap();
+        assert_eq!(history(&store), history(&self.store));
+        for revision in first.0.max(1)..=store.revision().0 {
+            assert_eq!(all_at(&store, revision), all_at(&self.store, revision));
+        }
+        self.store = store;
+    }
+}
+
+fn all_at(store: &Store, revision: i64) -> Rows {
+    let range = Range {
+        range: KeyRange::From(Key::new()),
+        revision,
+        limit: 0,
+        order: SortOrder::None,
+        target: SortTarget::Key,
+        keys_only: false,
+        count_only: false,
+        min_mod_revision: 0,
+        max_mod_revision: 0,
+        min_create_revision: 0,
+        max_create_revision: 0,
+    };
+    let mut job = store.read(&Read::Range(range), store.revision()).unwrap();
+    match store.step(&mut job, usize::MAX).unwrap().unwrap().result {
+        Outcome::Range(rows) => rows,
+        other => panic!("not rows: {other:?}"),
+    }
+}
+
+fn run(seed: u64, planted: Planted) -> std::thread::Result<()> {
+    std::panic::catch_unwind(AssertUnwindSafe(|| {
+        let mut world = World::new(seed, planted);
+        for _ in 0..150 {
+            world.step();
+        }
+        world.crash();
+    }))
+}
+
+#[test]
+fn whatever_a_crash_leaves_gives_back_what_the_log_acknowledged() {
+    for seed in 0..100 {
+        if let Err(panic) = run(seed, Planted::default()) {
+            eprintln!("seed {seed}");
+            std::panic::resume_unwind(panic);
+        }
+    }
+}
+
+#[test]
+fn a_record_saved_apart_from_its_rows_is_found() {
+    let planted = Planted { record_apart: true, ..Planted::default() };
+    assert!((0..200).any(|seed| run(seed, planted).is_err()));
+}
+
+#[test]
+fn a_revision_that_goes_down_after_a_crash_in_a_compaction_is_found() {
+    let planted = Planted { revision_of_newest_row: true, ..Planted::default() };
+    assert!((0..200).any(|seed| run(seed, planted).is_err()));
+}
+
+#[test]
+fn a_flipped_bit_anywhere_is_found_or_harmless() {
+    let mut world = World::new(3, Planted::default());
+    for _ in 0..60 {
+        world.write();
+    }
+    let checkpoint = world.checkpoint.as_mut().unwrap();
+    checkpoint.commit(&mut world.gathered, true).unwrap();
+    world.checkpoint = None;
+    let length = world.disk.contents(FILE_NAME).len() as u64;
+    let (mut found, mut panicked) = (0, 0);
+    for attempt in 0..300 {
+        let disk = Arc::new(world.disk.copy(attempt));
+        disk.flip(FILE_NAME, world.random.below(length), 1 << world.random.below(8));
+        let result = std::panic::catch_unwind(|| -> Result<Vec<Row>, CheckpointError> {
+            let checkpoint = Checkpoint::open(disk)?;
+            let mut rows = Vec::new();
+            checkpoint.load(|row| {
+                rows.push(row);
+                Ok::<(), CheckpointError>(())
+            })?;
+            assert_eq!(checkpoint.meta().position, Position(world.log.len() as u64));
+            Ok(rows)
+        });
+        match result {
+            Err(_) => panicked += 1,
+            Ok(Err(_)) => found += 1,
+            Ok(Ok(rows)) => {
+                let batches = world.log.iter().flat_map(|(_, entries)| entries).filter_map(|entry| match entry {
+                    Entry::Batch(batch) => Some(batch.changes.len()),
+                    _ => None,
+                });
+                assert_eq!(rows.len(), batches.sum::<usize>(), "a row is missing and nobody says so");
+            }
+        }
+    }
+    assert!(found > 50 && panicked == 0, "{found} found, {panicked} panicked");
+}
