@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::store::command::{Answer, Error, Read, Write};
-use crate::types::{Batch, Revision};
+use crate::types::{Alarm, AlarmKind, Batch, Revision};
 use crate::watch::hub::HeaderIds;
 
 /// Who asks. Every call carries it, so that permissions have one place to look when users are built.
@@ -47,6 +47,49 @@ pub enum Command {
     History {
         from: Revision,
     },
+    /// Which alarms are active.
+    Alarms(AlarmFilter),
+    /// How the backend stands.
+    Status,
+    /// Gives back the space of the disk that nothing uses any more. Answered once it is done, and once what earlier
+    /// compactions forgot is gone as well: an operator defragments to make room for the next write.
+    Defragment,
+}
+
+/// Which alarms are asked for. The member plays no part: etcd passes over it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AlarmFilter {
+    All,
+    Only(AlarmKind),
+    /// To raise or take back no alarm at all is legal, and lists none.
+    Nothing,
+}
+
+impl AlarmFilter {
+    pub fn lists(self, alarm: Alarm) -> bool {
+        match self {
+            AlarmFilter::All => true,
+            AlarmFilter::Only(kind) => alarm.kind == kind,
+            AlarmFilter::Nothing => false,
+        }
+    }
+}
+
+/// How the backend stands, as far as it is told: what is applied and not yet durable shows nowhere.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct BackendStatus {
+    pub revision: Revision,
+    /// What the quota counts, in bytes. At least 1, since `etcdctl` divides by it.
+    pub size_bytes: u64,
+    /// What of it is in use.
+    pub used_bytes: u64,
+    /// `None`: there is no quota.
+    pub quota_bytes: Option<u64>,
+    /// How many groups of writes are committed, over all starts.
+    pub position: u64,
+    pub alarms: Vec<Alarm>,
+    /// The disk takes no writes any more; only a restart can change that.
+    pub is_refusing_writes: bool,
 }
 
 /// What the backend answers to a [`Command`].
@@ -54,6 +97,13 @@ pub enum Command {
 pub enum Reply {
     Answer(Result<Answer, Error>),
     History(Result<Vec<Arc<Batch>>, HistoryError>),
+    Alarms {
+        revision: Revision,
+        alarms: Vec<Alarm>,
+    },
+    Status(BackendStatus),
+    /// Done, or why it was not.
+    Defragmented(Result<(), String>),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

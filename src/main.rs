@@ -32,6 +32,10 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Ok(Asked::Serve(config, warnings)) => serve(*config, &warnings),
+        Ok(Asked::Check { .. } | Asked::Salvage { .. }) => {
+            eprintln!("tarsier: there is no data directory to look at before durability is built");
+            ExitCode::FAILURE
+        }
         // The log does not stand yet, and its format is one of the things that may be wrong.
         Err(error) => {
             eprintln!("tarsier: {error}");
@@ -65,7 +69,6 @@ fn print_start(config: &Config, warnings: &[Warning]) {
         listen = addresses.join(","),
         "starting tarsier"
     );
-    tracing::warn!("state is in memory only and is lost when the process ends: durability is not built yet");
     for Warning { what, why } in warnings {
         tracing::warn!(setting = what, reason = why, "setting has no effect");
     }

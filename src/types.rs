@@ -9,6 +9,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+/// The release of etcd whose API and flags are kept.
+pub const ETCD_API_VERSION: &str = "3.7.3";
+
 /// A key as clients send it: any bytes, compared bytewise. Never empty once it is in the store.
 pub type Key = Bytes;
 
@@ -308,6 +311,13 @@ impl Batch {
         });
         size_of::<Batch>() + 16 + size_of_val(&*self.changes) + changes.sum::<usize>()
     }
+}
+
+/// How many watches a client may have; `None` is no limit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct WatchLimits {
+    pub per_stream: Option<u32>,
+    pub per_connection: Option<u32>,
 }
 
 #[cfg(test)]

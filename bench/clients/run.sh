@@ -36,14 +36,19 @@ trap 'stop; rm -rf "$work"' EXIT
 trap 'exit 1' INT TERM
 
 endpoint=http://127.0.0.1:$port
-start() {
+# Runs a command line on an empty directory: $1 and what follows, with the command of the server behind it.
+with_server() {
     rm -rf "$work/data"
-    set -- --listen-client-urls "$endpoint" --advertise-client-urls "$endpoint" --data-dir "$work/data"
+    set -- "$@" "$server" --listen-client-urls "$endpoint" --advertise-client-urls "$endpoint" --data-dir "$work/data"
     if [ $kind = etcd ]; then
         peer=http://127.0.0.1:$((port + 1))
         set -- "$@" --listen-peer-urls $peer --initial-advertise-peer-urls $peer --initial-cluster default=$peer
     fi
-    "$server" "$@" >"$work/server.log" 2>&1 &
+    exec "$@"
+}
+
+start() {
+    (with_server) >"$work/server.log" 2>&1 &
     pid=$!
     turns=0
     until "$etcdctl" --endpoints "$endpoint" get ready >/dev/null 2>&1; do
@@ -104,5 +109,14 @@ while kill -0 $watchday 2>/dev/null && ! grep -q '^verified$' "$work/output"; do
 stop
 wait $watchday
 told "Go client: 100 watches on one stream saw $puts puts, and ended with the server" $?
+
+: >"$work/server.log"
+(with_server "$work/watchday" -endpoint "$endpoint" -writers 10 -restarts 10 -log "$work/server.log" --) \
+    >"$work/output" 2>&1 &
+pid=$!
+wait $pid
+ended=$?
+pid=''
+told "Go client: 100 watches on one stream lived through ten restarts, five of them kill -9" $ended
 
 exit $((failures > 0))

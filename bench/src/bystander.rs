@@ -51,7 +51,7 @@ fn key(index: u32) -> Vec<u8> {
 
 pub async fn run(server: &mut Server, sizes: Bystander) -> Result<Measured> {
     let endpoint = server.endpoint.clone();
-    load(&endpoint, sizes.keys).await?;
+    load(&endpoint, sizes.keys, b"value").await?;
     server.wait_until_quiet().await?;
     let mut measured = Measured::default();
     let scene = format!("puts, {} a second, beside {} idle keys", sizes.puts_a_second, count(u64::from(sizes.keys)));
@@ -87,10 +87,61 @@ pub async fn run(server: &mut Server, sizes: Bystander) -> Result<Measured> {
     Ok(measured)
 }
 
+/// The same puts beside what a server does behind its answers: first while the revisions just written go where it keeps
+/// them, then while they are compacted. Nobody else asks for anything meanwhile.
+pub async fn beside_upkeep(server: &mut Server, sizes: Bystander) -> Result<Measured> {
+    let endpoint = server.endpoint.clone();
+    load(&endpoint, sizes.keys, b"value").await?;
+    server.wait_until_quiet().await?;
+    let mut measured = Measured::default();
+    let scene = format!("puts, {} a second", sizes.puts_a_second);
+    let quiet = beside(&endpoint, sizes, async { Ok(()) }).await?;
+    add_tail(&mut measured, &format!("{scene}: quiet control"), &quiet);
+
+    let revisions = count(u64::from(sizes.revisions));
+    let newest = finished({
+        let endpoint = endpoint.clone();
+        on_thread("writer", move || write(endpoint, sizes))?
+    })
+    .await?;
+    let kept = beside(&endpoint, sizes, async { Ok(()) }).await?;
+    add_tail(&mut measured, &format!("{scene}: right behind {revisions} revisions"), &kept);
+
+    server.wait_until_quiet().await?;
+    let caller = Caller::connect(&endpoint, Windows::SMALL).await?;
+    let scene = format!("{scene}: beside a compaction of {revisions} revisions");
+    let begun = Instant::now();
+    let mut compacting = Duration::ZERO;
+    let compact = async {
+        caller.compact(newest).await?;
+        compacting = begun.elapsed();
+        Ok(())
+    };
+    let compacted = beside(&endpoint, sizes, compact).await?;
+    add_tail(&mut measured, &scene, &compacted);
+    measured.add(&scene, "compaction, s", compacting.as_secs_f64());
+    Ok(measured)
+}
+
+/// Puts on schedule until the work is done, and at least for the time of a control.
+async fn beside(
+    endpoint: &Arc<str>,
+    sizes: Bystander,
+    work: impl Future<Output = Result<()>>,
+) -> Result<Histogram<u64>> {
+    let stops = Arc::new(AtomicBool::new(false));
+    let putter = start_putter(endpoint, sizes, &stops)?;
+    let (done, ()) = tokio::join!(work, tokio::time::sleep(sizes.alone));
+    stops.store(true, Ordering::Relaxed);
+    let tail = finished(putter).await?;
+    done.map(|()| tail)
+}
+
 fn add_tail(measured: &mut Measured, scene: &str, latency: &Histogram<u64>) {
     let millis = |microseconds: u64| microseconds as f64 / 1e3;
     measured.add(scene, "p50, ms", millis(latency.value_at_quantile(0.5)));
     measured.add(scene, "p99, ms", millis(latency.value_at_quantile(0.99)));
+    measured.add(scene, "p99.9, ms", millis(latency.value_at_quantile(0.999)));
     measured.add(scene, "max, ms", millis(latency.max()));
     measured.add(scene, "puts", latency.len() as f64);
 }
@@ -120,7 +171,7 @@ async fn finished<T>(receiver: oneshot::Receiver<Result<T>>) -> Result<T> {
 }
 
 /// Puts every key once, many to a transaction.
-async fn load(endpoint: &Arc<str>, keys: u32) -> Result<()> {
+pub async fn load(endpoint: &Arc<str>, keys: u32, value: &'static [u8]) -> Result<()> {
     let caller = Caller::connect(endpoint, Windows::SMALL).await?;
     let next = Rc::new(RefCell::new(0u32));
     let lane = async || {
@@ -130,7 +181,7 @@ async fn load(endpoint: &Arc<str>, keys: u32) -> Result<()> {
                 return Ok(());
             }
             let puts = (first..keys.min(first + PUTS_A_TXN)).map(|index| {
-                let put = pb::PutRequest { key: key(index).into(), value: "value".into(), ..Default::default() };
+                let put = pb::PutRequest { key: key(index).into(), value: value.into(), ..Default::default() };
                 pb::RequestOp { request: Some(pb::request_op::Request::RequestPut(put)) }
             });
             let request = pb::TxnRequest { success: puts.collect(), ..Default::default() };
@@ -183,10 +234,20 @@ struct Written {
     compacting: Duration,
 }
 
-/// Writes the revisions, one a put, and compacts them all, waiting until what is forgotten is gone.
+/// Writes the revisions and compacts them all, waiting until what is forgotten is gone.
 async fn write_and_compact(endpoint: Arc<str>, sizes: Bystander) -> Result<Written> {
+    let begun = Instant::now();
+    let revision = write(endpoint.clone(), sizes).await?;
+    let writing = begun.elapsed();
     let caller = Caller::connect(&endpoint, Windows::SMALL).await?;
     let begun = Instant::now();
+    caller.compact(revision).await?;
+    Ok(Written { writing, compacting: begun.elapsed() })
+}
+
+/// Writes the revisions, one a put; gives the newest.
+async fn write(endpoint: Arc<str>, sizes: Bystander) -> Result<i64> {
+    let caller = Caller::connect(&endpoint, Windows::SMALL).await?;
     let (next, newest) = (Rc::new(RefCell::new(0u32)), Rc::new(RefCell::new(0i64)));
     // Each lane is a task, so that an answer wakes one of them and not all.
     let mut lanes = JoinSet::new();
@@ -206,11 +267,8 @@ async fn write_and_compact(endpoint: Arc<str>, sizes: Bystander) -> Result<Writt
     while let Some(ended) = lanes.join_next().await {
         ended.map_err(|cause| Fault::Refused(format!("a writer ended badly: {cause}")))??;
     }
-    let writing = begun.elapsed();
-    let begun = Instant::now();
     let revision = *newest.borrow();
-    caller.compact(revision).await?;
-    Ok(Written { writing, compacting: begun.elapsed() })
+    Ok(revision)
 }
 
 /// Starts the bystander. A thread that only sleeps keeps its schedule: the event loop's timers know milliseconds only.

@@ -10,11 +10,12 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 
 use crate::bystander::{self, Bystander};
+use crate::disk::Disk;
 use crate::fault::{Fault, Result};
 use crate::keys::KeyChoice;
 use crate::process;
 use crate::report::{Measured, Report};
-use crate::scenes::{self, Scale, WatchShape};
+use crate::scenes::{self, Scale, State, WatchShape};
 use crate::server::{Program, Server, Side};
 
 /// A group of scenes.
@@ -27,6 +28,12 @@ pub enum Group {
     Idle,
     Memory,
     Bystander,
+    /// Puts to a million keys, and what they write to the device
+    Durable,
+    /// The way back after a kill, and the memory of what comes back
+    Recovery,
+    /// Puts on a schedule beside checkpoint and compaction
+    Upkeep,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -64,6 +71,9 @@ pub struct CompareArgs {
     /// First of four ports on 127.0.0.1
     #[arg(long, default_value_t = 23400)]
     port: u16,
+    /// Where the data directories of the servers are made; not on a tmpfs, or no disk is measured
+    #[arg(long)]
+    data_dir_root: Option<PathBuf>,
     /// Further flags for etcd, separated by spaces
     #[arg(long, default_value = "", allow_hyphen_values = true)]
     etcd_flags: String,
@@ -79,6 +89,9 @@ pub struct CompareArgs {
     /// Revisions that are written and compacted beside the bystander
     #[arg(long)]
     bystander_revisions: Option<u32>,
+    /// Keys that come back in the recovery scene; a tenth of them with ten revisions each is the second part
+    #[arg(long)]
+    recovery_keys: Option<u32>,
     /// Puts of the bystander
     #[arg(long, default_value_t = 200)]
     bystander_rate: u32,
@@ -95,7 +108,7 @@ impl CompareArgs {
         let of = |side, path: &Option<PathBuf>, flags: &str, port| {
             path.clone().map(|path| {
                 let flags = flags.split_whitespace().map(str::to_owned).collect();
-                Program { side, path, flags, port }
+                Program { side, path, flags, port, data_root: self.data_root() }
             })
         };
         let programs: Vec<Program> = [
@@ -112,6 +125,10 @@ impl CompareArgs {
             Some(program) => Err(Fault::Refused(format!("{} is no file", program.path.display()))),
             None => Ok(programs),
         }
+    }
+
+    fn data_root(&self) -> PathBuf {
+        self.data_dir_root.clone().unwrap_or_else(std::env::temp_dir)
     }
 
     fn scale(&self) -> Scale {
@@ -137,6 +154,11 @@ impl CompareArgs {
         }
     }
 
+    fn states(&self) -> [State; 2] {
+        let keys = self.recovery_keys.unwrap_or(if self.quick { 100_000 } else { 1_000_000 }).max(10);
+        [State { keys, revisions_each: 1 }, State { keys: keys / 10, revisions_each: 10 }]
+    }
+
     fn has(&self, group: Group) -> bool {
         self.scenes.is_empty() || self.scenes.contains(&group)
     }
@@ -149,6 +171,14 @@ pub async fn run(args: CompareArgs) -> Result<()> {
     process::check_files(connections, "the scene with the most connections")?;
     let mut report = Report::default();
     describe(&mut report, &args)?;
+    if args.has(Group::Durable) {
+        // Now, and not when the other scenes have run for an hour.
+        let disk = Disk::under(&args.data_root())?;
+        report
+            .circumstances
+            .notes
+            .push(format!("the data lies on {}; all that is written to it is counted", disk.name));
+    }
     for program in &programs {
         let mut server = program.start().await?;
         let version = server.caller().await?.version().await.map_err(|fault| server.explain(fault))?;
@@ -222,6 +252,28 @@ async fn run_side(args: &CompareArgs, program: &Program, report: &mut Report) ->
     if args.has(Group::Bystander) {
         let mut server = program.start().await?;
         let outcome = bystander::run(&mut server, args.bystander()).await;
+        keep(report, &mut server, outcome)?;
+    }
+    run_disk(args, program, report).await
+}
+
+/// The scenes that ask what lasting costs.
+async fn run_disk(args: &CompareArgs, program: &Program, report: &mut Report) -> Result<()> {
+    if args.has(Group::Durable) {
+        let mut server = program.start().await?;
+        let outcome = scenes::durable_put(&mut server, &args.scale()).await;
+        keep(report, &mut server, outcome)?;
+    }
+    if args.has(Group::Recovery) {
+        for state in args.states() {
+            let mut server = program.start().await?;
+            let outcome = scenes::recovery(&mut server, state).await;
+            keep(report, &mut server, outcome)?;
+        }
+    }
+    if args.has(Group::Upkeep) {
+        let mut server = program.start().await?;
+        let outcome = bystander::beside_upkeep(&mut server, args.bystander()).await;
         keep(report, &mut server, outcome)?;
     }
     Ok(())

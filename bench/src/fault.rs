@@ -56,6 +56,8 @@ pub enum Fault {
     },
     /// Anything about this machine or the arguments.
     Refused(String),
+    /// The server did not do what it had promised.
+    Broken(String),
     /// The server's process is gone.
     ServerDied(String),
 }
@@ -79,7 +81,7 @@ impl fmt::Display for Fault {
             Fault::Stalled { waiting_for, seconds } => {
                 write!(f, "nothing moved for {seconds} s; missing: {waiting_for}")
             }
-            Fault::Refused(text) | Fault::ServerDied(text) => f.write_str(text),
+            Fault::Refused(text) | Fault::Broken(text) | Fault::ServerDied(text) => f.write_str(text),
         }
     }
 }

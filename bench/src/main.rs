@@ -1,7 +1,8 @@
 //! The load generator of tarsier.
 //!
 //! `hold` keeps very many watches open against any etcd v3 server and proves that each gets its events exactly once, in
-//! order. `compare` runs etcd and tarsier in turn and measures what a unit of work costs each of them.
+//! order. `compare` runs etcd and tarsier in turn and measures what a unit of work costs each of them. `soak` stops a server
+//! under load, thousands of times, and proves that nothing it told anybody is lost.
 //!
 //! The client shares the machine with what it measures, so it is lean before it is general: raw h2 instead of a gRPC
 //! library, one task a connection, hand-written messages where they are many.
@@ -11,13 +12,15 @@
 //!      ─► compare ─┤   load (calls in a loop)  │
 //!                  │   caller (single calls) ──┘
 //!                  └─► check (the judge)  keys (who watches what)  process (what the kernel knows)
-//!          compare ──► scenes, bystander ─► server (started and stopped)  meter (what it cost)  report
+//!          compare ──► scenes, bystander ─► server (started and stopped)  meter (what it cost)  disk  report
+//!      ─► soak ──────► proof (trials of durability) ─► server  caller  link  disk
 //! ```
 
 mod bystander;
 mod caller;
 mod check;
 mod compare;
+mod disk;
 mod fault;
 mod fleet;
 mod hold;
@@ -26,11 +29,13 @@ mod link;
 mod load;
 mod meter;
 mod process;
+mod proof;
 mod random;
 mod report;
 mod scenes;
 mod screen;
 mod server;
+mod soak;
 mod wire;
 
 use std::process::ExitCode;
@@ -55,6 +60,8 @@ enum Command {
     Hold(hold::HoldArgs),
     /// Run etcd and tarsier in turn and print what a unit of work costs each of them
     Compare(Box<compare::CompareArgs>),
+    /// Stop a server under load thousands of times, and check after each start that nothing it told is lost
+    Soak(soak::SoakArgs),
 }
 
 fn main() -> ExitCode {
@@ -76,6 +83,7 @@ fn run(arguments: Arguments) -> Result<()> {
             match arguments.command {
                 Command::Hold(args) => hold::run(args).await,
                 Command::Compare(args) => compare::run(*args).await,
+                Command::Soak(args) => soak::run(args).await,
             }
         };
         // Dropping the work closes its connections and stops the servers that it started.

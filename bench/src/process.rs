@@ -12,6 +12,8 @@ pub struct Memory {
     pub resident: u64,
     /// The part that is the process's own: what remains of `resident` without mapped files.
     pub anonymous: u64,
+    /// The part that is mapped from files: the program, and a database that is read in place.
+    pub file: u64,
 }
 
 /// A process, by its id.
@@ -33,8 +35,9 @@ impl Process {
 
     pub fn memory(self) -> Result<Memory> {
         let status = self.read("status")?;
-        match (kilobytes(&status, "VmRSS:"), kilobytes(&status, "RssAnon:")) {
-            (Some(resident), Some(anonymous)) => Ok(Memory { resident, anonymous }),
+        let kilobytes = |name| kilobytes(&status, name);
+        match (kilobytes("VmRSS:"), kilobytes("RssAnon:"), kilobytes("RssFile:")) {
+            (Some(resident), Some(anonymous), Some(file)) => Ok(Memory { resident, anonymous, file }),
             _ => Err(Fault::ServerDied(format!("process {} has ended", self.id))),
         }
     }

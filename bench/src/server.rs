@@ -2,13 +2,16 @@
 
 use std::fs::{self, File};
 use std::net::TcpListener;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
+
 use crate::caller::{self, Caller};
+use crate::disk::Disk;
 use crate::fault::{Fault, Result};
 use crate::process::Process;
 
@@ -16,6 +19,8 @@ use crate::process::Process;
 const START_PATIENCE: Duration = Duration::from_secs(20);
 /// From the request to end to the end; then it is killed.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
+/// The data directory inside the directory of a server.
+const DATA: &str = "data";
 
 /// The two sides of a comparison.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -42,6 +47,8 @@ pub struct Program {
     pub flags: Vec<String>,
     /// For clients; etcd takes the next one for its peers.
     pub port: u16,
+    /// Where the directories of its servers are made. What a disk costs shows only on a disk: not on a tmpfs.
+    pub data_root: PathBuf,
 }
 
 impl Program {
@@ -63,29 +70,37 @@ impl Program {
         flags
     }
 
-    /// Starts it and waits until it answers a read.
+    /// Starts it on an empty directory and waits until it answers a read.
     pub async fn start(&self) -> Result<Server> {
+        self.start_on(|_| {}).await
+    }
+
+    /// Starts it on a data directory that `prepare` makes at the path it is given.
+    pub async fn start_on(&self, prepare: impl FnOnce(&Path)) -> Result<Server> {
         self.check_port()?;
-        let directory = TemporaryDirectory::new()?;
-        let log = directory.path.join("log");
+        let directory = TemporaryDirectory::new(&self.data_root)?;
+        prepare(&directory.path.join(DATA));
+        let child = self.spawn(&directory.path)?;
+        let process = Process { id: child.id() };
+        let endpoint: Arc<str> = format!("127.0.0.1:{}", self.port).into();
+        let mut server = Server { side: self.side, process, endpoint, program: self.clone(), child, directory };
+        server.wait_until_ready().await?;
+        Ok(server)
+    }
+
+    fn spawn(&self, directory: &Path) -> Result<Child> {
+        let log = directory.join("log");
         let no_log = |cause| Fault::Refused(format!("{} cannot be written: {cause}", log.display()));
-        let output = File::create(&log).map_err(no_log)?;
+        let output = File::options().create(true).append(true).open(&log).map_err(no_log)?;
         let errors = output.try_clone().map_err(no_log)?;
-        let data = directory.path.join("data");
+        let data = directory.join(DATA);
         let spawned = Command::new(&self.path)
             .args(self.flags(&data.to_string_lossy()))
             .stdin(Stdio::null())
             .stdout(output)
             .stderr(errors)
             .spawn();
-        let child =
-            spawned.map_err(|cause| Fault::Refused(format!("{} does not start: {cause}", self.path.display())))?;
-        let endpoint: Arc<str> = format!("127.0.0.1:{}", self.port).into();
-        let mut server = Server { side: self.side, process: Process { id: child.id() }, endpoint, child, directory };
-        let endpoint = server.endpoint.clone();
-        // Its connection is not kept: each scene brings its own.
-        caller::wait_until_ready(&endpoint, START_PATIENCE, || server.check_alive()).await?;
-        Ok(server)
+        spawned.map_err(|cause| Fault::Refused(format!("{} does not start: {cause}", self.path.display())))
     }
 
     /// A server that shares its port silently with a forgotten one would serve half of the clients.
@@ -101,6 +116,7 @@ pub struct Server {
     pub side: Side,
     pub process: Process,
     pub endpoint: Arc<str>,
+    program: Program,
     child: Child,
     directory: TemporaryDirectory,
 }
@@ -111,13 +127,18 @@ impl Server {
         match self.child.try_wait() {
             Ok(None) => Ok(()),
             Ok(Some(status)) => {
-                let log = fs::read_to_string(self.directory.path.join("log")).unwrap_or_default();
+                let log = self.log();
                 let words = log.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("nothing");
                 let text = format!("{} ended under the load ({status}); its last words: {words}", self.side.name());
                 Err(Fault::ServerDied(text))
             }
             Err(cause) => Err(Fault::ServerDied(format!("{} cannot be waited for: {cause}", self.side.name()))),
         }
+    }
+
+    /// Everything that its processes have printed.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.directory.path.join("log")).unwrap_or_default()
     }
 
     /// A fault of the load, or the death of the server where that explains it. The kernel closes the connections of a
@@ -129,6 +150,61 @@ impl Server {
 
     pub async fn caller(&self) -> Result<Caller> {
         Caller::connect(&self.endpoint, crate::link::Windows::SMALL).await
+    }
+
+    /// Its data directory, which lasts over restarts.
+    pub fn data(&self) -> PathBuf {
+        self.directory.path.join(DATA)
+    }
+
+    /// The device that its data lies on.
+    pub fn disk(&self) -> Result<Disk> {
+        Disk::under(&self.directory.path)
+    }
+
+    /// Ends it as a crash would.
+    pub fn kill(&mut self) {
+        // Killing fails only for a process that has ended, and waiting then returns at once.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Asks it to end and waits for that, while its clients go on.
+    pub async fn end(&mut self) -> Result<ExitStatus> {
+        self.signal(Signal::TERM);
+        let asked = Instant::now();
+        while asked.elapsed() < STOP_PATIENCE {
+            match self.child.try_wait() {
+                Ok(Some(status)) => return Ok(status),
+                Ok(None) => tokio::time::sleep(Duration::from_millis(5)).await,
+                Err(cause) => return Err(Fault::Refused(format!("the server cannot be waited for: {cause}"))),
+            }
+        }
+        Err(Fault::Stalled { waiting_for: "the end of the server".to_owned(), seconds: STOP_PATIENCE.as_secs() })
+    }
+
+    /// Sends a signal, unless the process has ended: then there is nothing to ask for.
+    pub fn signal(&mut self, signal: Signal) {
+        if let Some(id) = rustix::process::Pid::from_raw(self.process.id as i32)
+            && matches!(self.child.try_wait(), Ok(None))
+        {
+            let _ = rustix::process::kill_process(id, signal);
+        }
+    }
+
+    /// Starts it again on the same directory and port, without waiting for it. It must have ended.
+    pub fn spawn_again(&mut self) -> Result<()> {
+        self.child = self.program.spawn(&self.directory.path)?;
+        self.process = Process { id: self.child.id() };
+        Ok(())
+    }
+
+    /// The time from here to the first answer.
+    pub async fn wait_until_ready(&mut self) -> Result<Duration> {
+        let (begun, endpoint) = (Instant::now(), self.endpoint.clone());
+        // Its connection is not kept: each scene brings its own.
+        caller::wait_until_ready(&endpoint, START_PATIENCE, || self.check_alive()).await?;
+        Ok(begun.elapsed())
     }
 
     /// Waits until the server has nothing more to do, so that one scene does not pay for another.
@@ -147,12 +223,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if let Some(id) = rustix::process::Pid::from_raw(self.process.id as i32)
-            && matches!(self.child.try_wait(), Ok(None))
-        {
-            // It may end between the look and the signal; then there is nothing to ask for.
-            let _ = rustix::process::kill_process(id, rustix::process::Signal::TERM);
-        }
+        self.signal(Signal::TERM);
         let asked = Instant::now();
         while asked.elapsed() < STOP_PATIENCE {
             if !matches!(self.child.try_wait(), Ok(None)) {
@@ -160,9 +231,7 @@ impl Drop for Server {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        // Killing fails only for a process that has ended, and waiting then returns at once.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.kill();
     }
 }
 
@@ -172,12 +241,14 @@ struct TemporaryDirectory {
 }
 
 impl TemporaryDirectory {
-    fn new() -> Result<TemporaryDirectory> {
+    fn new(root: &Path) -> Result<TemporaryDirectory> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("tarsier-bench-{}-{number}", std::process::id()));
+        let path = root.join(format!("tarsier-bench-{}-{number}", std::process::id()));
         let refused = |cause| Fault::Refused(format!("{} cannot be made: {cause}", path.display()));
         fs::create_dir_all(&path).map_err(refused)?;
+        // It must outlive a power cut: what lies in it is the server's to keep, the folder itself is ours.
+        File::open(root).and_then(|root| root.sync_all()).map_err(refused)?;
         Ok(TemporaryDirectory { path })
     }
 }
@@ -196,7 +267,7 @@ mod tests {
 
     #[test]
     fn a_temporary_directory_goes_with_its_owner() {
-        let directory = TemporaryDirectory::new().unwrap();
+        let directory = TemporaryDirectory::new(&std::env::temp_dir()).unwrap();
         let path = directory.path.clone();
         fs::write(path.join("file"), "x").unwrap();
         drop(directory);
@@ -205,7 +276,13 @@ mod tests {
 
     #[test]
     fn only_etcd_gets_the_flags_of_a_cluster() {
-        let program = |side| Program { side, path: "x".into(), flags: vec!["--extra".to_owned()], port: 7 };
+        let program = |side| Program {
+            side,
+            path: "x".into(),
+            flags: vec!["--extra".to_owned()],
+            port: 7,
+            data_root: "y".into(),
+        };
         let flags = program(Side::Tarsier).flags("d");
         assert_eq!(flags, ["--listen-client-urls", "http://127.0.0.1:7", "--data-dir", "d", "--extra"]);
         let flags = program(Side::Etcd).flags("d");

@@ -13,6 +13,7 @@ pub const PREFIX_BYTES: usize = 5;
 
 pub const PATH_RANGE: &str = "/etcdserverpb.KV/Range";
 pub const PATH_PUT: &str = "/etcdserverpb.KV/Put";
+pub const PATH_DELETE_RANGE: &str = "/etcdserverpb.KV/DeleteRange";
 pub const PATH_TXN: &str = "/etcdserverpb.KV/Txn";
 pub const PATH_COMPACT: &str = "/etcdserverpb.KV/Compact";
 pub const PATH_WATCH: &str = "/etcdserverpb.Watch/Watch";

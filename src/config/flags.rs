@@ -1,8 +1,8 @@
 //! Every flag there is, in one table: those tarsier acts on, and the rest of etcd 3.7's, so that a unit file or a test
 //! harness made for a single etcd starts tarsier unchanged.
 //!
-//! A flag of etcd that promises nothing a single server in memory would miss is accepted with a warning. One that promises
-//! something an operator relies on and that is not there (encryption, other members, recovery of data) ends the start. Either
+//! A flag of etcd that promises nothing a single server would miss is accepted with a warning. One that promises
+//! something an operator relies on and that is not there (encryption, users, other members) ends the start. Either
 //! kind given with etcd's own default asks for nothing and passes without a word.
 
 /// How a flag is written on the command line.
@@ -60,7 +60,8 @@ const fn switch(flag: Flag) -> Flag {
 
 const NO_PEERS: &str = "this is a single server, there are no peers";
 const NO_RAFT: &str = "this is a single server, there is no raft";
-const NO_DISK: &str = "durability is not built yet, nothing is written to disk";
+const OWN_LOG: &str = "the log is as long as the checkpoint needs it, and its old files are used again";
+const OWN_FILES: &str = "the files are of another kind than etcd's database";
 const NO_HTTP: &str = "no HTTP pages are served yet";
 const NO_TRACING: &str = "distributed tracing is not built yet, no spans are sent";
 const NO_ROTATION: &str = "logs go to stderr or stdout only, so there is no file to rotate";
@@ -85,15 +86,33 @@ pub const FLAGS: &[Flag] = &[
         "",
         "Comma-separated URLs that clients are told. Default: those of --listen-client-urls.",
     ),
+    supported("data-dir", "default.tarsier", "Directory of the log and the checkpoint. It is made if it is missing."),
     supported(
-        "data-dir",
-        "default.tarsier",
-        "Directory for durable state. Durability is not built yet: nothing is written there.",
+        "wal-dir",
+        "",
+        "Directory of the log alone, on a disk of its own for example. Default: wal in --data-dir.",
     ),
+    switch(supported(
+        "unsafe-no-fsync",
+        "false",
+        "Answer before the disk has confirmed: a power cut loses what was acknowledged, and may leave a directory that does \
+         not start.",
+    )),
     supported(
         "quota-backend-bytes",
         "0",
-        "Bytes the store may hold; 0 means 2147483648 (2 GiB). The quota is not built yet and is not enforced.",
+        "Bytes the store may hold before writes are refused with an alarm; 0 means 2147483648 (2 GiB), a negative number no \
+         quota.",
+    ),
+    supported(
+        "auto-compaction-mode",
+        "periodic",
+        "What --auto-compaction-retention counts: periodic (time) or revision (revisions).",
+    ),
+    supported(
+        "auto-compaction-retention",
+        "0",
+        "History that is kept: hours or a duration such as 30m when periodic, else a number of revisions; 0 compacts never.",
     ),
     supported("max-request-bytes", "1572864", "Bytes of the largest request message accepted from a client."),
     supported("max-txn-ops", "128", "Operations permitted in one transaction."),
@@ -117,6 +136,28 @@ pub const FLAGS: &[Flag] = &[
         "watch-progress-notify-interval",
         "10m",
         "Duration between progress notifications to idle watches that asked for them, at least 100ms; 0 means 10m.",
+    ),
+    supported("max-connections", "0", "Connections the server may have open at a time; 0 means no limit."),
+    supported(
+        "max-connections-per-address",
+        "0",
+        "Connections one IPv4 address, or one /64 of IPv6, may have open at a time; 0 means no limit.",
+    ),
+    supported("max-watches-per-stream", "0", "Watches of one watch stream at a time; 0 means no limit."),
+    supported(
+        "max-watches-per-connection",
+        "0",
+        "Watches of all watch streams of one connection at a time; 0 means no limit.",
+    ),
+    supported(
+        "stalled-stream-timeout",
+        "10m",
+        "Duration after which a stream that takes nothing of what is due to it is ended with UNAVAILABLE; 0 means never.",
+    ),
+    supported(
+        "idle-buffers",
+        "give-back",
+        "Buffers of connections that are silent for seconds: give-back returns their memory, keep does not.",
     ),
     supported(
         "shards",
@@ -147,7 +188,7 @@ pub const FLAGS: &[Flag] = &[
     harmless("raft-read-timeout", "5s", NO_RAFT),
     harmless("raft-write-timeout", "5s", NO_RAFT),
     harmless("downgrade-check-time", "5s", NO_RAFT),
-    switch(refused("force-new-cluster", "false", "there is no earlier data to start a new cluster from")),
+    switch(refused("force-new-cluster", "false", "this is a single server, there are no other members to part from")),
     refused("discovery", "", NO_DISCOVERY),
     refused("discovery-token", "", NO_DISCOVERY),
     refused("discovery-endpoints", "", NO_DISCOVERY),
@@ -198,25 +239,17 @@ pub const FLAGS: &[Flag] = &[
     harmless("auth-token-ttl", "300", NO_AUTH),
     harmless("bcrypt-cost", "10", NO_AUTH),
     // The disk.
-    harmless("wal-dir", "", NO_DISK),
-    harmless("snapshot-count", "10000", NO_DISK),
-    harmless("snapshot-catchup-entries", "5000", NO_DISK),
-    harmless("max-snapshots", "5", NO_DISK),
-    harmless("max-wals", "5", NO_DISK),
-    switch(harmless("memory-mlock", "false", NO_DISK)),
-    harmless("backend-bbolt-freelist-type", "map", NO_DISK),
-    harmless("backend-batch-interval", "", NO_DISK),
-    harmless("backend-batch-limit", "0", NO_DISK),
-    harmless("bootstrap-defrag-threshold-megabytes", "0", NO_DISK),
-    switch(harmless("unsafe-no-fsync", "false", NO_DISK)),
+    harmless("snapshot-count", "10000", "the checkpoint follows the log at a pace of its own"),
+    harmless("snapshot-catchup-entries", "5000", NO_RAFT),
+    harmless("max-snapshots", "5", OWN_LOG),
+    harmless("max-wals", "5", OWN_LOG),
+    switch(harmless("memory-mlock", "false", "memory is not locked")),
+    harmless("backend-bbolt-freelist-type", "map", OWN_FILES),
+    harmless("backend-batch-interval", "", OWN_FILES),
+    harmless("backend-batch-limit", "0", OWN_FILES),
+    harmless("bootstrap-defrag-threshold-megabytes", "0", OWN_FILES),
     harmless("v2-deprecation", "write-only", "there is no v2 store"),
     // Compaction and checks.
-    harmless(
-        "auto-compaction-retention",
-        "0",
-        "auto compaction is not built yet: history is kept, and memory grows, until a client compacts",
-    ),
-    harmless("auto-compaction-mode", "periodic", "auto compaction is not built yet, so there is no mode to choose"),
     harmless("compaction-batch-limit", "1000", OWN_COMPACTION),
     harmless("compaction-sleep-interval", "10ms", OWN_COMPACTION),
     harmless("corrupt-check-time", "0s", NO_CHECKS),
@@ -278,13 +311,15 @@ mod tests {
         config-file";
 
     #[test]
-    fn every_flag_of_etcd_has_a_row_and_only_two_rows_are_ours() {
+    fn every_flag_of_etcd_has_a_row_and_the_others_are_ours() {
         let mut ours: Vec<&str> = FLAGS.iter().map(|flag| flag.name).collect();
         for name in ETCD_3_7.split_whitespace() {
             let at = ours.iter().position(|known| *known == name).unwrap_or_else(|| panic!("--{name} has no row"));
             ours.remove(at);
         }
-        assert_eq!(ours, ["shards", "history-limit"], "also catches a row that stands twice");
+        let expected = "max-connections max-connections-per-address max-watches-per-stream max-watches-per-connection \
+            stalled-stream-timeout idle-buffers shards history-limit";
+        assert_eq!(ours, expected.split_whitespace().collect::<Vec<_>>(), "also catches a row that stands twice");
     }
 
     #[test]

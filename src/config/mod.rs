@@ -1,12 +1,13 @@
 //! One checked [`Config`]: every setting with its unit, its default and its reason.
 //!
 //! `flags` is the table of all flags, `source` reads their texts from command line and environment, `value` and `listen`
-//! read the texts. What leaves this module is right: nobody downstream checks a setting again. Nothing here opens, binds,
+//! read the texts, `subcommand` knows the two words that do not serve. What leaves this module is right: nobody downstream checks a setting again. Nothing here opens, binds,
 //! logs or exits; warnings are handed to the caller, since the log can only be set up once its flags are known.
 
 pub mod flags;
 pub mod listen;
 mod source;
+mod subcommand;
 mod value;
 
 use std::ffi::OsString;
@@ -19,8 +20,9 @@ use flags::{FLAGS, Meaning, Shape};
 use listen::ListenAddress;
 use source::{Given, Source};
 
-/// The release of etcd whose API and flags are kept.
-pub const ETCD_API_VERSION: &str = "3.7.3";
+use crate::types::WatchLimits;
+
+pub use crate::types::ETCD_API_VERSION;
 
 /// etcd's quota when none is given, in bytes.
 const QUOTA_BACKEND_BYTES_DEFAULT: u64 = 2 * 1024 * 1024 * 1024;
@@ -47,11 +49,17 @@ pub struct Config {
     pub listen: Vec<ListenAddress>,
     /// `--advertise-client-urls`, default the URLs of `--listen-client-urls` as they were written.
     pub advertise_client_urls: Vec<String>,
-    /// `--data-dir`, default `default.tarsier`: not etcd's `default.etcd`, whose files we could not read. Unused until
-    /// durability is built.
+    /// `--data-dir`, default `default.tarsier`: not etcd's `default.etcd`, whose files we could not read.
     pub data_dir: PathBuf,
-    /// `--quota-backend-bytes`: bytes, default 2 GiB as in etcd. Not enforced yet.
-    pub quota_backend_bytes: u64,
+    /// `--wal-dir`: where the log is, if not in the data directory.
+    pub wal_dir: Option<PathBuf>,
+    /// `--unsafe-no-fsync` turns it off: what is told is on the disk only once the kernel has written it there.
+    pub fsync: bool,
+    /// `--quota-backend-bytes`: bytes that the store may hold, default 2 GiB as in etcd. `None`: there is no quota.
+    pub quota_backend_bytes: Option<u64>,
+    /// `--auto-compaction-mode` and `--auto-compaction-retention`; `None` when the retention is 0, as it is without the
+    /// flags.
+    pub auto_compaction: Option<AutoCompaction>,
     /// `--max-request-bytes`: bytes of one request message, default 1.5 MiB as in etcd.
     pub request_bytes_max: usize,
     /// `--max-txn-ops`: operations of one transaction, default 128 as in etcd.
@@ -65,12 +73,34 @@ pub struct Config {
     pub keepalive_ping: Option<KeepalivePing>,
     /// `--watch-progress-notify-interval`: default 10 min, at least 100 ms, as in etcd.
     pub watch_progress_interval: Duration,
+    /// `--max-connections`: connections of the whole process; no limit by default, since descriptors and memory are.
+    pub connections_max: Option<u64>,
+    /// `--max-connections-per-address`: connections of one IPv4 address or one IPv6 network of 64 bits. No limit by
+    /// default: thousands of clients may stand behind one address.
+    pub connections_per_address_max: Option<u32>,
+    /// `--max-watches-per-stream` and `--max-watches-per-connection`; no limits by default.
+    pub watch_limits: WatchLimits,
+    /// `--stalled-stream-timeout`: default 10 min. A client that hangs for so long is better served by a new stream; a
+    /// shorter time would end streams of clients that are only paused. `None` waits for ever.
+    pub stalled_stream_timeout: Option<Duration>,
+    /// `--idle-buffers`: `give-back` (the default) returns what a silent connection's buffers hold in memory, half of what
+    /// such a connection costs; `keep` is the way back should that ever be suspected of harm.
+    pub idle_buffers_are_kept: bool,
     /// `--shards`: event-loop threads; `None` means one for each usable core.
     pub shards: Option<NonZeroUsize>,
     /// `--history-limit`: bytes of recent changes in memory, default 64 MiB. Watches within it catch up without asking
     /// the writer; more only pays when watchers are often cut off for long.
     pub history_bytes_max: usize,
     pub log: LogConfig,
+}
+
+/// How much history is kept when nobody compacts by hand, in etcd's two modes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AutoCompaction {
+    /// What is older than this is forgotten. Never zero.
+    Periodic(Duration),
+    /// What lies more revisions back than this is forgotten. Never zero.
+    Revision(i64),
 }
 
 /// How silent clients are found out.
@@ -130,6 +160,17 @@ pub enum Asked {
     Help(String),
     Version(String),
     Serve(Box<Config>, Vec<Warning>),
+    /// Reads a data directory offline and says what is whole.
+    Check {
+        dir: PathBuf,
+        wal_dir: Option<PathBuf>,
+    },
+    /// Writes what of a data directory can be proven whole into a new one.
+    Salvage {
+        dir: PathBuf,
+        new: PathBuf,
+        wal_dir: Option<PathBuf>,
+    },
 }
 
 /// Why there is no [`Config`]. Each is shown as one line.
@@ -141,6 +182,7 @@ pub enum ConfigError {
     NotText { written_as: String },
     Unreadable { written_as: String, value: String, reason: String },
     Refused { written_as: String, reason: String },
+    Usage { reason: String, usage: &'static str },
 }
 
 impl fmt::Display for ConfigError {
@@ -155,6 +197,7 @@ impl fmt::Display for ConfigError {
             ConfigError::NotText { written_as } => write!(f, "{written_as} is not valid UTF-8"),
             ConfigError::Unreadable { written_as, value, reason } => write!(f, "{written_as} {value:?}: {reason}"),
             ConfigError::Refused { written_as, reason } => write!(f, "{written_as} cannot be kept: {reason}"),
+            ConfigError::Usage { reason, usage } => write!(f, "{reason}; usage: {usage}"),
         }
     }
 }
@@ -167,6 +210,10 @@ impl Config {
         args: impl IntoIterator<Item = OsString>,
         environment: impl IntoIterator<Item = (OsString, OsString)>,
     ) -> Result<Asked, ConfigError> {
+        let args: Vec<OsString> = args.into_iter().collect();
+        if let Some(asked) = subcommand::read(&args) {
+            return asked;
+        }
         let source = Source::read(args, environment)?;
         if source.help {
             return Ok(Asked::Help(source::help()));
@@ -207,10 +254,13 @@ fn config(source: &Source) -> Result<Config, ConfigError> {
         data_dir: read(source, "data-dir", |path| {
             if path.is_empty() { Err("expected a directory") } else { Ok(PathBuf::from(path)) }
         })?,
-        quota_backend_bytes: match number(source, "quota-backend-bytes", 0, i64::MAX as u64)? {
-            0 => QUOTA_BACKEND_BYTES_DEFAULT,
-            bytes => bytes,
+        wal_dir: Some(text(source, "wal-dir")).filter(|path| !path.is_empty()).map(PathBuf::from),
+        fsync: !read(source, "unsafe-no-fsync", value::boolean)?,
+        quota_backend_bytes: match read(source, "quota-backend-bytes", value::signed)? {
+            0 => Some(QUOTA_BACKEND_BYTES_DEFAULT),
+            bytes => u64::try_from(bytes).ok(),
         },
+        auto_compaction: auto_compaction(source)?,
         request_bytes_max: number(source, "max-request-bytes", 1, REQUEST_BYTES_MAX)? as usize,
         txn_operations_max: number(source, "max-txn-ops", 1, TXN_OPERATIONS_MAX)? as usize,
         concurrent_streams_max: u32::try_from(number(source, "max-concurrent-streams", 1, u64::from(u32::MAX))?)
@@ -221,11 +271,44 @@ fn config(source: &Source) -> Result<Config, ConfigError> {
             Duration::ZERO => PROGRESS_INTERVAL_DEFAULT,
             interval => interval.max(PROGRESS_INTERVAL_MIN),
         },
+        connections_max: limit(source, "max-connections", u64::MAX)?,
+        connections_per_address_max: limit(source, "max-connections-per-address", u64::from(u32::MAX))?
+            .map(|max| u32::try_from(max).expect("the line above bounds it")),
+        watch_limits: watch_limits(source)?,
+        stalled_stream_timeout: Some(read(source, "stalled-stream-timeout", value::duration)?)
+            .filter(|timeout| !timeout.is_zero()),
+        idle_buffers_are_kept: read(source, "idle-buffers", |text| match text {
+            "give-back" => Ok(false),
+            "keep" => Ok(true),
+            _ => Err("expected give-back or keep"),
+        })?,
         shards: NonZeroUsize::new(number(source, "shards", 0, SHARDS_MAX)? as usize),
         history_bytes_max: number(source, "history-limit", HISTORY_BYTES_MIN, i64::MAX as u64)? as usize,
         log: log(source)?,
         name,
     })
+}
+
+fn auto_compaction(source: &Source) -> Result<Option<AutoCompaction>, ConfigError> {
+    let by_revision = read(source, "auto-compaction-mode", |mode| match mode {
+        "periodic" => Ok(false),
+        "revision" => Ok(true),
+        _ => Err("expected periodic or revision"),
+    })?;
+    if by_revision {
+        let revisions = number(source, "auto-compaction-retention", 0, i64::MAX as u64)?;
+        return Ok(Some(AutoCompaction::Revision(revisions as i64)).filter(|_| revisions > 0));
+    }
+    let period = read(source, "auto-compaction-retention", value::hours_or_duration)?;
+    Ok(Some(AutoCompaction::Periodic(period)).filter(|_| !period.is_zero()))
+}
+
+fn watch_limits(source: &Source) -> Result<WatchLimits, ConfigError> {
+    let read = |name| {
+        let max = limit(source, name, u64::from(u32::MAX))?;
+        Ok(max.map(|max| u32::try_from(max).expect("the line above bounds it")))
+    };
+    Ok(WatchLimits { per_stream: read("max-watches-per-stream")?, per_connection: read("max-watches-per-connection")? })
 }
 
 fn keepalive_ping(source: &Source) -> Result<Option<KeepalivePing>, ConfigError> {
@@ -309,14 +392,10 @@ fn same(value: &str, default: &str) -> bool {
 
 /// Flags that are read and will be kept, but are not yet.
 fn unbuilt_flags(source: &Source) -> Vec<Warning> {
-    [
-        ("data-dir", "durability is not built yet, nothing is written there"),
-        ("quota-backend-bytes", "the quota is not built yet and is not enforced"),
-        ("grpc-keepalive-min-time", "clients that ping too often are not told to go yet"),
-    ]
-    .into_iter()
-    .filter_map(|(name, why)| source.given.get(name).map(|given| Warning { what: given.written_as.clone(), why }))
-    .collect()
+    [("grpc-keepalive-min-time", "clients that ping too often are not told to go yet")]
+        .into_iter()
+        .filter_map(|(name, why)| source.given.get(name).map(|given| Warning { what: given.written_as.clone(), why }))
+        .collect()
 }
 
 fn text<'a>(source: &'a Source, name: &str) -> &'a str {
@@ -326,6 +405,11 @@ fn text<'a>(source: &'a Source, name: &str) -> &'a str {
 
 fn number(source: &Source, name: &str, min: u64, max: u64) -> Result<u64, ConfigError> {
     read(source, name, |text| value::whole(text, min, max))
+}
+
+/// A number of which 0 means that there is no limit.
+fn limit(source: &Source, name: &str, max: u64) -> Result<Option<u64>, ConfigError> {
+    Ok(Some(number(source, name, 0, max)?).filter(|limit| *limit > 0))
 }
 
 /// Reads one setting, or says which one cannot be read and why.

@@ -9,6 +9,7 @@ use std::ffi::OsString;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use super::flags::{FLAGS, Flag, Meaning, Shape, find};
+use super::subcommand::{CHECK_USAGE, SALVAGE_USAGE};
 use super::{ConfigError, Warning};
 
 /// The text of one setting, and what the operator wrote it under: `--name` or `ETCD_NAME`.
@@ -127,7 +128,9 @@ fn command() -> clap::Command {
     };
     clap::Command::new("tarsier")
         .about("A watch server: the etcd v3 API with tens of millions of watches in very little memory.")
-        .override_usage("tarsier [--flag=value | --flag value | -flag value]...")
+        .override_usage(format!(
+            "tarsier [--flag=value | --flag value | -flag value]...\n       {CHECK_USAGE}\n       {SALVAGE_USAGE}"
+        ))
         .no_binary_name(true)
         .disable_help_flag(true)
         .disable_version_flag(true)
@@ -162,7 +165,8 @@ fn after_help() -> String {
         names.join(" ")
     };
     format!(
-        "Each flag is also read from the environment, --max-txn-ops from TARSIER_MAX_TXN_OPS and then from \
+        "tarsier check says what of the data directory of a stopped server is whole; tarsier salvage writes that part into \
+         a new directory.\n\nEach flag is also read from the environment, --max-txn-ops from TARSIER_MAX_TXN_OPS and then from \
          ETCD_MAX_TXN_OPS; a flag wins over both. Durations are written as in Go: 100ms, 20s, 1m30s, 2h. Sizes are plain \
          numbers of bytes.\n\nFlags of etcd that are accepted without effect, with a warning unless the value is etcd's \
          default: {}\n\nFlags of etcd that end the start unless the value is etcd's default, since what they promise is \

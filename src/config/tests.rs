@@ -42,7 +42,9 @@ fn without_flags_the_defaults_are_etcds_and_nothing_is_warned_of() {
     assert_eq!(listen, ["127.0.0.1:2379", "[::1]:2379"]);
     assert_eq!(config.advertise_client_urls, ["http://localhost:2379"]);
     assert_eq!(config.data_dir, PathBuf::from("default.tarsier"));
-    assert_eq!(config.quota_backend_bytes, 2_147_483_648);
+    assert_eq!((config.wal_dir, config.fsync), (None, true));
+    assert_eq!(config.quota_backend_bytes, Some(2_147_483_648));
+    assert_eq!(config.auto_compaction, None);
     assert_eq!(config.request_bytes_max, 1_572_864);
     assert_eq!(config.txn_operations_max, 128);
     assert_eq!(config.concurrent_streams_max, 16_384);
@@ -50,6 +52,10 @@ fn without_flags_the_defaults_are_etcds_and_nothing_is_warned_of() {
     let ping = KeepalivePing { interval: Duration::from_secs(7_200), timeout: Duration::from_secs(20) };
     assert_eq!(config.keepalive_ping, Some(ping));
     assert_eq!(config.watch_progress_interval, Duration::from_secs(600));
+    assert_eq!((config.connections_max, config.connections_per_address_max), (None, None));
+    assert_eq!(config.watch_limits, WatchLimits::default());
+    assert_eq!(config.stalled_stream_timeout, Some(Duration::from_secs(600)));
+    assert!(!config.idle_buffers_are_kept);
     assert_eq!(config.shards, None);
     assert_eq!(config.history_bytes_max, 64 * 1024 * 1024);
     assert_eq!(config.log, LogConfig { level: LogLevel::Info, format: LogFormat::Json, output: LogOutput::Stderr });
@@ -115,6 +121,22 @@ fn a_misspelt_flag_is_refused_with_the_nearest_one() {
 }
 
 #[test]
+fn limits_of_zero_are_none_and_others_are_kept() {
+    let read = |line: &str| served(line).0;
+    let limited = read(
+        "--max-connections=9 --max-connections-per-address=8 --max-watches-per-stream=7 --max-watches-per-connection=6 \
+         --stalled-stream-timeout=5s --idle-buffers=keep",
+    );
+    assert_eq!((limited.connections_max, limited.connections_per_address_max), (Some(9), Some(8)));
+    assert_eq!(limited.watch_limits, WatchLimits { per_stream: Some(7), per_connection: Some(6) });
+    assert_eq!(limited.stalled_stream_timeout, Some(Duration::from_secs(5)));
+    assert!(limited.idle_buffers_are_kept);
+    let free = read("--max-connections=0 --max-watches-per-stream=0 --stalled-stream-timeout=0");
+    assert_eq!((free.connections_max, free.watch_limits.per_stream), (None, None));
+    assert_eq!(free.stalled_stream_timeout, None);
+}
+
+#[test]
 fn unreadable_values_name_flag_value_and_what_was_expected() {
     for (line, text) in [
         ("--max-request-bytes 1MB", "--max-request-bytes \"1MB\": expected a whole number from 1 to 1073741824"),
@@ -124,6 +146,11 @@ fn unreadable_values_name_flag_value_and_what_was_expected() {
         (
             "--grpc-keepalive-min-time 5",
             "--grpc-keepalive-min-time \"5\": expected a duration such as 100ms, 20s, 1m30s or 2h",
+        ),
+        ("--idle-buffers=drop", "--idle-buffers \"drop\": expected give-back or keep"),
+        (
+            "--max-watches-per-stream 4294967296",
+            "--max-watches-per-stream \"4294967296\": expected a whole number from 0 to 4294967295",
         ),
         ("--log-level=loud", "--log-level \"loud\": expected debug, info, warn, error, panic or fatal"),
         ("--log-format=xml", "--log-format \"xml\": expected json or console"),
@@ -150,7 +177,64 @@ fn intervals_are_raised_to_their_floor_and_zero_has_etcds_meaning() {
     assert_eq!(served("--grpc-keepalive-timeout 0s").0.keepalive_ping, None);
     let ping = served("--grpc-keepalive-interval 10ms --grpc-keepalive-timeout 1m30s").0.keepalive_ping.unwrap();
     assert_eq!((ping.interval, ping.timeout), (Duration::from_secs(1), Duration::from_secs(90)));
-    assert_eq!(served("--quota-backend-bytes 0").0.quota_backend_bytes, QUOTA_BACKEND_BYTES_DEFAULT);
+    for (value, bytes) in
+        [("0", Some(QUOTA_BACKEND_BYTES_DEFAULT)), ("1", Some(1)), ("-1", None), ("-2147483648", None)]
+    {
+        assert_eq!(served(&format!("--quota-backend-bytes {value}")).0.quota_backend_bytes, bytes, "{value}");
+    }
+}
+
+#[test]
+fn auto_compaction_counts_hours_durations_or_revisions() {
+    let compaction = |line: &str| served(line).0.auto_compaction;
+    let hours = |hours: u64| Some(AutoCompaction::Periodic(Duration::from_secs(hours * 3_600)));
+    assert_eq!(compaction("--auto-compaction-retention=8"), hours(8));
+    assert_eq!(
+        compaction("--auto-compaction-retention 30m"),
+        Some(AutoCompaction::Periodic(Duration::from_secs(1_800)))
+    );
+    assert_eq!(compaction("--auto-compaction-mode=periodic --auto-compaction-retention=24h"), hours(24));
+    let revision = "--auto-compaction-mode revision --auto-compaction-retention";
+    assert_eq!(compaction(&format!("{revision} 1000")), Some(AutoCompaction::Revision(1_000)));
+    for line in ["--auto-compaction-retention 0", "--auto-compaction-retention 0s", &format!("{revision} 0")] {
+        assert_eq!(compaction(line), None, "{line}");
+    }
+    assert_eq!(
+        error("--auto-compaction-retention -1h"),
+        "--auto-compaction-retention \"-1h\": expected a number of hours, or a duration such as 30m or 12h"
+    );
+    // etcd reads the duration as so many nanoseconds and keeps as many revisions.
+    assert_eq!(
+        error(&format!("{revision} 5m")),
+        "--auto-compaction-retention \"5m\": expected a whole number from 0 to 9223372036854775807"
+    );
+    assert_eq!(
+        error("--auto-compaction-mode daily"),
+        "--auto-compaction-mode \"daily\": expected periodic or revision"
+    );
+}
+
+#[test]
+fn where_the_data_goes_and_whether_it_is_waited_for_can_be_chosen() {
+    let (config, warnings) = served("--data-dir /var/lib/t --wal-dir=/fast/t --unsafe-no-fsync");
+    assert_eq!((config.data_dir, config.wal_dir), (PathBuf::from("/var/lib/t"), Some(PathBuf::from("/fast/t"))));
+    assert!(!config.fsync && warnings.is_empty());
+    assert!(served("--unsafe-no-fsync=false").0.fsync);
+    assert_eq!(served("--wal-dir=").0.wal_dir, None);
+    assert_eq!(error("--data-dir="), "--data-dir \"\": expected a directory");
+    assert_eq!(warned("--snapshot-count 5000"), ["--snapshot-count"], "a hint, and the only one of them");
+    assert_eq!(warned("--snapshot-count 10000"), Vec::<String>::new());
+}
+
+#[test]
+fn the_two_words_that_do_not_serve_are_read_before_any_setting() {
+    let check = Asked::Check { dir: "/a".into(), wal_dir: None };
+    assert_eq!(asked("check /a", &[("ETCD_MAX_TXN_OPS", "x")]), Ok(check));
+    let salvage = Asked::Salvage { dir: "/a".into(), new: "/b".into(), wal_dir: Some("/w".into()) };
+    assert_eq!(asked("salvage /a /b --wal-dir /w", &[]), Ok(salvage));
+    assert_eq!(error("check"), "check takes one directory, not 0; usage: tarsier check DIR [--wal-dir WAL]");
+    let Ok(Asked::Help(help)) = asked("--help", &[]) else { panic!("no help") };
+    assert!(help.contains("tarsier check DIR") && help.contains("tarsier salvage DIR NEW"), "{help}");
 }
 
 /// The flags of the static unit in etcd's own guide for a single machine, and what packagers add to it.
@@ -169,14 +253,14 @@ fn the_unit_of_a_single_etcd_starts_unchanged() {
     assert_eq!(config.listen.len(), 2);
     assert_eq!(config.advertise_client_urls, ["http://10.0.1.10:2379"]);
     assert_eq!(config.log.level, LogLevel::Warn);
+    assert_eq!((config.fsync, config.quota_backend_bytes), (false, Some(8 << 30)));
+    assert_eq!(config.auto_compaction, Some(AutoCompaction::Periodic(Duration::from_secs(8 * 3_600))));
     let mut names: Vec<&str> = warnings.iter().map(|warning| warning.what.as_str()).collect();
     names.sort_unstable();
-    // Values that are etcd's defaults (state, snapshot count, pre-vote, compaction mode) are passed over.
+    // Values that are etcd's defaults (state, snapshot count, pre-vote) are passed over.
     assert_eq!(
         names,
         [
-            "--auto-compaction-retention",
-            "--data-dir",
             "--election-timeout",
             "--enable-pprof",
             "--heartbeat-interval",
@@ -188,10 +272,8 @@ fn the_unit_of_a_single_etcd_starts_unchanged() {
             "--max-snapshots",
             "--max-wals",
             "--metrics",
-            "--quota-backend-bytes",
             "--socket-reuse-address",
             "--socket-reuse-port",
-            "--unsafe-no-fsync",
         ]
     );
 }
@@ -214,7 +296,7 @@ fn kubeadms_line_is_refused_for_its_tls_and_starts_once_that_is_taken_out() {
         "--advertise-client-urls=http://10.0.0.2:2379 --listen-client-urls=http://127.0.0.1:2379,http://10.0.0.2:2379";
     let (config, warnings) = served(&format!("{plain} {peers}"));
     assert_eq!(config.watch_progress_interval, Duration::from_secs(5));
-    assert_eq!(warnings.len(), 10, "{warnings:?}");
+    assert_eq!(warnings.len(), 9, "{warnings:?}");
 }
 
 #[test]
@@ -245,7 +327,7 @@ fn flags_that_promise_what_is_not_there_end_the_start() {
         ),
         (
             "--force-new-cluster",
-            "--force-new-cluster cannot be kept: there is no earlier data to start a new cluster from",
+            "--force-new-cluster cannot be kept: this is a single server, there are no other members to part from",
         ),
         (
             "--config-file a.yaml",

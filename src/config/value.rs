@@ -20,6 +20,17 @@ pub fn whole(text: &str, min: u64, max: u64) -> Result<u64, String> {
     if (min..=max).contains(&number) { Ok(number) } else { Err(expected()) }
 }
 
+/// Any whole number that 64 bits hold.
+pub fn signed(text: &str) -> Result<i64, String> {
+    text.parse().map_err(|_| "expected a whole number of bytes".to_owned())
+}
+
+/// A duration whose unit may be missing: then it is hours.
+pub fn hours_or_duration(text: &str) -> Result<Duration, String> {
+    let in_hours = if text.parse::<u64>().is_ok() { &format!("{text}h") } else { text };
+    read_duration(in_hours).ok_or_else(|| "expected a number of hours, or a duration such as 30m or 12h".to_owned())
+}
+
 /// Go's `time.ParseDuration`: a sequence of decimal numbers, each with a unit, such as `1m30s` or `1.5h`; `0` needs none.
 /// A negative duration has no meaning for any flag here and is refused.
 pub fn duration(text: &str) -> Result<Duration, String> {
@@ -140,6 +151,19 @@ mod tests {
         for text in ["0", "1001", "-1", "1k", "", "1.0", "99999999999999999999"] {
             assert_eq!(whole(text, 1, 1000), Err("expected a whole number from 1 to 1000".to_owned()), "{text}");
         }
+    }
+
+    #[test]
+    fn a_duration_without_a_unit_may_be_hours() {
+        let hour = Duration::from_secs(3_600);
+        for (text, duration) in [("0", Duration::ZERO), ("8", 8 * hour), ("1h", hour), ("90m", hour * 3 / 2)] {
+            assert_eq!(hours_or_duration(text), Ok(duration), "{text}");
+        }
+        for text in ["", "-1", "8 ", "1.5", "2562048", "99999999999999999999"] {
+            assert!(hours_or_duration(text).is_err(), "{text}");
+        }
+        assert_eq!((signed("-1"), signed("0")), (Ok(-1), Ok(0)));
+        assert!(signed("8G").is_err() && signed("9223372036854775808").is_err());
     }
 
     #[test]

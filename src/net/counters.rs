@@ -29,19 +29,28 @@ pub struct Counters {
     pub connections_accepted: Count,
     /// Clients that could not be accepted, for want of descriptors mostly.
     pub connections_refused: Count,
+    /// Clients turned away because the process or their address has as many connections as it may.
+    pub connections_over_limit: Count,
     /// Peers that did not speak HTTP/2, or broke its rules.
     pub connections_broken: Count,
+    /// Open connections whose idle buffers were given back.
+    pub idle_connections: Count,
     pub streams_open: Count,
     pub calls_opened: Count,
     /// Calls that ended without a word of ours: reset by the peer, or gone with it.
     pub calls_reset: Count,
     pub calls_past_deadline: Count,
+    /// Streams, and whole connections, that were ended because their peer took nothing of what was due to it.
+    pub streams_stalled: Count,
+    pub connections_stalled: Count,
     pub bytes_in: Count,
     pub bytes_out: Count,
     pub sends: Count,
     pub frames: [Count; FRAME_TYPES],
     /// Held for requests that have not arrived whole, in bytes.
     pub partial_bytes: Count,
+    /// Received, but not read by h2 yet, since its peer does not read what it is owed, in bytes.
+    pub unread_bytes: Count,
     /// Connections that have held as many streams at once as they may.
     pub at_stream_limit: Count,
     /// The most streams that each open connection has had at once, summed: h2 keeps memory for that many.

@@ -3,8 +3,8 @@
 //! A connection hands whole calls to a [`Handler`] and knows no service; the handler knows no socket. All of it runs on
 //! one thread, so nothing here is `Send` and nothing is locked.
 //!
-//! From the kernel up: [`ring`] (operations), [`listener`], `socket`, `plain` (frame meter, write gathering),
-//! `connection` (one task that drives h2 and all its streams), `stream` (a row for each call), [`server`] (what the
+//! From the kernel up: [`ring`] (operations), [`listener`], `socket`, `plain` (frame meter, write gathering), `idle` (what
+//! becomes of h2's buffers while a connection is silent), `connection` (one task that drives h2 and all its streams), `stream` (a row for each call), [`server`] (what the
 //! connections of a shard share). A shard is put together so, inside of [`ring::Ring::run`]:
 //!
 //! ```ignore
@@ -16,6 +16,8 @@
 
 mod connection;
 pub mod counters;
+mod idle;
+pub mod limits;
 pub mod listener;
 mod plain;
 mod ready;
@@ -32,6 +34,7 @@ use bytes::Bytes;
 use crate::backend::Caller;
 use crate::grpc::status::Status;
 
+pub use idle::IdleBuffers;
 pub use ready::Ready;
 pub use server::{NetConfig, Server};
 

@@ -1,15 +1,16 @@
-//! What lies between h2 and the socket, in plaintext: the frame meter and write gathering. It is also the place where
-//! HTTP/1.1 would be told apart (in front of the meter's preface) and idle pages of h2's given back (when the meter stands
-//! between frames); today a peer without the HTTP/2 preface is refused by h2.
+//! What lies between h2 and the socket, in plaintext: the frame meter, write gathering, and the give-back of h2's buffers.
+//! It is also the place where HTTP/1.1 would be told apart (in front of the meter's preface); today a peer without the
+//! HTTP/2 preface is refused by h2.
 //!
 //! h2 owns a [`Plain`] and speaks `AsyncRead` and `AsyncWrite` to it; the connection keeps the [`Wire`], the other handle
 //! on the same state. Writes are gathered: h2 asks for a flush after each large DATA frame, and `poll_flush` only notes
 //! it; the connection sends everything of its turn in one go with [`Wire::send`]. `poll_shutdown` really flushes. Reads
 //! are metered: frame headers are counted by type before h2 sees them, and h2 gets a bounded number of frames a poll, since
-//! its slabs never shrink.
+//! its slabs never shrink. [`idle`](super::idle) says how a silent connection's buffers are given back, and why they can be.
 
 use std::cell::{RefCell, RefMut};
 use std::io;
+use std::ops::Deref;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -18,6 +19,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::counters::Counters;
+use super::idle::{self, Buffers};
 use super::ring::Received;
 use super::socket::Socket;
 
@@ -43,13 +45,54 @@ struct State {
     socket: Socket,
     counters: Rc<Counters>,
     meter: Meter,
-    input: Option<Received>,
+    input: Option<Input>,
     input_taken: usize,
     frames_left: u32,
     is_cut_short: bool,
     output: Vec<u8>,
     bytes_in: u64,
+    bytes_out: u64,
+    sends_ended: u64,
+    buffers: Buffers,
+    /// h2's read buffer is to be ended with a frame that it ignores, unless the peer has sent something.
+    is_pad_due: bool,
     failed: Option<io::ErrorKind>,
+}
+
+/// Bytes from the peer that h2 has not read yet.
+enum Input {
+    Pooled(Received),
+    Own(Unread),
+}
+
+/// What a connection keeps of a receive buffer that it has to give back.
+struct Unread {
+    bytes: Vec<u8>,
+    counters: Rc<Counters>,
+}
+
+impl Unread {
+    fn new(bytes: &[u8], counters: &Rc<Counters>) -> Unread {
+        counters.unread_bytes.add(bytes.len() as u64);
+        Unread { bytes: bytes.to_vec(), counters: counters.clone() }
+    }
+}
+
+impl Drop for Unread {
+    fn drop(&mut self) {
+        self.counters.unread_bytes.subtract(self.bytes.len() as u64);
+    }
+}
+
+impl Deref for Input {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Input::Pooled(received) => received,
+            Input::Own(unread) => &unread.bytes,
+        }
+    }
 }
 
 pub fn open(descriptor: OwnedFd, counters: Rc<Counters>) -> (Plain, Wire) {
@@ -63,6 +106,10 @@ pub fn open(descriptor: OwnedFd, counters: Rc<Counters>) -> (Plain, Wire) {
         is_cut_short: false,
         output: Vec::new(),
         bytes_in: 0,
+        bytes_out: 0,
+        sends_ended: 0,
+        buffers: Buffers::default(),
+        is_pad_due: false,
         failed: None,
     }));
     (Plain(state.clone()), Wire(state))
@@ -99,10 +146,65 @@ impl Wire {
         }
     }
 
+    pub fn is_sending(&self) -> bool {
+        self.state().socket.is_sending()
+    }
+
+    /// How many sends have ended since the connection began.
+    pub fn sends_ended(&self) -> u64 {
+        self.state().sends_ended
+    }
+
     /// Sends what was gathered, unless a send is in flight: its end begins the next turn.
     pub fn send(&self, context: &mut Context<'_>) {
         // An error shows in the next write of h2's.
         let _ = self.state().poll_send(context);
+    }
+
+    /// A turn of the connection begins: h2 may run from here on, and what is known of its buffers holds no more.
+    pub fn begin_turn(&self) {
+        let state = &mut *self.state();
+        state.buffers.forget();
+        state.is_pad_due = false;
+    }
+
+    /// In a turn, before h2 is polled: if the peer has still sent nothing, h2 is to end its read buffer and take a new one.
+    pub fn renew_read_buffer(&self) {
+        self.state().is_pad_due = true;
+    }
+
+    /// At the end of a turn: gives the pages of h2's buffers back, if nothing is half read or half written. `true` when some
+    /// were given.
+    pub fn give_buffers_back(&self) -> bool {
+        let state = self.state();
+        state.is_at_rest() && state.buffers.give_back()
+    }
+
+    /// In place of giving them back, at each turn's end.
+    #[cfg(test)]
+    pub fn poison_buffers(&self) {
+        let state = self.state();
+        if state.is_at_rest() {
+            state.buffers.poison();
+        }
+    }
+
+    /// At the end of a turn: what h2 has left unread moves out of the shard's receive buffer. h2 stops reading while it
+    /// cannot write what it owes (an answer to a ping, say), for as long as the peer reads nothing; 256 such peers would
+    /// hold all buffers of the shard, and nobody else would be heard.
+    pub fn leave_receive_buffer(&self) {
+        let state = &mut *self.state();
+        if let Some(Input::Pooled(received)) = &state.input {
+            let unread = Unread::new(&received[state.input_taken..], &state.counters);
+            state.input = Some(Input::Own(unread));
+            state.input_taken = 0;
+        }
+    }
+
+    /// Bytes that have come and gone since the connection began: whether anything has happened since somebody last asked.
+    pub fn traffic(&self) -> u64 {
+        let state = self.state();
+        state.bytes_in + state.bytes_out
     }
 
     /// Bytes received since the connection began: tells a peer that is alive from one that is gone.
@@ -121,6 +223,11 @@ impl Wire {
 }
 
 impl State {
+    /// h2 holds no part of a frame, neither of the peer's nor of its own.
+    fn is_at_rest(&self) -> bool {
+        self.meter.is_at_boundary() && self.input.is_none()
+    }
+
     /// Ready when all that was gathered has left.
     fn poll_send(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
@@ -143,8 +250,9 @@ impl State {
     /// Remembers an error for h2's next write.
     fn poll_completed(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Option<Vec<u8>>>> {
         let sent = ready!(self.socket.poll_sent(context));
-        if let Err(error) = &sent {
-            self.failed = Some(error.kind());
+        match &sent {
+            Ok(buffer) => self.sends_ended += u64::from(buffer.is_some()),
+            Err(error) => self.failed = Some(error.kind()),
         }
         Poll::Ready(sent)
     }
@@ -171,6 +279,7 @@ impl State {
         }
         let taken = slice.len().min(room);
         self.output.extend_from_slice(&slice[..taken]);
+        self.bytes_out += taken as u64;
         taken
     }
 }
@@ -190,22 +299,48 @@ fn spare(mut buffer: Vec<u8>) {
     }
 }
 
+impl Drop for Plain {
+    /// h2 is gone, and its buffers with it.
+    fn drop(&mut self) {
+        self.0.borrow_mut().buffers.forget();
+    }
+}
+
 impl AsyncRead for Plain {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let state = &mut *self.0.borrow_mut();
+        let has_preface = state.meter.has_preface();
+        let read = state.poll_read(context, into);
+        // The preface is read into memory that is not the buffer's.
+        if has_preface && read.is_pending() {
+            state.buffers.read_waits(into);
+        } else {
+            state.buffers.read_goes_on();
+        }
+        read
+    }
+}
+
+impl State {
+    fn poll_read(&mut self, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let state = self;
         if state.frames_left == 0 {
             // Not woken for it: the connection sees the mark and polls again once it has served these.
             state.is_cut_short = true;
             return Poll::Pending;
         }
         if state.input.is_none() {
-            let received = ready!(state.socket.poll_receive(context))?;
+            let Poll::Ready(received) = state.socket.poll_receive(context) else {
+                let pads = std::mem::take(&mut state.is_pad_due) && state.meter.is_at_boundary();
+                return if pads && idle::pad(into) { Poll::Ready(Ok(())) } else { Poll::Pending };
+            };
+            let received = received?;
             if received.is_empty() {
                 return Poll::Ready(Ok(()));
             }
             state.bytes_in += received.len() as u64;
             state.counters.bytes_in.add(received.len() as u64);
-            state.input = Some(received);
+            state.input = Some(Input::Pooled(received));
             state.input_taken = 0;
         }
         let Some(input) = &state.input else { unreachable!("it was filled above") };
@@ -223,9 +358,7 @@ impl AsyncRead for Plain {
 
 impl AsyncWrite for Plain {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let mut state = self.0.borrow_mut();
-        let room = ready!(state.poll_room(context))?;
-        Poll::Ready(Ok(state.gather(bytes, room)))
+        self.poll_write_vectored(context, &[io::IoSlice::new(bytes)])
     }
 
     fn poll_write_vectored(
@@ -233,12 +366,14 @@ impl AsyncWrite for Plain {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let mut state = self.0.borrow_mut();
+        let state = &mut *self.0.borrow_mut();
+        state.buffers.write_begins();
         let room = ready!(state.poll_room(context))?;
         let mut taken = 0;
         for slice in slices {
             taken += state.gather(slice, room - taken);
         }
+        state.buffers.wrote(slices, taken);
         Poll::Ready(Ok(taken))
     }
 
@@ -248,6 +383,7 @@ impl AsyncWrite for Plain {
     }
 
     fn poll_flush(self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.borrow_mut().buffers.flushed();
         Poll::Ready(Ok(()))
     }
 
@@ -263,10 +399,15 @@ struct Meter {
     header_bytes: u8,
     preface_bytes: u8,
     payload_left: u32,
+    is_amid_headers: bool,
 }
 
 /// Of the connection preface (RFC 9113, section 3.4), in front of the first frame.
 const PREFACE_BYTES: u8 = 24;
+const HEADERS: u8 = 1;
+const PUSH_PROMISE: u8 = 5;
+const CONTINUATION: u8 = 9;
+const END_HEADERS: u8 = 4;
 
 impl Meter {
     /// Passes bytes until `frames_left` frames have ended, and says how many bytes that were.
@@ -293,6 +434,7 @@ impl Meter {
                     self.header_bytes = 0;
                     self.payload_left = u32::from_be_bytes([0, self.header[0], self.header[1], self.header[2]]);
                     counters.frame(self.header[3]);
+                    self.note_headers(self.header[3], self.header[4]);
                     *frames_left -= u32::from(self.payload_left == 0);
                 }
             }
@@ -300,10 +442,20 @@ impl Meter {
         at
     }
 
-    /// Nothing is half read here: h2's read buffer holds no part of a frame.
-    #[cfg(test)]
+    /// A block of headers may come in several frames, with no other between them (RFC 9113, section 4.3).
+    fn note_headers(&mut self, kind: u8, flags: u8) {
+        if matches!(kind, HEADERS | PUSH_PROMISE | CONTINUATION) {
+            self.is_amid_headers = flags & END_HEADERS == 0;
+        }
+    }
+
+    fn has_preface(&self) -> bool {
+        self.preface_bytes == PREFACE_BYTES
+    }
+
+    /// Nothing is half read here: h2's read buffer holds no part of a frame, and any frame may follow.
     fn is_at_boundary(&self) -> bool {
-        self.preface_bytes == PREFACE_BYTES && self.header_bytes == 0 && self.payload_left == 0
+        self.has_preface() && self.header_bytes == 0 && self.payload_left == 0 && !self.is_amid_headers
     }
 }
 
@@ -316,7 +468,7 @@ mod tests {
         let mut bytes = vec![b'P'; 24];
         for (kind, length) in [(4_u8, 0_u32), (1, 300), (0, 5), (9, 70_000), (200, 1)] {
             bytes.extend_from_slice(&length.to_be_bytes()[1..]);
-            bytes.extend_from_slice(&[kind, 0, 0, 0, 0, 1]);
+            bytes.extend_from_slice(&[kind, END_HEADERS, 0, 0, 0, 1]);
             bytes.resize(bytes.len() + length as usize, 7);
         }
         for step in [1, 2, 3, 7, 8, 9, 10, 1_000, 100_000] {

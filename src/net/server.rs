@@ -5,15 +5,19 @@ use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
+use rustix::net::{SendFlags, Shutdown};
+
 use super::connection::{self, Connection};
 use super::counters::Counters;
+use super::limits::{ConnectionLimits, OverLimit};
 use super::listener::Listener;
 use super::ready::Ready;
 use super::timers::Timers;
-use super::{Handler, ring};
+use super::{Handler, IdleBuffers, ring};
 use crate::grpc::status::Status;
 
 /// The limits of connections and calls. Every field has a default that suits an etcd server.
@@ -30,13 +34,23 @@ pub struct NetConfig {
     pub partial_bytes_max: u64,
     /// Connections of this shard; a client beyond is closed at once. Bounded by descriptors.
     pub connections_max: u64,
+    /// How many connections the process may have, and how many of one address: shared by all shards.
+    pub limits: Arc<ConnectionLimits>,
     /// A peer that does not finish its connection preface and settings in this time is cut.
     pub handshake_timeout: Duration,
     /// Silence after which a peer is asked whether it lives (etcd: `--grpc-keepalive-interval`); `None` never asks.
     pub keepalive_interval: Option<Duration>,
     /// How long it has to answer (etcd: `--grpc-keepalive-timeout`).
     pub keepalive_timeout: Duration,
+    /// How long something may be due to a stream that takes no byte of it; `None` waits for ever.
+    pub stalled_stream_timeout: Option<Duration>,
+    pub idle_buffers: IdleBuffers,
+    /// Silence after which a connection's buffers count as idle. Shorter would give back what the next event takes again.
+    pub idle_after: Duration,
 }
+
+/// Clients beyond a limit come again and again.
+const LIMIT_LINE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Where the next look at a peer is set when none is wanted: beyond any uptime.
 const NEVER: Duration = Duration::from_secs(100 * 365 * 86_400);
@@ -54,9 +68,13 @@ impl NetConfig {
             request_bytes_max: 2_097_152,
             partial_bytes_max: 256 << 20,
             connections_max: 1 << 20,
+            limits: ConnectionLimits::new(None, None),
             handshake_timeout: Duration::from_secs(10),
             keepalive_interval: Some(Duration::from_secs(2 * 3_600)),
             keepalive_timeout: Duration::from_secs(20),
+            stalled_stream_timeout: Some(Duration::from_secs(600)),
+            idle_buffers: IdleBuffers::GiveBack,
+            idle_after: Duration::from_secs(2),
         }
     }
 }
@@ -72,6 +90,7 @@ pub struct Server {
     drain: RefCell<Option<Drain>>,
     emptied: RefCell<Option<Waker>>,
     has_timers: Cell<bool>,
+    told_of_limit: Cell<Option<Instant>>,
 }
 
 /// The end of all connections.
@@ -95,6 +114,7 @@ impl Server {
             drain: RefCell::default(),
             emptied: RefCell::default(),
             has_timers: Cell::new(false),
+            told_of_limit: Cell::new(None),
         })
     }
 
@@ -129,9 +149,32 @@ impl Server {
             let timeout = u32::try_from(self.config.keepalive_timeout.as_millis()).unwrap_or(u32::MAX);
             let _ = rustix::net::sockopt::set_tcp_user_timeout(&client, timeout);
         }
+        let admitted = match self.config.limits.admit(peer.ip()) {
+            Ok(admitted) => admitted,
+            Err(limit) => {
+                self.ready.remove(slot);
+                return self.turn_away(&client, peer, limit);
+            }
+        };
         self.counters.connections_accepted.add(1);
         self.counters.connections_open.add(1);
-        ring::spawn(Connection::new(self.clone(), slot, client, peer));
+        ring::spawn(Connection::new(self.clone(), slot, client, peer, admitted));
+    }
+
+    /// The socket is new and its buffer empty, so the kernel takes the few bytes at once or never.
+    fn turn_away(&self, client: &OwnedFd, peer: SocketAddr, limit: OverLimit) {
+        self.counters.connections_over_limit.add(1);
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        if rustix::net::send(client, &limit.goaway(), flags).is_ok() {
+            // The end of the stream goes out behind them; a reset in its place could overtake them.
+            let _ = rustix::net::shutdown(client, Shutdown::Write);
+        }
+        let now = (self.config.now)();
+        let is_news = self.told_of_limit.get().is_none_or(|at| now.duration_since(at) >= LIMIT_LINE_INTERVAL);
+        if is_news {
+            self.told_of_limit.set(Some(now));
+            tracing::warn!(%peer, limit = limit.text(), "a client was turned away; more are not logged for a minute");
+        }
     }
 
     pub fn counters(&self) -> &Rc<Counters> {
@@ -142,8 +185,10 @@ impl Server {
     pub fn bytes(&self) -> u64 {
         let counters = &self.counters;
         counters.connections_open.get() * connection::CONNECTION_BYTES
+            - counters.idle_connections.get() * connection::IDLE_BYTES
             + counters.stream_slots.get() * connection::STREAM_SLOT_BYTES
             + counters.partial_bytes.get()
+            + counters.unread_bytes.get()
     }
 
     /// Ends everything in order: no new clients, a GOAWAY on every connection, calls with a stream of requests end with

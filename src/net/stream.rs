@@ -40,6 +40,8 @@ pub struct Row {
     reading: Reading,
     /// The handler may have something to send.
     is_output_due: bool,
+    /// How many checks in a row have found it blocked.
+    blocked_checks: u8,
 }
 
 enum Sender {
@@ -93,6 +95,7 @@ impl Row {
             kind: CallKind::OneRequest,
             reading: Reading::Open,
             is_output_due: false,
+            blocked_checks: 0,
         }
     }
 
@@ -281,8 +284,21 @@ impl Row {
 
     fn send(&mut self, bytes: Bytes) -> Result<(), Look> {
         self.send_headers()?;
+        self.blocked_checks = 0;
         let Sender::Stream(stream) = &mut self.sender else { unreachable!("headers have just been sent") };
         stream.send_data(bytes, false).map_err(|_| Look::Broken(Broken::ByPeer))
+    }
+
+    /// After a look that waits: something is due, and the peer's window is closed.
+    pub fn is_blocked(&self) -> bool {
+        self.is_output_due
+    }
+
+    /// One of the checks at equal times. `true` when more than `checks_max` in a row have found it blocked, with nothing
+    /// taken in between.
+    pub fn is_stalled(&mut self, checks_max: u8) -> bool {
+        self.blocked_checks = if self.is_blocked() { self.blocked_checks.saturating_add(1) } else { 0 };
+        self.blocked_checks > checks_max
     }
 
     /// What is held of requests, in bytes.

@@ -1,12 +1,16 @@
 //! A server on a real ring, spoken to over real sockets by h2's client.
 
+mod idle;
 mod peers;
+mod retained;
+mod stuck;
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -17,7 +21,7 @@ use slab::Slab;
 
 use super::listener::Listener;
 use super::ring::{self, Doorbell, Ring};
-use super::{CallHead, CallId, CallKind, Handler, Intake, NetConfig, Opened, Output, Ready, Server};
+use super::{CallHead, CallId, CallKind, Handler, IdleBuffers, Intake, NetConfig, Opened, Output, Ready, Server};
 use crate::grpc::frame;
 use crate::grpc::status::{Code, Status};
 
@@ -149,6 +153,10 @@ struct Running {
     stop: Doorbell,
     thread: std::thread::JoinHandle<End>,
     reports: mpsc::Receiver<Report>,
+    /// Connections whose buffers are given back, as counted a moment ago.
+    idle: Arc<AtomicU64>,
+    /// Bytes that the server's thread holds, as counted by the allocator a moment ago.
+    held: Arc<AtomicI64>,
 }
 
 struct End {
@@ -157,6 +165,7 @@ struct End {
     connections: u64,
     slots: u64,
     partial: u64,
+    idle: u64,
     resets: u64,
 }
 
@@ -165,16 +174,30 @@ fn start(adjust: impl FnOnce(&mut NetConfig) + Send + 'static) -> Running {
     let bell = stop.clone();
     let (report, reports) = mpsc::channel();
     let (tell, told) = mpsc::channel();
+    let idle = Arc::new(AtomicU64::new(0));
+    let held = Arc::new(AtomicI64::new(0));
+    let seen = (idle.clone(), held.clone());
     let thread = std::thread::spawn(move || {
         Ring::new().unwrap().run(async move {
             let ready = Ready::new(3);
             let echo = Rc::new(Echo { ready: ready.clone(), calls: Rc::default(), report });
             let mut config = NetConfig::new(Instant::now);
+            // Every test runs with h2's buffers overwritten whenever they hold nothing, and taken away again and again.
+            config.idle_buffers = IdleBuffers::Poison;
+            config.idle_after = Duration::from_millis(1);
             adjust(&mut config);
             let server = Server::new(echo.clone(), ready, config);
             let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
             tell.send(listener.address()).unwrap();
             server.listen(listener);
+            let counters = server.counters().clone();
+            ring::spawn(async move {
+                loop {
+                    seen.0.store(counters.idle_connections.get(), Ordering::Relaxed);
+                    seen.1.store(crate::shard::costs::held() as i64, Ordering::Relaxed);
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            });
             bell.wait().await;
             server
                 .drain(Status::new(Code::Unavailable, "etcdserver: server stopped"), Duration::from_millis(500))
@@ -186,11 +209,12 @@ fn start(adjust: impl FnOnce(&mut NetConfig) + Send + 'static) -> Running {
                 connections: counters.connections_open.get(),
                 slots: counters.stream_slots.get(),
                 partial: counters.partial_bytes.get(),
+                idle: counters.idle_connections.get(),
                 resets: counters.calls_reset.get(),
             }
         })
     });
-    Running { address: told.recv().unwrap(), stop, thread, reports }
+    Running { address: told.recv().unwrap(), stop, thread, reports, idle, held }
 }
 
 impl Running {
@@ -198,7 +222,8 @@ impl Running {
     fn end(self) -> End {
         self.stop.ring();
         let end = self.thread.join().unwrap();
-        assert_eq!((end.calls, end.streams, end.connections, end.slots, end.partial), (0, 0, 0, 0, 0));
+        assert_eq!((end.calls, end.streams, end.connections), (0, 0, 0));
+        assert_eq!((end.slots, end.partial, end.idle), (0, 0, 0));
         end
     }
 

@@ -33,6 +33,8 @@ pub enum Refusal {
     WatchCanceled,
     RequestTooLarge,
     Corrupt,
+    /// Ours: etcd ends its process when the log cannot be written. A client tries another server, or again later.
+    LogRefused,
     RootUserNotExist,
     RootRoleNotExist,
     UserAlreadyExist,
@@ -87,6 +89,9 @@ impl Refusal {
             Refusal::WatchCanceled => (Canceled, "etcdserver: watch canceled"),
             Refusal::RequestTooLarge => (InvalidArgument, "etcdserver: request is too large"),
             Refusal::Corrupt => (DataLoss, "etcdserver: corrupt cluster"),
+            Refusal::LogRefused => {
+                (Unavailable, "etcdserver: the disk refuses writes, only reads and watches are served until a restart")
+            }
             Refusal::RootUserNotExist => (FailedPrecondition, "etcdserver: root user does not exist"),
             Refusal::RootRoleNotExist => (FailedPrecondition, "etcdserver: root user does not have root role"),
             Refusal::UserAlreadyExist => (FailedPrecondition, "etcdserver: user name already exists"),
@@ -144,6 +149,9 @@ impl From<Error> for Refusal {
             Error::FutureRevision { .. } => Refusal::FutureRevision,
             Error::KeyNotFound => Refusal::KeyNotFound,
             Error::LeaseNotFound { .. } => Refusal::LeaseNotFound,
+            Error::NoSpace => Refusal::NoSpace,
+            Error::Corrupt => Refusal::Corrupt,
+            Error::LogRefused => Refusal::LogRefused,
         }
     }
 }
@@ -152,6 +160,16 @@ impl From<Error> for Status {
     fn from(error: Error) -> Status {
         Refusal::from(error).into()
     }
+}
+
+/// etcd has no words of its own for it either: what the disk said reaches the client.
+pub fn defragment_failed(reason: String) -> Status {
+    Status::new(Code::Unknown, reason)
+}
+
+/// etcd keeps an alarm of any number, and an action of any number ends its process.
+pub fn unknown_alarm() -> Status {
+    Status::new(Code::InvalidArgument, "etcdserver: unknown alarm action or alarm type")
 }
 
 /// The one request of a call is not a message of its type.

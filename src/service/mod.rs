@@ -6,6 +6,7 @@
 
 pub mod errors;
 pub mod kv;
+pub mod maintenance;
 pub mod watch;
 pub mod watch_request;
 
@@ -22,9 +23,11 @@ use slab::Slab;
 use crate::backend::{Command, Identity, Reply};
 use crate::grpc::status::{Code, Status};
 use crate::net::{CallHead, CallId, Output};
+use crate::store::command::{Answer, Outcome};
 
 use kv::decode::KvMethod;
 use kv::encode::Response;
+use maintenance::MaintenanceMethod;
 
 pub use kv::decode::Limits;
 
@@ -34,8 +37,15 @@ const PREPARE_ROWS_PER_TURN: usize = 2_000;
 /// Which service takes a call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Route {
-    Kv(KvMethod),
+    Unary(Method),
     Watch,
+}
+
+/// The calls with one request and one response.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Method {
+    Kv(KvMethod),
+    Maintenance(MaintenanceMethod),
 }
 
 impl Route {
@@ -43,12 +53,17 @@ impl Route {
     /// are what a watch server is asked for.
     pub fn of(path: &str) -> Result<Route, Status> {
         match path {
-            "/etcdserverpb.KV/Range" => Ok(Route::Kv(KvMethod::Range)),
-            "/etcdserverpb.KV/Put" => Ok(Route::Kv(KvMethod::Put)),
-            "/etcdserverpb.KV/Txn" => Ok(Route::Kv(KvMethod::Txn)),
-            "/etcdserverpb.KV/DeleteRange" => Ok(Route::Kv(KvMethod::DeleteRange)),
-            "/etcdserverpb.KV/Compact" => Ok(Route::Kv(KvMethod::Compact)),
+            "/etcdserverpb.KV/Range" => Ok(Route::Unary(Method::Kv(KvMethod::Range))),
+            "/etcdserverpb.KV/Put" => Ok(Route::Unary(Method::Kv(KvMethod::Put))),
+            "/etcdserverpb.KV/Txn" => Ok(Route::Unary(Method::Kv(KvMethod::Txn))),
+            "/etcdserverpb.KV/DeleteRange" => Ok(Route::Unary(Method::Kv(KvMethod::DeleteRange))),
+            "/etcdserverpb.KV/Compact" => Ok(Route::Unary(Method::Kv(KvMethod::Compact))),
             "/etcdserverpb.Watch/Watch" => Ok(Route::Watch),
+            "/etcdserverpb.Maintenance/Alarm" => Ok(Route::Unary(Method::Maintenance(MaintenanceMethod::Alarm))),
+            "/etcdserverpb.Maintenance/Status" => Ok(Route::Unary(Method::Maintenance(MaintenanceMethod::Status))),
+            "/etcdserverpb.Maintenance/Defragment" => {
+                Ok(Route::Unary(Method::Maintenance(MaintenanceMethod::Defragment)))
+            }
             _ => Err(errors::unknown_path(path)),
         }
     }
@@ -61,6 +76,8 @@ enum Unary {
     /// The length of a large answer is being computed, in turns.
     Preparing(Response),
     Answering(Response),
+    /// A short answer, encoded as a whole.
+    Short(Bytes),
     Failed(Status),
     /// The peer has gone; the reply that is still to come is thrown away with the slot.
     Abandoned,
@@ -68,7 +85,7 @@ enum Unary {
 
 struct Call {
     id: CallId,
-    method: KvMethod,
+    method: Method,
     state: Unary,
     /// A request is at the backend, so a reply will come for this slot.
     submitted: bool,
@@ -99,7 +116,7 @@ impl Services {
     }
 
     /// Begins a unary call. Its index is the handle of the call and the token of its request.
-    pub fn open(&mut self, id: CallId, method: KvMethod) -> u32 {
+    pub fn open(&mut self, id: CallId, method: Method) -> u32 {
         let index = self.calls.insert(Call { id, method, state: Unary::Waiting, submitted: false });
         u32::try_from(index).expect("a shard has fewer than 4 G calls, since each holds a stream")
     }
@@ -107,7 +124,11 @@ impl Services {
     /// The request of a call: a command for the backend, or a refusal that the call answers with.
     pub fn request(&mut self, handle: u32, message: Bytes) -> Option<Command> {
         let call = &mut self.calls[handle as usize];
-        match kv::decode::decode(call.method, message, &self.limits) {
+        let command = match call.method {
+            Method::Kv(method) => kv::decode::decode(method, message, &self.limits),
+            Method::Maintenance(method) => maintenance::decode(method, message),
+        };
+        match command {
             Ok(command) => {
                 call.submitted = true;
                 Some(command)
@@ -125,12 +146,19 @@ impl Services {
         call.submitted = false;
         let is_abandoned = matches!(call.state, Unary::Abandoned);
         call.state = match reply {
+            Reply::Answer(Ok(Answer { revision, result: Outcome::Alarm(listed) })) => {
+                Unary::Short(maintenance::alarms(self.identity, revision, listed.as_slice()))
+            }
             Reply::Answer(Ok(answer)) if is_abandoned => {
                 self.discarding.push_back(Response::new(answer, self.identity));
                 Unary::Abandoned
             }
             Reply::Answer(Ok(answer)) => Unary::Preparing(Response::new(answer, self.identity)),
             Reply::Answer(Err(error)) => Unary::Failed(error.into()),
+            Reply::Alarms { revision, alarms } => Unary::Short(maintenance::alarms(self.identity, revision, &alarms)),
+            Reply::Status(status) => Unary::Short(maintenance::status(self.identity, &status)),
+            Reply::Defragmented(Ok(())) => Unary::Short(maintenance::defragmented()),
+            Reply::Defragmented(Err(reason)) => Unary::Failed(errors::defragment_failed(reason)),
             Reply::History(_) => unreachable!("the shard keeps history for its hub"),
         };
         if is_abandoned {
@@ -199,6 +227,11 @@ impl Services {
                 }
                 self.calls.remove(handle as usize);
                 Output::Last(bytes)
+            }
+            Unary::Short(message) => {
+                let message = std::mem::take(message);
+                self.calls.remove(handle as usize);
+                Output::Last(message)
             }
             Unary::Failed(_) => match self.calls.remove(handle as usize).state {
                 Unary::Failed(status) => Output::End(status),

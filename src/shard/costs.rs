@@ -61,7 +61,7 @@ unsafe impl GlobalAlloc for Counting {
 static COUNTING: Counting = Counting;
 
 /// What this thread holds, in size classes of the server's allocator.
-fn held() -> isize {
+pub fn held() -> isize {
     HELD.get()
 }
 

@@ -1,32 +1,69 @@
 //! The step between applying a group and telling anyone of it.
 
-use std::sync::Arc;
-
-use crate::types::{Batch, Position};
+use crate::types::{ChangeId, Entry, Position};
+use crate::wal::LogFailure;
 
 /// Takes sealed groups in order and reports, later and in order, up to which position they are durable.
 ///
-/// It is asynchronous from the first day: between [`Durability::append`] and [`Durability::completed`] the next groups
-/// gather, and nothing of an unreported one is told.
+/// It is asynchronous: between [`Durability::append`] and [`Durability::completed`] the next groups gather, and nothing of
+/// an unreported one is told.
 pub trait Durability {
-    fn append(&mut self, position: Position, batches: &[Arc<Batch>]);
+    fn append(&mut self, position: Position, entries: &[Entry]);
 
-    /// The highest position that became durable since the last call.
-    fn completed(&mut self) -> Option<Position>;
+    /// The highest position that became durable since the last call, or why no further one will.
+    fn completed(&mut self) -> Option<Result<Position, LogFailure>>;
+
+    /// Changes that no read and no watch can reach any more, behind a durable compaction.
+    fn removed(&mut self, changes: Vec<ChangeId>);
+
+    /// The disk has no room for the log to grow into; what is set aside is for deletes and compactions.
+    fn is_short_of_space(&self) -> bool;
+
+    /// Everything appended is durable.
+    fn is_idle(&self) -> bool;
+
+    /// Begins to give back the space of the disk that nothing uses any more. It is called again only after
+    /// [`Durability::defragmented`] has told of the end.
+    fn defragment(&mut self);
+
+    /// Tells once that it is done, or why it was not.
+    fn defragmented(&mut self) -> Option<Result<(), String>>;
 }
 
 /// State in memory only: what is applied is as durable as it will get.
+#[cfg(test)]
 #[derive(Default)]
 pub struct InMemory {
     appended: Option<Position>,
+    defragmented: bool,
 }
 
+#[cfg(test)]
 impl Durability for InMemory {
-    fn append(&mut self, position: Position, _batches: &[Arc<Batch>]) {
+    fn append(&mut self, position: Position, _entries: &[Entry]) {
         self.appended = Some(position);
     }
 
-    fn completed(&mut self) -> Option<Position> {
-        self.appended.take()
+    fn completed(&mut self) -> Option<Result<Position, LogFailure>> {
+        self.appended.take().map(Ok)
+    }
+
+    fn removed(&mut self, _changes: Vec<ChangeId>) {}
+
+    fn is_short_of_space(&self) -> bool {
+        false
+    }
+
+    fn is_idle(&self) -> bool {
+        self.appended.is_none()
+    }
+
+    /// Memory that is freed has been given back already.
+    fn defragment(&mut self) {
+        self.defragmented = true;
+    }
+
+    fn defragmented(&mut self) -> Option<Result<(), String>> {
+        std::mem::take(&mut self.defragmented).then_some(Ok(()))
     }
 }

@@ -3,13 +3,14 @@
 //! It lives on shard 0. What it does is deterministic, given the order in which requests stand in the queues and the
 //! moments at which the log reports: so the simulator drives it as the loop does.
 
-use crate::backend::Command;
+use crate::backend::{Command, Reply};
 use crate::shard::durability::Durability;
 use crate::shard::history::Appender;
 use crate::shard::mesh::{Port, Request, Response};
 use crate::shard::writer::{Origin, Writer};
 use crate::store::command::{Read, Write};
-use crate::types::Time;
+use crate::types::{Alarm, Entry, Time};
+use crate::wal::LogFailure;
 
 pub struct Embedded {
     writer: Writer,
@@ -19,12 +20,21 @@ pub struct Embedded {
     ports: Vec<Port>,
     /// The shards that have something new to look at since the last turn.
     told: Vec<bool>,
+    failure: Option<LogFailure>,
+    defragmenting: Defragmenting,
+}
+
+/// Who waits for a defragmentation. One that comes while it runs is answered with the others.
+#[derive(Default)]
+struct Defragmenting {
+    waiting: Vec<Origin>,
+    is_running: bool,
 }
 
 impl Embedded {
     pub fn new(writer: Writer, durability: Box<dyn Durability>, appender: Appender, ports: Vec<Port>) -> Embedded {
         let told = vec![false; ports.len()];
-        Embedded { writer, durability, appender, ports, told }
+        Embedded { writer, durability, appender, ports, told, failure: None, defragmenting: Defragmenting::default() }
     }
 
     /// A bounded turn: the log first, then commands, an even share for each shard so that one's flood leaves room for the
@@ -32,6 +42,7 @@ impl Embedded {
     pub fn turn(&mut self, time: Time, commands_max: usize) -> bool {
         self.told.fill(false);
         self.release();
+        self.writer.set_short_of_space(self.durability.is_short_of_space());
         let share = commands_max.div_ceil(self.ports.len());
         for shard in 0..self.ports.len() {
             let mut left = share;
@@ -51,32 +62,91 @@ impl Embedded {
     }
 
     pub fn command(&mut self, origin: Origin, command: Command, time: Time) {
-        self.writer.command(origin, command, time);
+        match command {
+            Command::Defragment => self.defragmenting.waiting.push(origin),
+            command => self.writer.command(origin, command, time),
+        }
     }
 
     /// Seals what came, releases what is durable, does a piece of the long work, and sends the replies that may leave.
     pub fn settle(&mut self) -> bool {
-        if let Some((position, batches)) = self.writer.seal() {
-            self.durability.append(position, batches);
+        if let Some((position, entries)) = self.writer.seal() {
+            self.durability.append(position, entries);
         }
         self.release();
         let more = self.writer.step();
+        let removed = self.writer.take_removed();
+        if !removed.is_empty() {
+            self.durability.removed(removed);
+        }
+        self.defragment();
         while let Some((origin, reply)) = self.writer.next_reply() {
-            let shard = usize::from(origin.shard);
-            self.ports[shard].reply(Response { token: origin.token, reply });
-            self.told[shard] = true;
+            self.reply(origin, reply);
         }
         more
     }
 
-    /// Publishes what became durable. Replies leave only behind it.
-    fn release(&mut self) {
-        while let Some(position) = self.durability.completed() {
-            if let Some(release) = self.writer.durable(position) {
-                self.appender.publish(release.batches.into_iter(), release.revision, release.compacted);
-                self.told.fill(true);
+    fn reply(&mut self, origin: Origin, reply: Reply) {
+        let shard = usize::from(origin.shard);
+        self.ports[shard].reply(Response { token: origin.token, reply });
+        self.told[shard] = true;
+    }
+
+    /// Begins with a defragmentation that is asked for once there is nothing left to remove, and answers when it is done.
+    fn defragment(&mut self) {
+        if !self.defragmenting.is_running && !self.defragmenting.waiting.is_empty() && !self.writer.is_removing() {
+            self.defragmenting.is_running = true;
+            self.durability.defragment();
+        }
+        if let Some(result) = self.durability.defragmented() {
+            self.defragmenting.is_running = false;
+            for origin in std::mem::take(&mut self.defragmenting.waiting) {
+                self.reply(origin, Reply::Defragmented(result.clone()));
             }
         }
+    }
+
+    /// A defragmentation is under way on another thread, which does not say when it ends.
+    pub fn is_defragmenting(&self) -> bool {
+        self.defragmenting.is_running
+    }
+
+    /// Publishes what became durable. Replies leave only behind it.
+    fn release(&mut self) {
+        while let Some(completed) = self.durability.completed() {
+            match completed {
+                Ok(position) => {
+                    if let Some(release) = self.writer.durable(position) {
+                        release.alarms.iter().for_each(log_alarm);
+                        self.appender.publish(release.batches.into_iter(), release.revision, release.compacted);
+                        self.told.fill(true);
+                    }
+                }
+                Err(failure) => {
+                    self.writer.refuse();
+                    self.failure = Some(failure);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Why the log takes nothing any more, told once.
+    pub fn take_failure(&mut self) -> Option<LogFailure> {
+        self.failure.take()
+    }
+
+    /// Puts the mark of an orderly end into the log.
+    pub fn stop(&mut self) {
+        if !self.writer.is_refusing() {
+            self.writer.note(Entry::Stop);
+            self.settle();
+        }
+    }
+
+    /// Everything that was ever applied is durable, or never will be.
+    pub fn is_settled(&self) -> bool {
+        self.writer.is_refusing() || self.durability.is_idle()
     }
 
     /// Whether the last turn left this shard something to look at.
@@ -89,12 +159,139 @@ impl Embedded {
     }
 }
 
+/// An operator looks here for the reason when writes are refused.
+fn log_alarm((alarm, active): &(Alarm, bool)) {
+    let Alarm { member, kind } = alarm;
+    if *active {
+        tracing::warn!(member, alarm = ?kind, "alarm raised");
+    } else {
+        tracing::info!(member, alarm = ?kind, "alarm disarmed");
+    }
+}
+
 /// How many plain commands the work of this one is worth.
 fn weight(command: &Command) -> usize {
     match command {
         Command::Write(Write::Txn(txn)) | Command::Read(Read::Txn(txn)) => {
             (txn.compares.len() + txn.success.len().max(txn.failure.len())).max(1)
         }
-        Command::Write(_) | Command::CompactPhysical(_) | Command::Read(_) | Command::History { .. } => 1,
+        Command::Write(_)
+        | Command::CompactPhysical(_)
+        | Command::Read(_)
+        | Command::History { .. }
+        | Command::Alarms(_)
+        | Command::Status
+        | Command::Defragment => 1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    use super::*;
+    use crate::shard::mesh::{self, Link};
+    use crate::shard::writer::Pace;
+    use crate::store::Store;
+    use crate::store::command::{Error, Put, PutLease, PutValue};
+    use crate::types::{ChangeId, LeaseId, Position, Revision};
+
+    /// What the test and the disk it plays tell each other.
+    #[derive(Default)]
+    struct Disk {
+        appended: Option<Position>,
+        is_short: bool,
+        defragmentations: usize,
+        end: Option<Result<(), String>>,
+    }
+
+    struct Played(Rc<RefCell<Disk>>);
+
+    impl Durability for Played {
+        fn append(&mut self, position: Position, _entries: &[Entry]) {
+            self.0.borrow_mut().appended = Some(position);
+        }
+
+        fn completed(&mut self) -> Option<Result<Position, LogFailure>> {
+            self.0.borrow_mut().appended.take().map(Ok)
+        }
+
+        fn removed(&mut self, _changes: Vec<ChangeId>) {}
+
+        fn is_short_of_space(&self) -> bool {
+            self.0.borrow().is_short
+        }
+
+        fn is_idle(&self) -> bool {
+            self.0.borrow().appended.is_none()
+        }
+
+        fn defragment(&mut self) {
+            self.0.borrow_mut().defragmentations += 1;
+        }
+
+        fn defragmented(&mut self) -> Option<Result<(), String>> {
+            self.0.borrow_mut().end.take()
+        }
+    }
+
+    fn stage() -> (Embedded, Link, Rc<RefCell<Disk>>) {
+        let disk = Rc::<RefCell<Disk>>::default();
+        let (link, port) = mesh::pair();
+        // A removal of one change a turn, so that it takes several.
+        let pace = Pace { compact_visits: 1, ..Pace::default() };
+        let writer = Writer::new(Store::new(), pace, Position(1));
+        let appender = Appender::new(Revision::FIRST, None);
+        (Embedded::new(writer, Box::new(Played(disk.clone())), appender, vec![port]), link, disk)
+    }
+
+    fn put() -> Command {
+        let (value, lease) = (PutValue::Set("v".into()), PutLease::Set(LeaseId::NONE));
+        Command::Write(Write::Put(Put { key: "a".into(), value, lease, prev_kv: false }))
+    }
+
+    fn send(link: &mut Link, token: u32, command: Command) {
+        link.send(Request { token, command });
+    }
+
+    #[test]
+    fn a_defragmentation_begins_behind_the_removal_and_answers_all_who_wait() {
+        let (mut embedded, mut link, disk) = stage();
+        for token in 1..=5 {
+            send(&mut link, token, put());
+        }
+        while embedded.turn(Time(1), 10) {}
+        send(&mut link, 6, Command::Write(Write::Compact(Revision(6))));
+        send(&mut link, 7, Command::Defragment);
+        assert!(embedded.turn(Time(1), 10), "there is more to remove");
+        assert_eq!(disk.borrow().defragmentations, 0);
+        while embedded.turn(Time(1), 10) {}
+        embedded.turn(Time(1), 10);
+        send(&mut link, 8, Command::Defragment);
+        embedded.turn(Time(1), 10);
+        assert_eq!(disk.borrow().defragmentations, 1);
+        while link.receive().is_some_and(|response| response.token != 6) {}
+        assert!(link.receive().is_none(), "nobody is answered before it is done");
+        disk.borrow_mut().end = Some(Err("no room for a copy".to_owned()));
+        embedded.turn(Time(1), 10);
+        for token in [7, 8] {
+            let response = link.receive().expect("an answer");
+            assert_eq!(response.token, token);
+            assert!(matches!(response.reply, Reply::Defragmented(Err(reason)) if reason.contains("room")));
+        }
+        send(&mut link, 9, Command::Defragment);
+        embedded.turn(Time(1), 10);
+        assert_eq!(disk.borrow().defragmentations, 2, "the next one is one of its own");
+    }
+
+    #[test]
+    fn a_disk_that_runs_out_of_room_is_heard_before_the_next_put() {
+        let (mut embedded, mut link, disk) = stage();
+        disk.borrow_mut().is_short = true;
+        send(&mut link, 1, put());
+        while embedded.turn(Time(1), 10) {}
+        let refused = link.receive().map(|response| response.reply);
+        assert!(matches!(refused, Some(Reply::Answer(Err(Error::NoSpace)))), "{refused:?}");
     }
 }

@@ -7,11 +7,12 @@
 //! a task of its own thread or by another shard's [`Doorbell`].
 
 pub mod accounting;
+pub mod auto_compact;
 pub mod clock;
 mod control;
 pub mod cores;
 #[cfg(test)]
-mod costs;
+pub mod costs;
 pub mod durability;
 pub mod embedded;
 pub mod history;
@@ -20,6 +21,7 @@ pub mod memory;
 pub mod mesh;
 mod progress;
 mod start;
+mod storage;
 pub mod writer;
 
 pub use start::run;
@@ -38,10 +40,13 @@ use crate::grpc::status::Status;
 use crate::net::ring::{self, Doorbell};
 use crate::net::{CallHead, CallId, CallKind, Handler, Intake, Opened, Output, Ready, Server};
 use crate::service::{Limits, Route, Services, watch};
-use crate::types::Revision;
+use crate::store::command::{Answer, Error, Write};
+use crate::types::{Revision, WatchLimits};
+use crate::wal::LogFailure;
 use crate::watch::hub::{Hub, HubConfig, StreamId};
 
 use accounting::Account;
+use auto_compact::AutoCompact;
 use control::Control;
 use embedded::Embedded;
 use intake::Intake as HubIntake;
@@ -59,11 +64,15 @@ const READY_PER_TURN: usize = 4_096;
 
 /// How often a shard looks at what no event announces.
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
+/// A disk that does not finish the last write by then is left alone; the log is as good as after a kill.
+const LOG_STOP_MAX: Duration = Duration::from_secs(5);
 /// Freed memory that is worth a walk of the allocator through its pages.
 const COLLECT_BYTES: usize = 8 << 20;
 
 /// The request for history that the hub has under way; calls have the indexes below.
 const HISTORY_TOKEN: Token = Token::MAX;
+/// The compaction that nobody asked for.
+const COMPACTION_TOKEN: Token = Token::MAX - 1;
 /// Tells the handle of a watch stream from that of a unary call.
 const WATCH_HANDLE: u32 = 1 << 31;
 
@@ -77,6 +86,8 @@ struct Core {
     /// Watch streams that end with a status once what is queued for them has left.
     ending: HashMap<u32, Status>,
     progress: ProgressTimers,
+    /// On shard 0, when history is to be forgotten by itself.
+    auto_compact: Option<AutoCompact>,
 }
 
 /// One shard. It lives on its thread and never leaves it.
@@ -101,12 +112,14 @@ pub struct Parts {
     pub index: usize,
     pub identity: Identity,
     pub limits: Limits,
+    pub watch_limits: WatchLimits,
     pub history_bytes_max: usize,
     pub message_bytes_max: usize,
     pub progress_interval: Duration,
     pub link: Link,
     pub intake: HubIntake,
     pub embedded: Option<Embedded>,
+    pub auto_compact: Option<AutoCompact>,
     pub ready: Ready,
     pub bells: Vec<Doorbell>,
     pub control: Control,
@@ -118,6 +131,7 @@ impl Shard {
             identity: parts.identity.into(),
             fragment_bytes: parts.message_bytes_max,
             history_bytes_max: parts.history_bytes_max,
+            watches: parts.watch_limits,
             ..HubConfig::default()
         };
         let core = Core {
@@ -128,6 +142,7 @@ impl Shard {
             embedded: parts.embedded,
             ending: HashMap::new(),
             progress: ProgressTimers::new(parts.progress_interval),
+            auto_compact: parts.auto_compact,
         };
         Shard {
             index: parts.index,
@@ -175,6 +190,19 @@ impl Shard {
     /// Until the main thread has told this shard that no other needs it any more.
     pub async fn ended(&self) {
         self.control.ended().await;
+    }
+
+    /// Ends the log in order, so that the next start knows that nothing is missing behind it.
+    pub async fn stop_log(&self) {
+        let is_settled = |core: &Core| core.embedded.as_ref().is_none_or(Embedded::is_settled);
+        if let Some(embedded) = &mut self.core.borrow_mut().embedded {
+            embedded.stop();
+        }
+        let start = clock::now();
+        while !is_settled(&self.core.borrow()) && clock::now() - start < LOG_STOP_MAX {
+            self.wake();
+            clock::sleep(Duration::from_millis(1)).await;
+        }
     }
 
     /// Work is due: the loop takes another turn before it sleeps.
@@ -235,6 +263,18 @@ impl Shard {
     fn turn_writer(&self, core: &mut Core) -> bool {
         let Some(embedded) = &mut core.embedded else { return false };
         let more = embedded.turn(clock::wall(), COMMANDS_PER_TURN);
+        match embedded.take_failure() {
+            None => {}
+            Some(refused @ LogFailure::Refused(_)) => {
+                tracing::error!(error = %refused, "writes are refused from here on, reads and watches are served");
+            }
+            Some(broken @ LogFailure::Broken(_)) => {
+                // What the disk holds is unknown now. Only a start that reads it back may go on: nothing here is told,
+                // retried or tidied up.
+                tracing::error!(error = %broken, "the process ends");
+                std::process::exit(1);
+            }
+        }
         for (index, bell) in self.bells.iter().enumerate() {
             if embedded.has_told(index) && index != self.index {
                 bell.ring();
@@ -248,6 +288,7 @@ impl Shard {
             let Some(Response { token, reply }) = core.link.receive() else { break };
             match (token, reply) {
                 (HISTORY_TOKEN, Reply::History(history)) => core.hub.handle_history(history.map_err(compacted)),
+                (COMPACTION_TOKEN, Reply::Answer(answer)) => end_compaction(core, &answer),
                 (token, reply) => {
                     if let Some(call) = core.services.reply(token, reply) {
                         self.ready.ready(call);
@@ -307,6 +348,14 @@ impl Shard {
                 core.progress.stop(stream);
             }
         }
+        if let Some(auto_compact) = &mut core.auto_compact
+            && let Some(revision) = auto_compact.look(time, core.intake.committed())
+        {
+            self.send(core, COMPACTION_TOKEN, Command::Write(Write::Compact(revision)));
+        }
+        if core.embedded.as_ref().is_some_and(Embedded::is_defragmenting) {
+            self.wake();
+        }
         self.give_memory_back(self.account(core).sum());
         core.progress.until_next(time).min(HOUSEKEEPING_INTERVAL)
     }
@@ -365,6 +414,16 @@ impl Shard {
     }
 }
 
+fn end_compaction(core: &mut Core, answer: &Result<Answer, Error>) {
+    let auto_compact = core.auto_compact.as_mut().expect("only it asks with this token");
+    let is_done = matches!(answer, Ok(_) | Err(Error::Compacted { .. }));
+    match answer {
+        Ok(_) => tracing::info!("completed auto compaction"),
+        Err(error) => tracing::warn!(?error, "failed auto compaction"),
+    }
+    auto_compact.finished(clock::now(), core.intake.committed(), is_done);
+}
+
 /// What the hub is told of a history that is gone.
 fn compacted(HistoryError::Compacted(revision): HistoryError) -> Revision {
     revision
@@ -376,7 +435,7 @@ impl Handler for Shard {
         Services::admit(head)?;
         let core = &mut *self.core.borrow_mut();
         Ok(match route {
-            Route::Kv(method) => Opened { kind: CallKind::OneRequest, handle: core.services.open(call, method) },
+            Route::Unary(method) => Opened { kind: CallKind::OneRequest, handle: core.services.open(call, method) },
             Route::Watch => {
                 let stream = core.hub.open_stream(u64::from(call.connection) << 32 | u64::from(call.stream));
                 Opened { kind: CallKind::RequestStream, handle: stream.0 | WATCH_HANDLE }

@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::io;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
@@ -19,21 +19,23 @@ use signal_hook::low_level;
 use crate::backend::Identity;
 use crate::config::Config;
 use crate::grpc::status::{Code, Status};
+use crate::net::limits::ConnectionLimits;
 use crate::net::listener::{self, ListenError, Listener};
 use crate::net::ring::{Doorbell, Ring, RingRefused};
-use crate::net::{NetConfig, Ready, Server};
+use crate::net::{IdleBuffers, NetConfig, Ready, Server};
 use crate::service::Limits;
 use crate::shard::accounting::Account;
+use crate::shard::auto_compact::AutoCompact;
 use crate::shard::control::{self, Control, Order};
-use crate::shard::durability::InMemory;
 use crate::shard::embedded::Embedded;
 use crate::shard::history::{Appender, Committed, Reader};
 use crate::shard::intake::Intake;
 use crate::shard::mesh::{self, Link};
+use crate::shard::storage::{self, Opened, Primed, StorageError};
 use crate::shard::writer::{Pace, Writer};
 use crate::shard::{Parts, Shard, clock, cores, memory};
-use crate::store::Store;
-use crate::types::Revision;
+use crate::store::quota::{self, Quota};
+use crate::types::Entry;
 
 /// Connections that have not ended by then are cut when the server stops.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
@@ -50,6 +52,7 @@ const STOPPED: &str = "etcdserver: server stopped";
 pub enum StartError {
     Listen(ListenError),
     Ring(RingRefused),
+    Storage(StorageError),
     System { what: &'static str, error: io::Error },
 }
 
@@ -58,6 +61,7 @@ impl fmt::Display for StartError {
         match self {
             StartError::Listen(error) => error.fmt(f),
             StartError::Ring(error) => error.fmt(f),
+            StartError::Storage(error) => error.fmt(f),
             StartError::System { what, error } => write!(f, "cannot {what}: {error}"),
         }
     }
@@ -80,14 +84,22 @@ struct Plan {
     index: usize,
     core: Option<usize>,
     config: Arc<Config>,
+    limits: Arc<ConnectionLimits>,
     identity: Identity,
     link: Link,
     reader: Reader,
     committed: Arc<Committed>,
-    /// The writer's side, on shard 0: its queues from all shards.
-    writer: Option<(Appender, Vec<mesh::Port>)>,
+    writer: Option<WriterPlan>,
     bells: Vec<Doorbell>,
     control: Control,
+}
+
+/// The writer's side, on shard 0.
+struct WriterPlan {
+    appender: Appender,
+    /// Its queues from all shards.
+    ports: Vec<mesh::Port>,
+    primed: Primed,
 }
 
 /// Runs the server until it is told to stop.
@@ -98,14 +110,20 @@ pub fn run(config: Config) -> Result<(), StartError> {
     memory::without_huge_pages().map_err(system("switch transparent huge pages off"))?;
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGUSR1]).map_err(system("listen for signals"))?;
     probe(&config)?;
+    log_quota(&config);
     let cores = cores::plan(config.shards).map_err(system("read the cores this process may use"))?;
-    let (plans, mut orders) = plan_shards(config, &cores)?;
+    let bells = (0..cores.shards.get()).map(|_| Doorbell::new()).collect::<io::Result<Vec<_>>>();
+    let bells = bells.map_err(system("make an eventfd for each shard"))?;
+    let Opened { identity, storage, primed } = storage::open(&config, &bells[0]).map_err(StartError::Storage)?;
+    let store_bytes = primed.store.bytes().total();
+    let (plans, mut orders) = plan_shards(config, &cores, bells, identity, primed);
     let (started_sender, started) = mpsc::channel();
     let threads: Vec<_> = plans.into_iter().map(|plan| spawn_shard(plan, started_sender.clone())).collect();
     drop(started_sender);
     wait_until_started(&started, threads.len())?;
     // What text, stacks, rings and empty pools take is known only by looking, before the first client takes more.
-    let base = memory::resident_bytes().map_err(system("read how much memory is resident"))?;
+    let resident = memory::resident_bytes().map_err(system("read how much memory is resident"))?;
+    let base = resident.saturating_sub(store_bytes);
     tracing::info!(shards = threads.len(), "ready to serve client requests");
     for signal in signals.forever() {
         if signal == SIGUSR1 {
@@ -116,6 +134,7 @@ pub fn run(config: Config) -> Result<(), StartError> {
         break;
     }
     drain(&mut orders, threads);
+    storage.close();
     tracing::info!("all connections closed");
     Ok(())
 }
@@ -165,14 +184,16 @@ impl Orders {
     }
 }
 
-fn plan_shards(config: Config, cores: &cores::Plan) -> Result<(Vec<Plan>, Orders), StartError> {
+fn plan_shards(
+    config: Config,
+    cores: &cores::Plan,
+    bells: Vec<Doorbell>,
+    identity: Identity,
+    primed: Primed,
+) -> (Vec<Plan>, Orders) {
     let config = Arc::new(config);
-    let identity = new_identity();
-    let appender = Appender::new(Revision::FIRST, None);
-    let mut bells = Vec::new();
-    for _ in 0..cores.shards.get() {
-        bells.push(Doorbell::new().map_err(system("make an eventfd for each shard"))?);
-    }
+    let limits = ConnectionLimits::new(config.connections_max, config.connections_per_address_max);
+    let appender = Appender::new(primed.store.revision(), primed.store.compacted());
     let (links, ports): (Vec<_>, Vec<_>) = (0..bells.len()).map(|_| mesh::pair()).unzip();
     let mut orders = Vec::new();
     let mut plans: Vec<Plan> = links
@@ -185,6 +206,7 @@ fn plan_shards(config: Config, cores: &cores::Plan) -> Result<(Vec<Plan>, Orders
                 index,
                 core: cores.pins.get(index).copied(),
                 config: Arc::clone(&config),
+                limits: Arc::clone(&limits),
                 identity,
                 link,
                 reader: appender.reader(),
@@ -195,15 +217,8 @@ fn plan_shards(config: Config, cores: &cores::Plan) -> Result<(Vec<Plan>, Orders
             }
         })
         .collect();
-    plans[0].writer = Some((appender, ports));
-    Ok((plans, Orders(orders)))
-}
-
-/// Ids of a store that is new at each start. Clients detect by a new cluster id that the data is not what they knew.
-fn new_identity() -> Identity {
-    use std::hash::{BuildHasher, RandomState};
-    let random = || RandomState::new().hash_one(clock::wall()).max(1);
-    Identity { cluster_id: random(), member_id: random(), raft_term: 2 }
+    plans[0].writer = Some(WriterPlan { appender, ports, primed });
+    (plans, Orders(orders))
 }
 
 fn wait_until_started(started: &Receiver<Result<(), StartError>>, shards: usize) -> Result<(), StartError> {
@@ -270,11 +285,12 @@ async fn serve(plan: Plan, started: Sender<Result<(), StartError>>) {
         Err(error) => return report(&started, Err(error)),
     };
     let config = Arc::clone(&plan.config);
+    let limits = Arc::clone(&plan.limits);
     let is_writer = plan.writer.is_some();
     let bell = plan.bells[plan.index].clone();
     let ready = Ready::new(u8::try_from(plan.index).expect("there are at most 256 shards"));
-    let shard = Rc::new(shard(plan, ready.clone()));
-    let server = Server::new(shard.clone(), ready, net_config(&config));
+    let shard = Rc::new_cyclic(|shard| self::shard(plan, ready.clone(), shard.clone()));
+    let server = Server::new(shard.clone(), ready, net_config(&config, limits));
     shard.attach(&server);
     for listener in listeners {
         server.listen(listener);
@@ -286,13 +302,17 @@ async fn serve(plan: Plan, started: Sender<Result<(), StartError>>) {
     server.drain(Status::new(Code::Unavailable, STOPPED), DRAIN_MAX).await;
     if is_writer {
         shard.ended().await;
+        shard.stop_log().await;
     }
 }
 
-fn net_config(config: &Config) -> NetConfig {
+fn net_config(config: &Config, limits: Arc<ConnectionLimits>) -> NetConfig {
     let mut net = NetConfig::new(clock::now);
     net.concurrent_streams_max = config.concurrent_streams_max;
     net.request_bytes_max = u32::try_from(config.request_bytes_max + MESSAGE_OVERHEAD_BYTES).unwrap_or(u32::MAX);
+    net.limits = limits;
+    net.stalled_stream_timeout = config.stalled_stream_timeout;
+    net.idle_buffers = if config.idle_buffers_are_kept { IdleBuffers::Keep } else { IdleBuffers::GiveBack };
     net.keepalive_interval = config.keepalive_ping.map(|ping| ping.interval);
     if let Some(ping) = config.keepalive_ping {
         net.keepalive_timeout = ping.timeout;
@@ -300,21 +320,46 @@ fn net_config(config: &Config) -> NetConfig {
     net
 }
 
-fn shard(plan: Plan, ready: Ready) -> Shard {
+/// etcd's words. Here the quota bounds memory, so what matters more is whether the machine has that much.
+fn log_quota(config: &Config) {
+    if let Some(bytes) = config.quota_backend_bytes
+        && bytes > quota::SUGGESTED_BYTES_MAX
+    {
+        let maximum = quota::SUGGESTED_BYTES_MAX;
+        tracing::warn!(quota_size_bytes = bytes, quota_maximum_size_bytes = maximum, "quota exceeds the maximum value");
+    }
+}
+
+/// `itself` is the shard that this becomes: its log wakes it.
+fn shard(plan: Plan, ready: Ready, itself: Weak<Shard>) -> Shard {
     let config = &plan.config;
-    let embedded = plan.writer.map(|(appender, ports)| {
-        let writer = Writer::new(Store::new(), Pace::default());
-        Embedded::new(writer, Box::new(InMemory::default()), appender, ports)
+    let at = plan.committed.revision();
+    let embedded = plan.writer.map(|WriterPlan { appender, ports, primed }| {
+        let wake = move || {
+            if let Some(shard) = itself.upgrade() {
+                shard.wake();
+            }
+        };
+        let (store, next, term, logged) = primed.into_parts(Rc::new(wake));
+        let quota = Quota { bytes: config.quota_backend_bytes };
+        let mut writer = Writer::new(store, Pace::default(), next).with_quota(quota, plan.identity.member_id);
+        writer.note(Entry::Start { term });
+        Embedded::new(writer, Box::new(logged), appender, ports)
     });
+    // The writer's shard asks, as clients do.
+    let auto_compact = config.auto_compaction.filter(|_| embedded.is_some());
+    let auto_compact = auto_compact.map(|mode| AutoCompact::new(mode, clock::now(), at));
     Shard::new(Parts {
         index: plan.index,
         identity: plan.identity,
         limits: Limits { request_bytes_max: config.request_bytes_max, txn_ops_max: config.txn_operations_max },
+        watch_limits: config.watch_limits,
         history_bytes_max: config.history_bytes_max,
         message_bytes_max: config.request_bytes_max + MESSAGE_OVERHEAD_BYTES,
         progress_interval: config.watch_progress_interval,
         link: plan.link,
-        intake: Intake::new(plan.reader, plan.committed, Revision::FIRST),
+        intake: Intake::new(plan.reader, plan.committed, at),
+        auto_compact,
         embedded,
         ready,
         bells: plan.bells,

@@ -108,7 +108,7 @@ impl Source {
 
     fn batch(&mut self, random: &mut Random) -> Entry {
         self.revision = self.revision.next();
-        let changes = (0..1 + random.below(3)).map(|sub| {
+        let changes = (0..1 + random.below(3) as u32).map(|sub| {
             let key = random.next().to_be_bytes();
             if random.one_in(4) {
                 return Change::Delete { key: key.to_vec().into(), previous: None };
@@ -118,7 +118,7 @@ impl Source {
             let mut value = vec![0; length];
             value.iter_mut().step_by(700).for_each(|byte| *byte = random.next() as u8);
             let (version, lease) = (random.below(9) as i64 + 1, LeaseId(random.below(3) as i64 - 1));
-            let kv = KeyValue::new(&key, &value, Revision(2), self.revision, sub as u32, version, lease);
+            let kv = KeyValue::new(&key, &value, Revision(2), self.revision, sub, version, lease);
             Change::Put { kv, previous: None }
         });
         let changes = changes.collect();

@@ -15,7 +15,7 @@ use crate::store::command::{Range, SortOrder, SortTarget};
 use crate::types::KeyRange;
 
 /// A read of a range that asks for nothing special; revision 0 is now.
-fn plain_range(range: KeyRange, revision: i64) -> Range {
+pub fn plain_range(range: KeyRange, revision: i64) -> Range {
     Range {
         range,
         revision,

@@ -31,7 +31,7 @@ use crate::shard::writer::{Pace, Writer};
 use crate::sim::plain_range;
 use crate::store::Store;
 use crate::store::command::{Answer, DeleteRange, Error, Op, Outcome, Put, PutLease, PutValue, Read, Txn, Write};
-use crate::types::{KeyRange, LeaseId, Revision, Time};
+use crate::types::{KeyRange, LeaseId, Position, Revision, Time};
 use crate::watch::hub::{Create, Hub, HubConfig, Request as WatchAsk, StreamId};
 
 /// Runs a script and compares what comes of each statement.
@@ -62,7 +62,7 @@ impl Stage {
         let appender = Appender::new(Revision::FIRST, None);
         let intake = Intake::new(appender.reader(), appender.committed(), Revision::FIRST);
         let (link, port) = mesh::pair();
-        let writer = Writer::new(Store::new(), Pace::default());
+        let writer = Writer::new(Store::new(), Pace::default(), Position(1));
         let embedded = Embedded::new(writer, Box::new(InMemory::default()), appender, vec![port]);
         let identity = Identity { cluster_id: 1, member_id: 2, raft_term: 3 };
         let mut hub = Hub::new(HubConfig { identity: identity.into(), ..HubConfig::default() }, Revision::FIRST);

@@ -21,7 +21,8 @@ use crate::sim::rules::{Asked, Observer, Truth};
 use crate::store::Store;
 use crate::store::command::{self as store, Answer, Error, Outcome, Put, PutLease, PutValue, Read};
 use crate::store::command::{Txn, Write};
-use crate::types::{Batch, KeyRange, KeyValue, LeaseId, Position, Revision, Time};
+use crate::types::{ChangeId, Entry, KeyRange, KeyValue, LeaseId, Position, Revision, Time};
+use crate::wal::LogFailure;
 use crate::watch::hub::{self, Hub, HubConfig, StreamId};
 
 const HISTORY_TOKEN: u32 = u32::MAX;
@@ -45,12 +46,29 @@ struct LogState {
 }
 
 impl Durability for LateLog {
-    fn append(&mut self, position: Position, _batches: &[Arc<Batch>]) {
+    fn append(&mut self, position: Position, _entries: &[Entry]) {
         self.0.borrow_mut().appended.push_back(position);
     }
 
-    fn completed(&mut self) -> Option<Position> {
-        self.0.borrow_mut().completed.take()
+    fn completed(&mut self) -> Option<Result<Position, LogFailure>> {
+        self.0.borrow_mut().completed.take().map(Ok)
+    }
+
+    fn removed(&mut self, _changes: Vec<ChangeId>) {}
+
+    fn is_short_of_space(&self) -> bool {
+        false
+    }
+
+    fn is_idle(&self) -> bool {
+        let state = self.0.borrow();
+        state.appended.is_empty() && state.completed.is_none()
+    }
+
+    fn defragment(&mut self) {}
+
+    fn defragmented(&mut self) -> Option<Result<(), String>> {
+        None
     }
 }
 
@@ -153,7 +171,7 @@ impl World {
         let pace = Pace { read_rows: 2, compact_visits: 3, history_batches: 5, history_bytes: 500 };
         let mut store = Store::new();
         store.planted = planted.store;
-        let mut writer = Writer::new(store, pace);
+        let mut writer = Writer::new(store, pace, Position(1));
         writer.planted = planted.writer;
         let appender = Appender::new(Revision::FIRST, None);
         let committed = appender.committed();
@@ -359,7 +377,9 @@ impl World {
                 Ok(self.model.revision())
             }
             Write::Txn(txn) => Ok(self.model.apply(&txn.success.iter().map(op_of).collect::<Vec<_>>())),
-            Write::Put(_) | Write::DeleteRange(_) => unreachable!("the world writes in transactions"),
+            Write::Put(_) | Write::DeleteRange(_) | Write::Alarm { .. } => {
+                unreachable!("the world writes in transactions")
+            }
         };
         let Some(Expected::Write(slot)) = self.shards[shard].asked.get_mut(&token) else { panic!("an unknown write") };
         *slot = Some(outcome);
@@ -381,6 +401,7 @@ impl World {
                     self.shards[index].hub.handle_history(history);
                 }
                 Reply::Answer(answer) => self.answered(index, token, answer),
+                Reply::Alarms { .. } | Reply::Status(_) | Reply::Defragmented(_) => unreachable!("nobody asks"),
             }
         }
         let shard = &mut self.shards[index];

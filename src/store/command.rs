@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 
-use crate::types::{Key, KeyRange, KeyValue, LeaseId, Revision};
+use crate::types::{Alarm, Key, KeyRange, KeyValue, LeaseId, Revision};
 
 /// A request that may change the store. It is ordered by the writer and applied once.
 #[derive(Clone, Debug)]
@@ -15,6 +15,11 @@ pub enum Write {
     Txn(Txn),
     /// Forget history below the revision (etcd-style: the newest version at or below it stays readable).
     Compact(Revision),
+    /// Raises an alarm or takes it back. It is never refused.
+    Alarm {
+        alarm: Alarm,
+        active: bool,
+    },
 }
 
 /// A request that only looks. It is served at the committed revision of the moment it starts.
@@ -153,6 +158,8 @@ pub enum Outcome {
     },
     Txn(TxnOutcome),
     Compact,
+    /// The alarm that was raised, also when it was active before; or the one that was taken back, if it was active.
+    Alarm(Option<Alarm>),
 }
 
 /// What a range found.
@@ -193,4 +200,10 @@ pub enum Error {
     KeyNotFound,
     /// A put names a lease that does not exist.
     LeaseNotFound { lease: LeaseId },
+    /// A write with a put while there is an alarm for want of space.
+    NoSpace,
+    /// A write while there is an alarm that the state may be corrupt.
+    Corrupt,
+    /// The disk takes no further changes; the store itself never says so, only whoever keeps its log.
+    LogRefused,
 }

@@ -9,6 +9,7 @@
 //! - `key_index`: key -> its versions, for reads at a revision;
 //! - `history`: revision -> batch, for watchers that are behind; versions are shared between the two;
 //! - `txn`, `range`, `sort`: the semantics of writes and reads, over the index alone;
+//! - `quota`: what a write costs;
 //! - `compact`: what a compaction made unreachable leaves in bounded turns;
 //! - `restore`: a store from rows of changes, at a start; `bulk` makes the index of many versions at once.
 //!
@@ -36,6 +37,7 @@ mod history;
 mod key_index;
 #[cfg(test)]
 pub(crate) mod model;
+pub mod quota;
 #[cfg(test)]
 mod random;
 mod range;
@@ -45,9 +47,10 @@ mod script;
 mod sort;
 mod txn;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::types::{Batch, ChangeId, KeyRange, Revision, Time};
+use crate::types::{Alarm, AlarmKind, Batch, ChangeId, Entry, KeyRange, Revision, Time};
 
 use self::command::{Answer, Error, Outcome, Range, Read, Write};
 use self::compact::Removal;
@@ -58,12 +61,12 @@ use self::txn::{Horizon, ReadTxnJob, Writing};
 
 pub use self::compact::CompactProgress;
 
-/// What a write did: the answer for whoever asked, the batch for everyone else. A refused write and one that changed
-/// nothing have none.
+/// What a write did: the answer for whoever asked, the entry for the log and everyone else. A refused write and one that
+/// changed nothing have none.
 #[derive(Clone, Debug)]
 pub struct Applied {
     pub answer: Result<Answer, Error>,
-    pub batch: Option<Arc<Batch>>,
+    pub entry: Option<Entry>,
 }
 
 /// History from this revision on is gone.
@@ -102,6 +105,8 @@ pub struct Store {
     revision: Revision,
     compacted: Option<Revision>,
     removal: Removal,
+    /// State like the keys: it is in the log, and while one is active it decides what is refused.
+    alarms: BTreeSet<Alarm>,
     #[cfg(test)]
     pub(crate) planted: Planted,
 }
@@ -120,6 +125,7 @@ impl Store {
             revision: Revision::FIRST,
             compacted: None,
             removal: Removal::new(),
+            alarms: BTreeSet::new(),
             #[cfg(test)]
             planted: Planted::default(),
         }
@@ -133,6 +139,15 @@ impl Store {
     /// The revision of the last compaction.
     pub fn compacted(&self) -> Option<Revision> {
         self.compacted
+    }
+
+    /// The active alarms, sorted by member.
+    pub fn alarms(&self) -> impl Iterator<Item = Alarm> {
+        self.alarms.iter().copied()
+    }
+
+    fn has_alarm(&self, kind: AlarmKind) -> bool {
+        self.alarms.iter().any(|alarm| alarm.kind == kind)
     }
 
     /// How many keys the index holds, those included that are deleted but not yet removed.
@@ -150,8 +165,16 @@ impl Store {
 
     /// The only way to change the store. A refused write leaves no trace.
     pub fn apply(&mut self, write: &Write, time: Time) -> Applied {
+        if let Write::Alarm { alarm, active } = write {
+            return self.alarm(*alarm, *active);
+        }
+        if let Err(error) = self.check_alarms(write) {
+            return Applied { answer: Err(error), entry: None };
+        }
         if let Write::Compact(revision) = write {
-            return Applied { answer: self.compact(*revision), batch: None };
+            let answer = self.compact(*revision);
+            let entry = answer.is_ok().then_some(Entry::Compaction(*revision));
+            return Applied { answer, entry };
         }
         let horizon = self.horizon(self.revision);
         let mut writing = Writing::new(&mut self.index, self.revision);
@@ -159,19 +182,41 @@ impl Store {
             Ok(answer) => answer,
             Err(error) => {
                 writing.abandon();
-                return Applied { answer: Err(error), batch: None };
+                return Applied { answer: Err(error), entry: None };
             }
         };
         let (changes, unindexed_bytes) = writing.finish();
         // A write that changed nothing keeps the revision. Clients resume at revision + 1, and a number without events
         // would look to them like a lost event.
         if changes.is_empty() {
-            return Applied { answer: Ok(answer), batch: None };
+            return Applied { answer: Ok(answer), entry: None };
         }
         self.revision = self.revision.next();
         let batch = Arc::new(Batch { revision: self.revision, time, changes: changes.into() });
         self.history.push(batch.clone(), unindexed_bytes);
-        Applied { answer: Ok(answer), batch: Some(batch) }
+        Applied { answer: Ok(answer), entry: Some(Entry::Batch(batch)) }
+    }
+
+    /// An alarm that is raised again is listed like a new one; one that is taken back without being active is not listed.
+    fn alarm(&mut self, alarm: Alarm, active: bool) -> Applied {
+        let has_changed = if active { self.alarms.insert(alarm) } else { self.alarms.remove(&alarm) };
+        let listed = (active || has_changed).then_some(alarm);
+        Applied {
+            answer: Ok(Answer { revision: self.revision, result: Outcome::Alarm(listed) }),
+            entry: has_changed.then_some(Entry::Alarm { alarm, active }),
+        }
+    }
+
+    /// What etcd asks before anything else about a write that has reached the store. Alarms of any member count. A read
+    /// asks nothing: etcd serves it beside either alarm.
+    fn check_alarms(&self, write: &Write) -> Result<(), Error> {
+        if self.has_alarm(AlarmKind::Corrupt) {
+            return Err(Error::Corrupt);
+        }
+        if self.has_alarm(AlarmKind::NoSpace) && quota::cost_bytes(write) > 0 {
+            return Err(Error::NoSpace);
+        }
+        Ok(())
     }
 
     /// The logical half of a compaction: at once, nothing below the revision can be asked for.

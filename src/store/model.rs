@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::types::{Batch, Change, Key, KeyRange, KeyValue, LeaseId, Revision, Time};
+use crate::types::{Alarm, AlarmKind, Batch, Change, Entry, Key, KeyRange, KeyValue, LeaseId, Revision, Time};
 
 use super::command::*;
 
@@ -16,6 +16,7 @@ pub(crate) struct Model {
     states: Vec<State>,
     batches: Vec<Batch>,
     compacted: i64,
+    alarms: Vec<Alarm>,
 }
 
 /// A transaction at work: what it looks at, what it has made so far.
@@ -28,7 +29,7 @@ struct Attempt<'a> {
 
 impl Model {
     pub(crate) fn new() -> Model {
-        Model { states: vec![State::new(), State::new()], batches: Vec::new(), compacted: -1 }
+        Model { states: vec![State::new(), State::new()], batches: Vec::new(), compacted: -1, alarms: Vec::new() }
     }
 
     pub(crate) fn revision(&self) -> Revision {
@@ -39,9 +40,20 @@ impl Model {
         Revision(self.compacted)
     }
 
-    pub(crate) fn apply(&mut self, write: &Write, time: Time) -> (Result<Answer, Error>, Option<Batch>) {
+    pub(crate) fn apply(&mut self, write: &Write, time: Time) -> (Result<Answer, Error>, Option<Entry>) {
+        if let Write::Alarm { alarm, active } = write {
+            return self.alarm(*alarm, *active);
+        }
+        if self.alarms.iter().any(|alarm| alarm.kind == AlarmKind::Corrupt) {
+            return (Err(Error::Corrupt), None);
+        }
+        if self.alarms.iter().any(|alarm| alarm.kind == AlarmKind::NoSpace) && may_put(write) {
+            return (Err(Error::NoSpace), None);
+        }
         if let Write::Compact(revision) = write {
-            return (self.compact(revision.0), None);
+            let answer = self.compact(revision.0);
+            let entry = answer.is_ok().then_some(Entry::Compaction(*revision));
+            return (answer, entry);
         }
         let before = self.states.last().unwrap();
         let mut attempt = Attempt { model: self, before, after: before.clone(), changes: Vec::new() };
@@ -49,7 +61,7 @@ impl Model {
             Write::Put(put) => attempt.check_put(put).and_then(|()| attempt.put(put)),
             Write::DeleteRange(delete) => Ok(attempt.delete(delete)),
             Write::Txn(txn) => attempt.check(txn).and_then(|()| attempt.txn(txn)),
-            Write::Compact(_) => unreachable!(),
+            Write::Compact(_) | Write::Alarm { .. } => unreachable!(),
         };
         let Attempt { after, changes, .. } = attempt;
         let result = match result {
@@ -62,7 +74,25 @@ impl Model {
             batch = Some(Batch { revision: self.revision(), time, changes: changes.into() });
             self.batches.extend(batch.clone());
         }
-        (Ok(Answer { revision: self.revision(), result }), batch)
+        let entry = batch.map(|batch| Entry::Batch(batch.into()));
+        (Ok(Answer { revision: self.revision(), result }), entry)
+    }
+
+    fn alarm(&mut self, alarm: Alarm, active: bool) -> (Result<Answer, Error>, Option<Entry>) {
+        let was_active = self.alarms.contains(&alarm);
+        self.alarms.retain(|other| *other != alarm);
+        if active {
+            self.alarms.push(alarm);
+        }
+        let listed = Some(alarm).filter(|_| active || was_active);
+        let entry = if was_active == active { None } else { Some(Entry::Alarm { alarm, active }) };
+        (Ok(Answer { revision: self.revision(), result: Outcome::Alarm(listed) }), entry)
+    }
+
+    pub(crate) fn alarms(&self) -> Vec<Alarm> {
+        let mut alarms = self.alarms.clone();
+        alarms.sort();
+        alarms
     }
 
     fn compact(&mut self, revision: i64) -> Result<Answer, Error> {
@@ -151,6 +181,22 @@ impl Model {
         } else {
             Ok(())
         }
+    }
+}
+
+/// Whether a put stands anywhere in it, in a branch that is not taken as well.
+fn may_put(write: &Write) -> bool {
+    fn any(ops: &[Op]) -> bool {
+        ops.iter().any(|op| match op {
+            Op::Put(_) => true,
+            Op::Txn(txn) => any(&txn.success) || any(&txn.failure),
+            Op::Range(_) | Op::DeleteRange(_) => false,
+        })
+    }
+    match write {
+        Write::Put(_) => true,
+        Write::Txn(txn) => any(&txn.success) || any(&txn.failure),
+        Write::DeleteRange(_) | Write::Compact(_) | Write::Alarm { .. } => false,
     }
 }
 

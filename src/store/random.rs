@@ -3,7 +3,7 @@
 mod kept;
 
 use crate::random::Random;
-use crate::types::{Key, KeyRange, KeyValue, LeaseId, Revision, Time};
+use crate::types::{Alarm, AlarmKind, Entry, Key, KeyRange, KeyValue, LeaseId, Revision, Time};
 
 use super::command::*;
 use super::model::Model;
@@ -42,9 +42,12 @@ impl World {
             11..15 => self.step_reads(),
             15..17 => self.commit(),
             17 if self.random.one_in(4) => self.compact(),
+            // Rare, and most of them taken back soon: what a store under an alarm does is quickly told.
+            18 if self.random.one_in(20) => self.alarm(true),
             17 | 18 => self.remove(),
             19 if self.random.one_in(20) => self.restore(),
             19 | 20 => self.kept.take(self.random.below(8) as usize),
+            _ if self.random.one_in(4) => self.alarm(false),
             _ => self.read_history(),
         }
         assert_eq!(self.store.revision(), self.model.revision());
@@ -59,12 +62,28 @@ impl World {
         let time = Time(self.random.below(1 << 40));
         let before = self.store.bytes();
         let applied = self.store.apply(&write, time);
-        let (answer, batch) = self.model.apply(&write, time);
+        let (answer, entry) = self.model.apply(&write, time);
         assert_eq!(applied.answer, answer, "{write:?}");
-        assert_eq!(applied.batch.as_deref(), batch.as_ref(), "{write:?}");
-        match applied.batch {
-            Some(batch) => self.kept.tell(Told::Batch(batch)),
+        assert_eq!(applied.entry, entry, "{write:?}");
+        match applied.entry {
+            Some(Entry::Batch(batch)) => self.kept.tell(Told::Batch(batch)),
+            Some(entry) => panic!("no other write is drawn here: {entry:?}"),
             None => assert_eq!(self.store.bytes(), before, "what changed nothing takes nothing: {write:?}"),
+        }
+    }
+
+    /// Raises one of four alarms, or takes back all; now and then also one that nobody raised.
+    fn alarm(&mut self, active: bool) {
+        let kind = *self.random.pick(&[AlarmKind::NoSpace, AlarmKind::NoSpace, AlarmKind::Corrupt]);
+        let alarm = Alarm { member: self.random.below(2), kind };
+        let mut writes = vec![Write::Alarm { alarm, active }];
+        if !active {
+            writes.extend(self.model.alarms().into_iter().map(|alarm| Write::Alarm { alarm, active }));
+        }
+        for write in writes {
+            let applied = self.store.apply(&write, Time(0));
+            assert_eq!((applied.answer, applied.entry), self.model.apply(&write, Time(0)));
+            assert_eq!(self.store.alarms().collect::<Vec<_>>(), self.model.alarms());
         }
     }
 
@@ -76,8 +95,9 @@ impl World {
     fn compact(&mut self) {
         let revision = Revision(self.near_revision());
         let applied = self.store.apply(&Write::Compact(revision), Time(0));
-        assert_eq!(applied.answer, self.model.apply(&Write::Compact(revision), Time(0)).0);
-        if applied.answer.is_ok() {
+        let is_done = applied.answer.is_ok();
+        assert_eq!((applied.answer, applied.entry), self.model.apply(&Write::Compact(revision), Time(0)));
+        if is_done {
             self.kept.tell(Told::Compaction(revision));
         }
         assert_eq!(self.store.compacted().unwrap_or(Revision(-1)), self.model.compacted());
@@ -161,6 +181,7 @@ impl World {
             self.step_reads();
         }
         self.committed = self.store.revision();
+        self.alarm(false);
         if self.store.apply(&Write::Compact(self.committed), Time(0)).answer.is_ok() {
             self.kept.tell(Told::Compaction(self.committed));
         }

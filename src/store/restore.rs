@@ -8,10 +8,11 @@
 //! What is restored answers like the store that wrote it, previous states included, once that store has removed what its
 //! last compaction forgot.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::types::{Batch, Change, ChangeId, KeyRange, KeyValue, Revision, Row};
+use crate::types::{Alarm, Batch, Change, ChangeId, KeyRange, KeyValue, Revision, Row};
 
 use super::Store;
 use super::bulk::{Bulk, tombstone};
@@ -134,6 +135,7 @@ impl Restore {
             revision,
             compacted,
             removal,
+            alarms: BTreeSet::new(),
             #[cfg(test)]
             planted: super::Planted::default(),
         };
@@ -181,6 +183,15 @@ impl Store {
                 let Changed { before_revision, replaced } = done?;
                 Some((Change::Delete { key: key.clone(), previous: before_revision }, replaced))
             }
+        }
+    }
+
+    /// Takes an alarm that was active, or was raised or taken back in the log.
+    pub fn replay_alarm(&mut self, alarm: Alarm, active: bool) {
+        if active {
+            self.alarms.insert(alarm);
+        } else {
+            self.alarms.remove(&alarm);
         }
     }
 

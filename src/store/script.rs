@@ -2,7 +2,7 @@
 //!
 //! A version reads `key=value(create,mod,version)`; a header's revision stands first. Ranges are `a`, `a..c` and `a..`.
 
-use crate::types::{Change, Key, KeyRange, KeyValue, LeaseId, Revision, Time};
+use crate::types::{Alarm, AlarmKind, Change, Key, KeyRange, KeyValue, LeaseId, Revision, Time};
 
 use super::command::*;
 use super::model::Model;
@@ -76,15 +76,18 @@ fn run(words: &mut Words, store: &mut Store, model: &mut Model) -> String {
         "put" => apply(Write::Put(put(words)), store, model),
         "del" => apply(Write::DeleteRange(delete(words)), store, model),
         "txn" => apply(Write::Txn(txn(words)), store, model),
+        "alarm" => apply(Write::Alarm { alarm: alarm(words), active: true }, store, model),
+        "disarm" => apply(Write::Alarm { alarm: alarm(words), active: false }, store, model),
         other => panic!("no such command: {other}"),
     }
 }
 
 fn apply(write: Write, store: &mut Store, model: &mut Model) -> String {
     let applied = store.apply(&write, Time(9));
-    let (answer, batch) = model.apply(&write, Time(9));
+    let (answer, entry) = model.apply(&write, Time(9));
     assert_eq!(applied.answer, answer, "store and model differ");
-    assert_eq!(applied.batch.as_deref(), batch.as_ref(), "store and model differ");
+    assert_eq!(applied.entry, entry, "store and model differ");
+    assert_eq!(store.alarms().collect::<Vec<_>>(), model.alarms(), "store and model differ");
     show(&answer)
 }
 
@@ -103,6 +106,16 @@ fn events(store: &Store, model: &Model, range: &KeyRange, from: Revision) -> Str
         }
     });
     texts.collect::<Vec<_>>().join(", ")
+}
+
+/// `nospace 1`: the kind and the member.
+fn alarm(words: &mut Words) -> Alarm {
+    let kind = match words.next().as_str() {
+        "nospace" => AlarmKind::NoSpace,
+        "corrupt" => AlarmKind::Corrupt,
+        other => panic!("no such alarm: {other}"),
+    };
+    Alarm { member: words.number() as u64, kind }
 }
 
 fn key_range(word: &str) -> KeyRange {
@@ -225,6 +238,9 @@ fn show(answer: &Result<Answer, Error>) -> String {
         Err(Error::FutureRevision { current, .. }) => format!("future {current}"),
         Err(Error::KeyNotFound) => "key not found".to_owned(),
         Err(Error::LeaseNotFound { lease }) => format!("lease {} not found", lease.0),
+        Err(Error::NoSpace) => "no space".to_owned(),
+        Err(Error::Corrupt) => "corrupt".to_owned(),
+        Err(Error::LogRefused) => unreachable!("a store has no log"),
         Ok(Answer { result: Outcome::Compact, .. }) => "ok".to_owned(),
         Ok(Answer { revision, result }) => format!("{revision}{}", show_outcome(result)),
     }
@@ -251,6 +267,8 @@ fn show_outcome(outcome: &Outcome) -> String {
             format!(" {} [{}]", if txn.succeeded { "yes" } else { "no" }, answers.join(" | "))
         }
         Outcome::Compact => String::new(),
+        Outcome::Alarm(None) => " none".to_owned(),
+        Outcome::Alarm(Some(Alarm { member, kind })) => format!(" {kind:?} {member}"),
     }
 }
 
@@ -423,5 +441,35 @@ fn an_event_carries_the_state_before_its_whole_revision() {
          events a from 2 -> 2 put a=1(2,2,1), 3 del a was a=1(2,2,1), 3 put a=2(3,3,1), 3 put a=3(3,3,2);
          compact 3 -> ok;  events a from 3 -> 3 del a, 3 put a=2(3,3,1), 3 put a=3(3,3,2);
          put a=4 -> 4;  events a from 4 -> 4 put a=4(3,4,3) was a=3(3,3,2)",
+    );
+}
+
+#[test]
+fn an_alarm_for_space_refuses_what_may_put_and_lets_the_rest_through() {
+    check(
+        "put a=1 -> 2;  put b=1 -> 3;  alarm nospace 7 -> 3 NoSpace 7;  alarm nospace 7 -> 3 NoSpace 7;
+         put a=2 -> no space;  put a=* -> no space;  txn then put a=2 -> no space;
+         txn if ver a = 9 then put a=2 else get a -> no space;  txn then (txn if ver a = 9 then put a=2) -> no space;
+         txn then del a, get b -> 4 yes [4 deleted 1 | 4: b=1(3,3,1) count 1];  del b -> 5 deleted 1;
+         get a rev 3 -> 5: a=1(2,2,1) count 1;  compact 5 -> ok;  txn -> 5 yes [];
+         disarm nospace 8 -> 5 none;  disarm corrupt 7 -> 5 none;  put a=2 -> no space;
+         disarm nospace 7 -> 5 NoSpace 7;  disarm nospace 7 -> 5 none;  put a=2 -> 6",
+    );
+}
+
+#[test]
+fn an_alarm_of_corruption_refuses_every_write_and_no_read() {
+    check(
+        "put a=1 -> 2;  alarm nospace 7 -> 2 NoSpace 7;  alarm corrupt 0 -> 2 Corrupt 0;  put a=2 -> corrupt;
+         del a -> corrupt;  txn -> corrupt;  compact 2 -> corrupt;  get a -> 2: a=1(2,2,1) count 1;
+         disarm corrupt 0 -> 2 Corrupt 0;  put a=2 -> no space;  disarm nospace 7 -> 2 NoSpace 7;  put a=2 -> 3",
+    );
+}
+
+#[test]
+fn an_alarm_of_another_member_counts_as_ones_own() {
+    check(
+        "alarm nospace 1 -> 1 NoSpace 1;  alarm nospace 2 -> 1 NoSpace 2;  disarm nospace 1 -> 1 NoSpace 1;
+         put a=1 -> no space;  disarm nospace 2 -> 1 NoSpace 2;  put a=1 -> 2",
     );
 }

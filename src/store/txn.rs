@@ -201,7 +201,7 @@ impl<'a> Writing<'a> {
                 let outcome = self.txn(txn, &path)?;
                 Ok(self.answer(Outcome::Txn(outcome)))
             }
-            Write::Compact(_) => unreachable!("a compaction makes no revision"),
+            Write::Compact(_) | Write::Alarm { .. } => unreachable!("neither compactions nor alarms make a revision"),
         }
     }
 

@@ -21,7 +21,7 @@ use super::fan_out::FanOut;
 use super::group::{Groups, Options};
 pub use super::message::HeaderIds;
 use super::stream::Streams;
-use crate::types::{Batch, KeyRange, Revision};
+use crate::types::{Batch, KeyRange, Revision, WatchLimits};
 
 /// Work on requests, late watchers and removals between two batches while more batches wait. Without it a steady stream of
 /// writes would starve them.
@@ -75,6 +75,7 @@ pub struct HubConfig {
     pub history_bytes_max: usize,
     /// Events gathered for late watchers, over all groups, beyond which they are sent before the pass is at its end.
     pub gathered_bytes_max: usize,
+    pub watches: WatchLimits,
 }
 
 impl Default for HubConfig {
@@ -85,6 +86,7 @@ impl Default for HubConfig {
             backlog_bytes_max: 64 << 10,
             history_bytes_max: 16 << 20,
             gathered_bytes_max: 32 << 20,
+            watches: WatchLimits::default(),
         }
     }
 }
@@ -191,7 +193,7 @@ impl Hub {
             config,
             revision: at,
             compacted: Revision::ZERO,
-            streams: Streams::new(config.backlog_bytes_max),
+            streams: Streams::new(config.backlog_bytes_max, config.watches.per_connection.is_some()),
             groups: Groups::new(),
             fan_out: FanOut::default(),
             catch_up: CatchUp::default(),
@@ -223,7 +225,8 @@ impl Hub {
         self.revision
     }
 
-    /// A new watch stream. [`Hub::next_ready`] gives the token back.
+    /// A new watch stream. [`Hub::next_ready`] gives the token back; streams whose tokens share their upper half belong to
+    /// one connection.
     pub fn open_stream(&mut self, token: u64) -> StreamId {
         StreamId(self.streams.open(token))
     }

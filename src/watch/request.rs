@@ -15,6 +15,9 @@ const EMPTY_RANGE: &str = "mvcc: watcher range is empty";
 const DUPLICATE_ID: &str = "mvcc: duplicate watch ID provided on the WatchStream";
 /// Ours: a shard names groups in 30 bits.
 const TOO_MANY: &str = "tarsier: too many different watches";
+/// Ours: the limits that an operator may set.
+const STREAM_FULL: &str = "tarsier: too many watches on this stream";
+const CONNECTION_FULL: &str = "tarsier: too many watches on this connection";
 
 /// In what is not about one watch, and in failed creates, the id is -1 (etcd: `InvalidWatchID`).
 const NO_WATCH: i64 = -1;
@@ -49,11 +52,24 @@ impl Hub {
         if create.watch_id != 0 && self.streams.get(stream).row_of(create.watch_id).is_some() {
             return self.send_head(stream, refused(DUPLICATE_ID));
         }
+        if let Some(reason) = self.limit_reached(stream) {
+            return self.send_head(stream, refused(reason));
+        }
         let Some(group) = self.groups.intern(&create.range, create.options()) else {
             return self.send_head(stream, refused(TOO_MANY));
         };
         let start = if create.start == 0 { self.revision.next() } else { Revision(create.start) };
         self.register(stream, create, group, start);
+    }
+
+    /// Why the stream may have no further watch now. A watch that is cancelled makes room for another at once.
+    fn limit_reached(&self, stream: u32) -> Option<&'static str> {
+        let limits = self.config.watches;
+        if limits.per_stream.is_some_and(|max| self.streams.get(stream).live() >= max) {
+            return Some(STREAM_FULL);
+        }
+        let is_full = limits.per_connection.is_some_and(|max| self.streams.live_of_connection(stream) >= max);
+        is_full.then_some(CONNECTION_FULL)
     }
 
     fn register(&mut self, stream: u32, create: &Create, group: u32, start: Revision) {

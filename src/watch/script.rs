@@ -7,7 +7,7 @@ use prost::Message;
 
 use super::hub::{Create, Hub, HubConfig, Request, StreamId};
 use crate::pb::etcdserverpb::WatchResponse;
-use crate::types::{Batch, Change, KeyRange, KeyValue, LeaseId, Revision, Time};
+use crate::types::{Batch, Change, KeyRange, KeyValue, LeaseId, Revision, Time, WatchLimits};
 
 /// A hub with one stream, and the batches it was handed.
 struct Shard {
@@ -194,6 +194,55 @@ fn what_cannot_be_created_is_refused_in_etcds_words() {
     assert_eq!(told[1], refused("mvcc: duplicate watch ID provided on the WatchStream"));
     assert_eq!(told[2], refused("etcdserver: mvcc: required revision has been compacted"));
     assert_eq!(told[3], refused("mvcc: watcher range is empty"));
+}
+
+#[test]
+fn a_stream_has_no_more_watches_than_it_may_and_a_cancel_makes_room() {
+    let watches = WatchLimits { per_stream: Some(2), per_connection: None };
+    let mut shard = Shard::with(HubConfig { watches, ..HubConfig::default() }, 7);
+    shard.create("a", 0);
+    shard.create("b", 100);
+    shard.create("c", 0);
+    // What is wrong with a request of its own is told first.
+    shard.create("c", -1);
+    shard.ask(Request::Cancel { watch_id: 1 });
+    shard.create("c", 3);
+    shard.create("d", 0);
+    let refused = "h7 id-1 created canceled \"tarsier: too many watches on this stream\"";
+    let told = shard.told();
+    assert_eq!(told[..3], ["h7 id0 created", "h7 id1 created", refused]);
+    assert_eq!(told[4..], ["h7 id1 canceled", "h7 id2 created", refused]);
+}
+
+#[test]
+fn the_streams_of_a_connection_share_what_it_may_have() {
+    let watches = WatchLimits { per_stream: None, per_connection: Some(2) };
+    let mut shard = Shard::with(HubConfig { watches, ..HubConfig::default() }, 7);
+    let (beside, elsewhere) = (shard.hub.open_stream(1), shard.hub.open_stream(1 << 32));
+    let first = shard.stream;
+    let refused = "h7 id-1 created canceled \"tarsier: too many watches on this connection\"";
+    for (stream, told) in [
+        (first, "h7 id0 created"),
+        (beside, "h7 id0 created"),
+        (first, refused),
+        (elsewhere, "h7 id0 created"),
+        (elsewhere, "h7 id1 created"),
+        (elsewhere, refused),
+    ] {
+        shard.stream = stream;
+        shard.create("a", 0);
+        assert_eq!(shard.told(), [told]);
+    }
+    // A stream that ends makes room at once, before its watches are swept.
+    shard.hub.close_stream(beside);
+    shard.stream = first;
+    shard.create("a", 0);
+    shard.create("a", 0);
+    assert_eq!(shard.told(), ["h7 id1 created", refused]);
+    shard.hub.close_stream(first);
+    shard.hub.close_stream(elsewhere);
+    shard.run();
+    assert_eq!((shard.hub.counters().watches, shard.hub.counters().streams), (0, 0));
 }
 
 #[test]

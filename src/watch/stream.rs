@@ -190,6 +190,10 @@ impl Stream {
     }
 }
 
+fn connection_of(token: u64) -> u32 {
+    (token >> 32) as u32
+}
+
 /// All watch streams of a shard, and their outboxes.
 pub struct Streams {
     arena: Arena<Stream>,
@@ -202,10 +206,12 @@ pub struct Streams {
     list_bytes: usize,
     live: u64,
     open: u64,
+    /// Live watches of each connection, kept only where they are limited.
+    by_connection: Option<HashMap<u32, u32>>,
 }
 
 impl Streams {
-    pub fn new(backlog_bytes_max: usize) -> Streams {
+    pub fn new(backlog_bytes_max: usize, counts_connections: bool) -> Streams {
         Streams {
             arena: Arena::new(),
             spare: Vec::new(),
@@ -215,6 +221,25 @@ impl Streams {
             list_bytes: 0,
             live: 0,
             open: 0,
+            by_connection: counts_connections.then(HashMap::new),
+        }
+    }
+
+    /// Live watches of the connection that a stream belongs to; none where nobody counts them.
+    pub fn live_of_connection(&self, stream: u32) -> u32 {
+        let connection = connection_of(self.arena[stream].token);
+        self.by_connection.as_ref().and_then(|counts| counts.get(&connection)).copied().unwrap_or(0)
+    }
+
+    fn discount(&mut self, token: u64, watches: u32) {
+        let connection = connection_of(token);
+        if let Some(counts) = &mut self.by_connection
+            && let Some(count) = counts.get_mut(&connection)
+        {
+            *count -= watches;
+            if *count == 0 {
+                counts.remove(&connection);
+            }
         }
     }
 
@@ -261,10 +286,11 @@ impl Streams {
         entry.life = Life::Closed;
         self.open -= 1;
         self.live -= u64::from(entry.live);
-        entry.live = 0;
+        let (token, live) = (entry.token, std::mem::take(&mut entry.live));
         if let Some(outbox) = entry.outbox.take() {
             self.backlog_bytes -= outbox.bytes();
         }
+        self.discount(token, live);
     }
 
     /// All rows of a closed stream have been looked at.
@@ -295,6 +321,9 @@ impl Streams {
         entry.apart += u32::from(apart);
         entry.progress += u32::from(progress);
         self.live += 1;
+        if let Some(counts) = &mut self.by_connection {
+            *counts.entry(connection_of(entry.token)).or_default() += 1;
+        }
         taken
     }
 
@@ -308,6 +337,8 @@ impl Streams {
         entry.apart -= u32::from(apart);
         entry.progress -= u32::from(progress);
         self.live -= 1;
+        let token = entry.token;
+        self.discount(token, 1);
     }
 
     /// Marks a row of a closed stream, whose entry will be found and removed later. The counts of its watches are gone
@@ -486,7 +517,7 @@ mod tests {
 
     #[test]
     fn automatic_ids_count_up_skip_those_in_use_and_never_come_back() {
-        let mut streams = Streams::new(1_000);
+        let mut streams = Streams::new(1_000, false);
         let stream = streams.open(0);
         let add = |streams: &mut Streams, id| streams.add(stream, id, 7, false, false);
         assert_eq!(add(&mut streams, 0), (0, 0));
@@ -510,7 +541,7 @@ mod tests {
 
     #[test]
     fn a_long_life_of_creates_and_cancels_takes_no_more_room() {
-        let mut streams = Streams::new(1_000);
+        let mut streams = Streams::new(1_000, false);
         let stream = streams.open(0);
         for _ in 0..10_000 {
             let (row, _) = streams.add(stream, 0, 7, false, false);

@@ -4,6 +4,9 @@
 // It ends with an error at the first thing that is not as etcd's documents promise. When all is well it prints
 // "verified" and stays connected until the server stops; then its watches must end too, and it leaves with 0. With
 // -leave it does not wait.
+//
+// With -restarts it starts the server itself, by the command behind the flags, and stops it again and again while the
+// watches go on: by kill -9 and by a request to end, in turn.
 package main
 
 import (
@@ -25,8 +28,14 @@ func main() {
 	flag.IntVar(&day.watches, "watches", 100, "watches on one stream")
 	flag.IntVar(&day.writers, "writers", 50, "goroutines that put")
 	leave := flag.Bool("leave", false, "leave when verified, instead of waiting for the server to stop")
+	count := flag.Int("restarts", 0, "instead of the day: so many restarts of the server whose command follows the flags")
+	log := flag.String("log", os.DevNull, "with -restarts, where the server's output goes")
 	flag.Parse()
-	if err := run(*endpoint, &day, *leave); err != nil {
+	work := func() error { return run(*endpoint, &day, *leave) }
+	if *count > 0 {
+		work = func() error { return runRestarts(*endpoint, day, *count, flag.Args(), *log) }
+	}
+	if err := work(); err != nil {
 		fmt.Fprintln(os.Stderr, "watchday:", err)
 		os.Exit(1)
 	}

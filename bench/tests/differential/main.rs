@@ -105,10 +105,9 @@ const EXCEPTIONS: &[Exception] = &[
 const REQUESTS_MIN: usize = 400;
 
 macro_rules! scripts {
-    ($($(#[$attribute:meta])* $test:ident $file:literal)*) => {
+    ($($test:ident $file:literal)*) => {
         const SCRIPTS: &[&str] = &[$($file),*];
         $(#[test]
-        $(#[$attribute])*
         fn $test() {
             check($file);
         })*
@@ -122,11 +121,11 @@ scripts! {
     compactions_are_answered_as_etcd_does "compact"
     malformed_calls_are_answered_as_etcd_does "malformed"
     large_requests_are_answered_as_etcd_does "size"
-    #[ignore = "the store is in memory: it comes back empty"]
     a_killed_server_answers_as_a_killed_etcd_does "restart"
     watch_creates_and_cancels_are_answered_as_etcd_does "watch_create"
     events_are_told_as_etcd_tells_them "watch_events"
     history_is_told_as_etcd_tells_it "watch_history"
+    alarms_are_raised_and_heeded_as_etcd_does "alarm"
     progress_is_told_as_etcd_tells_it "watch_progress"
     large_events_are_cut_as_etcd_cuts_them "watch_fragment"
 }
@@ -201,7 +200,8 @@ fn difference(step: &Step, answer: &[String]) -> String {
 fn descriptors() -> DescriptorPool {
     let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/../proto/proto");
     let mut compiler = protox::Compiler::new([directory]).expect("the .proto files are in the repository");
-    compiler.open_files(["etcdserverpb/kv.proto", "etcdserverpb/watch.proto"]).expect("the .proto files compile");
+    let files = ["etcdserverpb/kv.proto", "etcdserverpb/maintenance.proto", "etcdserverpb/watch.proto"];
+    compiler.open_files(files).expect("the .proto files compile");
     compiler.descriptor_pool()
 }
 

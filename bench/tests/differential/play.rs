@@ -3,7 +3,7 @@
 //! A script is a list of steps; a line that begins with a space continues the one before, `#` and empty lines are kept:
 //!
 //! ```text
-//! Put key: "a" value: "1"           a method of the KV service and its request
+//! Put key: "a" value: "1"           a method of KV or Maintenance and its request
 //! times 100 Put key: "k$i"          the same a hundred times; the last answer counts
 //! raw path: "/x.Y/Z" body: "\x0a"   a call in which everything can be said wrong, see `raw_call`
 //! open w                            a watch stream
@@ -199,7 +199,7 @@ impl Player {
                 self.server.restart_after_kill();
                 self.connection = Some(Connection::open(self.server.address()).await);
             }
-            method => return self.kv_call(method, rest).await,
+            method => return self.call(method, rest).await,
         }
         Ok(Vec::new())
     }
@@ -217,12 +217,13 @@ impl Player {
         descriptor.ok_or_else(|| format!("no message {name}"))
     }
 
-    async fn kv_call(&mut self, method: &str, request: &str) -> Result<Vec<String>, String> {
-        let service = self.pool.get_service_by_name("etcdserverpb.KV").ok_or("no KV service")?;
-        let method = service.methods().find(|known| known.name() == method);
+    async fn call(&mut self, method: &str, request: &str) -> Result<Vec<String>, String> {
+        let services = ["KV", "Maintenance"].map(|name| self.pool.get_service_by_name(&format!("etcdserverpb.{name}")));
+        let method =
+            services.iter().flatten().find_map(|service| service.methods().find(|known| known.name() == method));
         let method = method.ok_or("neither a step nor a method")?;
         let request = text::message(&method.input(), &text::parse(request)?)?;
-        let head = Head::grpc(&format!("/{}/{}", service.full_name(), method.name()));
+        let head = Head::grpc(&format!("/{}/{}", method.parent_service().full_name(), method.name()));
         let received = self.connection().call(head, call::frame(0, &request.encode_to_vec())).await;
         Ok(text::fold(answer_lines(&received, &method.output())))
     }

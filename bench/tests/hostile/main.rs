@@ -9,6 +9,7 @@
 
 mod client;
 mod frames;
+mod limits;
 mod messages;
 #[path = "../../src/random.rs"]
 #[allow(dead_code, reason = "the load generator uses the rest")]

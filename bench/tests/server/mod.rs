@@ -23,18 +23,25 @@ pub struct Server {
     child: Child,
     port: u16,
     directory: PathBuf,
+    settings: Vec<String>,
 }
 
 impl Server {
     /// Starts `binary` on an empty directory and waits until it takes connections.
     pub fn start(binary: &Path) -> Server {
+        Server::start_with(binary, &[])
+    }
+
+    /// The same with more flags.
+    pub fn start_with(binary: &Path, settings: &[&str]) -> Server {
         static STARTED: AtomicU32 = AtomicU32::new(0);
         let number = STARTED.fetch_add(1, Ordering::Relaxed);
         let directory = std::env::temp_dir().join(format!("tarsier-test-{}-{number}", std::process::id()));
         fs::create_dir_all(&directory).expect("the temporary directory is writable");
         let port = free_port();
-        let child = spawn(binary, port, &directory);
-        let mut server = Server { binary: binary.to_owned(), child, port, directory };
+        let settings: Vec<String> = settings.iter().map(|&setting| setting.to_owned()).collect();
+        let child = spawn(binary, port, &directory, &settings);
+        let mut server = Server { binary: binary.to_owned(), child, port, directory, settings };
         server.wait_until_ready();
         server
     }
@@ -71,7 +78,7 @@ impl Server {
     #[allow(dead_code, reason = "each test binary uses its part of this module")]
     pub fn restart_after_kill(&mut self) {
         self.kill();
-        self.child = spawn(&self.binary, self.port, &self.directory);
+        self.child = spawn(&self.binary, self.port, &self.directory, &self.settings);
         self.wait_until_ready();
     }
 
@@ -164,7 +171,7 @@ fn executable_of(messages: &[u8]) -> Option<PathBuf> {
     messages.filter_map(|message| message["executable"].as_str().map(PathBuf::from)).next_back()
 }
 
-fn spawn(binary: &Path, port: u16, directory: &Path) -> Child {
+fn spawn(binary: &Path, port: u16, directory: &Path, settings: &[String]) -> Child {
     let client_url = format!("http://127.0.0.1:{port}");
     let log = File::options().create(true).append(true).open(directory.join("log")).expect("the directory is writable");
     let mut command = Command::new(binary);
@@ -176,6 +183,7 @@ fn spawn(binary: &Path, port: u16, directory: &Path) -> Child {
         command.args(["--listen-peer-urls", &peer_url, "--initial-advertise-peer-urls", &peer_url]);
         command.args(["--initial-cluster", &format!("default={peer_url}"), "--unsafe-no-fsync"]);
     }
+    command.args(settings);
     command.stdin(Stdio::null()).stdout(log.try_clone().expect("a file handle can be doubled")).stderr(log);
     command.spawn().unwrap_or_else(|error| panic!("{} does not start: {error}", binary.display()))
 }

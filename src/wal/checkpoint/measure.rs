@@ -38,7 +38,7 @@ fn put(store: &mut Store, key: u64) -> Entry {
     let (value, lease) = (PutValue::Set(vec![b'v'; 256].into()), PutLease::Set(LeaseId::NONE));
     let key = format!("/registry/pods/default/{:012x}", key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 16).into();
     let write = Write::Put(Put { key, value, lease, prev_kv: false });
-    Entry::Batch(store.apply(&write, Time(1)).batch.unwrap())
+    store.apply(&write, Time(1)).entry.unwrap()
 }
 
 fn device_sectors_written() -> u64 {

@@ -95,8 +95,8 @@ impl World {
         let success = ops.collect();
         let write = Write::Txn(Txn { compares: Vec::new(), success, failure: Vec::new() });
         let time = Time(self.random.below(1 << 40));
-        if let Some(batch) = self.store.apply(&write, time).batch {
-            self.log(vec![Entry::Batch(batch)]);
+        if let Some(entry) = self.store.apply(&write, time).entry {
+            self.log(vec![entry]);
         }
     }
 

@@ -1,0 +1,54 @@
+//! What a start refuses, each with one sentence about what is wrong.
+
+use std::fs;
+
+use crate::proof::calls;
+use crate::scene::{self, program, refused_start, tarsier};
+
+#[test]
+fn a_second_server_on_the_same_directory_is_refused() {
+    let Some(program) = tarsier("a second server on one directory") else { return };
+    scene::run(async {
+        let server = program.start().await?;
+        let words = refused_start(&program.path, &server.data());
+        assert!(words.contains(&*server.data().to_string_lossy()), "the directory is named: {words}");
+        // The first one does not notice.
+        calls::header(&server.caller().await?).await.map(drop)
+    });
+}
+
+#[test]
+fn the_data_directory_of_an_etcd_is_refused_and_left_alone() {
+    let Some(program) = tarsier("a data directory of etcd") else { return };
+    let directory = scene::Folder::new("etcd-data");
+    let database = directory.path.join("member/snap/db");
+    fs::create_dir_all(directory.path.join("member/wal")).expect("the temporary directory is writable");
+    fs::create_dir_all(directory.path.join("member/snap")).expect("the temporary directory is writable");
+    fs::write(&database, b"bolt").expect("the temporary directory is writable");
+    let words = refused_start(&program.path, &directory.path);
+    assert!(words.contains("etcd"), "{words}");
+    let left: Vec<_> =
+        fs::read_dir(&directory.path).expect("it is there").flatten().map(|entry| entry.file_name()).collect();
+    assert_eq!(left, ["member"], "nothing was added");
+    assert_eq!(fs::read(&database).expect("it is there"), b"bolt");
+}
+
+#[test]
+fn a_start_on_its_own_directory_is_no_news() {
+    // The check of the two above: what they refuse is not simply every second start.
+    let program = program();
+    scene::run(async {
+        let mut server = program.start().await?;
+        for _ in 0..3 {
+            let before = calls::header(&server.caller().await?).await?;
+            server.kill();
+            server.spawn_again()?;
+            server.wait_until_ready().await?;
+            let after = calls::header(&server.caller().await?).await?;
+            assert_eq!((before.cluster_id, before.member_id), (after.cluster_id, after.member_id));
+            let (before, after) = (before.raft_term, after.raft_term);
+            assert!(after > before, "the term {before} was told, and is {after} after a restart without a write");
+        }
+        Ok(())
+    });
+}

@@ -1,0 +1,87 @@
+//! What a connection keeps after a burst. h2's slabs never shrink, so what matters is how far a burst may grow them.
+
+use super::*;
+
+/// What the server's thread holds once nothing moves any more.
+async fn settled(server: &Running) -> i64 {
+    let mut last = i64::MIN;
+    loop {
+        tokio::time::sleep(Duration::from_millis(60)).await;
+        let held = server.held.load(Ordering::Relaxed);
+        if held == last {
+            return held;
+        }
+        last = held;
+    }
+}
+
+/// What one connection keeps of a burst, and of the same burst three times more. Another connection has had one before, so that the
+/// pools of the shard are filled.
+fn kept(burst: impl AsyncFn(&mut SendRequest<Bytes>, &mut (RecvStream, SendStream<Bytes>))) -> (i64, i64) {
+    let server = start(|_| {});
+    let kept = run(async {
+        let mut wide = h2::client::Builder::new();
+        wide.initial_window_size(8 << 20).initial_connection_window_size(64 << 20);
+        let open = async |client: &mut SendRequest<Bytes>| {
+            let (response, send) = client.send_request(request("/test/Echo", &[]), false).unwrap();
+            (response.await.unwrap().into_body(), send)
+        };
+        let mut first = connect_with(server.address, &wide).await;
+        let mut stream = open(&mut first).await;
+        burst(&mut first, &mut stream).await;
+        let mut client = connect_with(server.address, &wide).await;
+        let mut stream = open(&mut client).await;
+        let before = settled(&server).await;
+        burst(&mut client, &mut stream).await;
+        let after = settled(&server).await;
+        for _ in 0..3 {
+            burst(&mut client, &mut stream).await;
+        }
+        (after - before, settled(&server).await - after)
+    });
+    server.end();
+    kept
+}
+
+#[test]
+fn thousands_of_messages_on_one_stream_leave_no_more_than_a_few_frames_room() {
+    let (once, again) = kept(async |_, (recv, send)| {
+        // A DATA frame each, written in one go and answered in one go.
+        let mut sent = 0;
+        for number in 0..4_000_u32 {
+            let message = framed(&number.to_be_bytes());
+            sent += message.len();
+            send.send_data(message, false).unwrap();
+        }
+        let mut got = 0;
+        while got < sent {
+            let data = recv.data().await.unwrap().unwrap();
+            got += data.len();
+            recv.flow_control().release_capacity(data.len()).unwrap();
+        }
+    });
+    println!("4,000 messages leave {once} bytes, three times as many {again} more");
+    assert!(once < 4_096 && again < 1_024, "{once} and {again}");
+}
+
+#[test]
+fn many_calls_at_once_leave_what_the_account_says_of_as_many_streams() {
+    const CALLS: i64 = 400;
+    let (once, again) = kept(async |client, _| {
+        let mut calls = Vec::new();
+        for _ in 0..CALLS {
+            *client = client.clone().ready().await.unwrap();
+            let (response, mut send) = client.send_request(request("/test/Late", &[]), false).unwrap();
+            send.send_data(framed(&[7; 100]), true).unwrap();
+            calls.push(response);
+        }
+        for response in calls {
+            assert_eq!(read_all(response.await.unwrap()).await.unwrap().status().0, "0");
+        }
+    });
+    let each = once / CALLS;
+    println!("{CALLS} calls leave {once} bytes, {each} each, three times as many {again} more");
+    assert!(each < 900, "{each}");
+    // As many bytes again for the few calls by which a later burst has more open at once, and not for each burst.
+    assert!(again < once / 5, "{again}");
+}

@@ -1,0 +1,292 @@
+//! The data directory under a running server: read back before any shard starts, written by three threads, closed behind
+//! the last shard.
+//!
+//! Shard 0 writes the log over its ring; a thread keeps segments ready for it; another moves what is durable into the
+//! checkpoint. This file puts them together and is all that shard 0's writer sees of them ([`Logged`]).
+
+use std::fmt;
+use std::io;
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{self, Receiver, Sender};
+
+use crate::backend::Identity;
+use crate::config::Config;
+use crate::net::ring::Doorbell;
+use crate::shard::clock;
+use crate::shard::durability::Durability;
+use crate::store::Store;
+use crate::store::restore::Restore;
+use crate::types::{Alarm, ChangeId, Entry, Position, Row};
+use crate::wal::LogFailure;
+use crate::wal::Progress;
+use crate::wal::checkpoint_rows::Meta;
+use crate::wal::checkpoint_thread::{self, CheckpointHandle, Checkpointed, Mover};
+use crate::wal::file_disk;
+use crate::wal::log::Log;
+use crate::wal::recovery::{self, Claimed, Rebuild, Recovered, Refused, Stage};
+use crate::wal::ring_device::RingDevice;
+use crate::wal::segments::{self, Supply};
+use crate::wal::{identity, replay::TornTail};
+
+/// A member that never ran before starts its term here, as etcd's first election does; each start adds one.
+const TERM_FIRST: u64 = 2;
+
+/// Why there is no data to serve.
+#[derive(Debug)]
+pub enum StorageError {
+    Refused(Refused),
+    System(io::Error),
+}
+
+impl fmt::Display for StorageError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StorageError::Refused(refused) => refused.fmt(f),
+            StorageError::System(error) => write!(f, "cannot start the threads that keep the data: {error}"),
+        }
+    }
+}
+
+impl From<Refused> for StorageError {
+    fn from(refused: Refused) -> StorageError {
+        StorageError::Refused(refused)
+    }
+}
+
+impl From<io::Error> for StorageError {
+    fn from(error: io::Error) -> StorageError {
+        StorageError::System(error)
+    }
+}
+
+/// What a server goes on with.
+pub struct Opened {
+    pub identity: Identity,
+    pub storage: Storage,
+    pub primed: Primed,
+}
+
+/// Shard 0's part, on its way to its thread.
+pub struct Primed {
+    pub store: Store,
+    /// Where the writer's first group will stand.
+    pub next: Position,
+    pub term: u64,
+    supply: Supply<std::os::fd::OwnedFd>,
+    progress: Sender<Progress>,
+    checkpointed: Checkpointed,
+    is_durable: bool,
+}
+
+/// The main thread's part: what outlives the shards.
+pub struct Storage {
+    /// Holds the lock of the directory.
+    _claimed: Claimed,
+    progress: Sender<Progress>,
+    checkpoint: CheckpointHandle,
+}
+
+impl Storage {
+    /// Behind the last shard: writes what the checkpoint lacks, so that the next start has no log to replay.
+    pub fn close(self) {
+        // The thread ends early only when the process does.
+        let _ = self.progress.send(Progress::Stop);
+        self.checkpoint.join();
+    }
+}
+
+/// Reads the data directory, makes it if there is none, and starts the threads that keep it. `bell` rings shard 0.
+///
+/// # Errors
+/// When the directory cannot be served; one line that says what to do.
+pub fn open(config: &Config, bell: &Doorbell) -> Result<Opened, StorageError> {
+    let claimed = recovery::claim(&config.data_dir, config.wal_dir.as_deref(), new_identity)?;
+    let mut rebuilding = Rebuilding::default();
+    let start = clock::now();
+    let recovered = recovery::recover(claimed, &mut rebuilding, &mut log_stage)?;
+    let Recovered { claimed, checkpoint, gathered, meta, resume, torn } = recovered;
+    let store = rebuilding.store.expect("the end of the rows makes the store");
+    log_recovered(&store, &meta, torn.as_ref(), clock::now() - start);
+
+    let (progress, receiver) = mpsc::channel();
+    let mover = Mover::new(claimed.data.clone(), checkpoint, gathered, receiver, clock::now());
+    let checkpointed = mover.checkpointed();
+    let checkpoint = checkpoint_thread::spawn(
+        mover,
+        Box::new(|error| {
+            // The log has everything; what the checkpoint holds is known only to the next start.
+            tracing::error!(%error, "the process ends");
+            std::process::exit(1);
+        }),
+    )?;
+    let salt = Box::new(file_disk::random_salt);
+    let (keeper, supply) = segments::open(claimed.wal.clone(), resume, checkpointed.position.clone(), salt)?;
+    let bell = bell.clone();
+    segments::spawn(keeper, Box::new(move || bell.ring()))?;
+
+    let identity::Identity { cluster_id, member_id } = claimed.identity;
+    let term = (meta.term + 1).max(TERM_FIRST);
+    Ok(Opened {
+        identity: Identity { cluster_id, member_id, raft_term: term },
+        primed: Primed {
+            store,
+            next: meta.position.next(),
+            term,
+            supply,
+            progress: progress.clone(),
+            checkpointed,
+            is_durable: config.fsync,
+        },
+        storage: Storage { _claimed: claimed, progress, checkpoint },
+    })
+}
+
+/// Ids of a store that begins. Clients detect by a new cluster id that the data is not what they knew, so they are drawn,
+/// not derived from names that every server has by default.
+fn new_identity() -> identity::Identity {
+    let random = || file_disk::random_salt().max(1);
+    identity::Identity { cluster_id: random(), member_id: random() }
+}
+
+fn log_stage(stage: Stage) {
+    match stage {
+        Stage::Rows { done, total, seconds_left } => {
+            tracing::info!(rows = done, of = total, seconds_left, "reading the checkpoint");
+        }
+        Stage::Log { done, total, seconds_left } => {
+            tracing::info!(bytes = done, of = total, seconds_left, "reading the log");
+        }
+    }
+}
+
+fn log_recovered(store: &Store, meta: &Meta, torn: Option<&TornTail>, took: std::time::Duration) {
+    if let Some(TornTail { file, offset }) = torn {
+        tracing::warn!(
+            file,
+            offset,
+            "cut a record off the end of the log whose write was interrupted: nobody was told of it"
+        );
+    }
+    tracing::info!(
+        revision = store.revision().0,
+        keys = store.keys(),
+        position = meta.position.0,
+        milliseconds = took.as_millis() as u64,
+        "read the data directory"
+    );
+}
+
+/// The store under construction.
+#[derive(Default)]
+pub struct Rebuilding {
+    rows: Option<Restore>,
+    alarms: Vec<Alarm>,
+    store: Option<Store>,
+}
+
+const IN_ORDER: &str = "recovery begins, then shows rows, then ends them, then shows entries";
+
+impl Rebuild for Rebuilding {
+    fn begin(&mut self, meta: &Meta) {
+        self.rows = Some(Restore::new(meta.revision, meta.compacted, meta.rows as usize));
+        self.alarms.clone_from(&meta.alarms);
+    }
+
+    fn row(&mut self, row: Row) -> Result<(), String> {
+        self.rows.as_mut().expect(IN_ORDER).row(row).map_err(|damage| damage.to_string())
+    }
+
+    fn end_rows(&mut self) -> Result<Vec<ChangeId>, String> {
+        let (mut store, superseded) =
+            self.rows.take().expect(IN_ORDER).finish().map_err(|damage| damage.to_string())?;
+        for alarm in self.alarms.drain(..) {
+            store.replay_alarm(alarm, true);
+        }
+        self.store = Some(store);
+        Ok(superseded)
+    }
+
+    fn entry(&mut self, entry: &Entry) -> Result<(), String> {
+        let store = self.store.as_mut().expect(IN_ORDER);
+        let replayed = match entry {
+            Entry::Batch(batch) => store.replay_batch(batch).map(drop),
+            Entry::Compaction(revision) => store.replay_compaction(*revision),
+            Entry::Alarm { alarm, active } => {
+                store.replay_alarm(*alarm, *active);
+                Ok(())
+            }
+            Entry::Start { .. } | Entry::Stop => Ok(()),
+        };
+        replayed.map_err(|damage| damage.to_string())
+    }
+}
+
+/// The log and the checkpoint, as the writer sees them.
+pub struct Logged {
+    log: Log<RingDevice>,
+    progress: Sender<Progress>,
+    checkpointed: Checkpointed,
+    defragmenting: Option<Receiver<Result<(), String>>>,
+}
+
+impl Logged {
+    /// On shard 0's thread, inside of its ring. `wake` makes the shard take another turn.
+    pub fn new(
+        supply: Supply<std::os::fd::OwnedFd>,
+        progress: Sender<Progress>,
+        checkpointed: Checkpointed,
+        is_durable: bool,
+        wake: Rc<dyn Fn()>,
+    ) -> Logged {
+        let log = Log::new(RingDevice::new(wake, is_durable), supply, progress.clone());
+        Logged { log, progress, checkpointed, defragmenting: None }
+    }
+}
+
+impl Primed {
+    /// Takes it apart on the thread it was made for.
+    pub fn into_parts(self, wake: Rc<dyn Fn()>) -> (Store, Position, u64, Logged) {
+        let Primed { store, next, term, supply, progress, checkpointed, is_durable } = self;
+        (store, next, term, Logged::new(supply, progress, checkpointed, is_durable, wake))
+    }
+}
+
+impl Durability for Logged {
+    fn append(&mut self, position: Position, entries: &[Entry]) {
+        self.log.append(position, entries.to_vec());
+    }
+
+    fn completed(&mut self) -> Option<Result<Position, LogFailure>> {
+        self.log.completed()
+    }
+
+    fn removed(&mut self, changes: Vec<ChangeId>) {
+        self.log.removed(changes);
+    }
+
+    fn is_short_of_space(&self) -> bool {
+        self.log.is_short_of_space() || self.checkpointed.is_short_of_space.load(Ordering::Acquire)
+    }
+
+    fn is_idle(&self) -> bool {
+        self.log.is_idle()
+    }
+
+    fn defragment(&mut self) {
+        let (sender, receiver) = mpsc::channel();
+        // A thread that is gone shows below.
+        let _ = self.progress.send(Progress::Defragment(sender));
+        self.defragmenting = Some(receiver);
+    }
+
+    fn defragmented(&mut self) -> Option<Result<(), String>> {
+        let result = match self.defragmenting.as_ref()?.try_recv() {
+            Ok(result) => result,
+            Err(mpsc::TryRecvError::Empty) => return None,
+            Err(mpsc::TryRecvError::Disconnected) => Err("the checkpoint is closed".to_owned()),
+        };
+        self.defragmenting = None;
+        Some(result)
+    }
+}
