@@ -11,18 +11,19 @@
 //!
 //! The file appears under its name only when its first record is durable, so one that is there is whole or damaged.
 
+use std::collections::VecDeque;
 use std::fmt;
-use std::io;
 use std::ops::Bound;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
 
-use redb::{Builder, Database, ReadableDatabase, StorageBackend, StorageError, TableDefinition};
+use redb::{Database, ReadableDatabase, TableDefinition};
 
 use crate::types::{Batch, ChangeId, Entry, Position, Revision, Row};
 
-use super::checkpoint_rows::{FORMAT_VERSION, Meta, decode_row, encode_row, is_whole, stored_crc};
+use super::checkpoint_backend::{CheckpointError, RedbError, Shared, database};
+use super::checkpoint_rows::{Meta, decode_row, encode_row, is_whole, stored_crc};
 use super::disk::{Disk, DiskFile};
 
 pub const FILE_NAME: &str = "checkpoint.redb";
@@ -32,137 +33,36 @@ pub const NEW_FILE_NAME: &str = "checkpoint.redb.new";
 const ROWS: TableDefinition<(u64, u32), &[u8]> = TableDefinition::new("rows");
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 const META_KEY: &str = "state";
-/// What redb may hold of the file. New rows go to one end of the tree, so that a larger cache gains nothing.
-const CACHE_BYTES: usize = 8 << 20;
+/// The rows of one transaction. redb writes a page twice that has to leave the cache before its transaction is committed:
+/// 760 bytes a put of 256 bytes at 32 MiB a transaction, 385 at 4 MiB, and 400 at 1 MiB for the path to the end of the tree.
+const TRANSACTION_BYTES: usize = 4 << 20;
+/// Rows that are forgotten in one transaction: each may lie on a page of its own.
+const FORGET_ROWS: usize = 1_000;
 /// Rows go from the reading thread to the building one in pieces of about this size.
 const CHUNK_BYTES: usize = 1 << 20;
-
-#[derive(Debug)]
-pub enum CheckpointError {
-    /// The disk has no room. Nothing is lost: what was not written is in the log.
-    Full(io::Error),
-    /// The disk failed, and what it holds is unknown until the next start.
-    Disk(io::Error),
-    /// What was read is not what was written.
-    Damaged(String),
-    /// Another version of the format.
-    Version(u32),
-}
-
-impl fmt::Display for CheckpointError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            CheckpointError::Full(error) => write!(f, "{FILE_NAME} cannot grow: {error}"),
-            CheckpointError::Disk(error) => write!(f, "{FILE_NAME} cannot be read or written: {error}"),
-            CheckpointError::Damaged(what) => write!(f, "{FILE_NAME} is damaged: {what}"),
-            CheckpointError::Version(version) => {
-                write!(f, "{FILE_NAME} has format version {version}, and this program knows {FORMAT_VERSION}")
-            }
-        }
-    }
-}
-
-impl CheckpointError {
-    fn io(error: io::Error) -> CheckpointError {
-        use io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
-        match error.kind() {
-            StorageFull | QuotaExceeded | ReadOnlyFilesystem => CheckpointError::Full(error),
-            _ => CheckpointError::Disk(error),
-        }
-    }
-}
-
-/// redb's view of the file. It remembers the first error of the disk, which redb tells once and then as "previous error".
-#[derive(Debug)]
-struct Backend<F> {
-    file: F,
-    shared: Arc<Shared>,
-}
-
-#[derive(Debug, Default)]
-struct Shared {
-    failure: Mutex<Option<io::Error>>,
-    written_bytes: AtomicU64,
-    /// What is written is slowed down to this many bytes a second; 0 is as fast as the disk.
-    write_bytes_per_second: AtomicU64,
-}
-
-impl Shared {
-    fn note<T>(&self, result: io::Result<T>) -> io::Result<T> {
-        if let Err(error) = &result {
-            let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
-            failure.get_or_insert(copy(error));
-        }
-        result
-    }
-
-    fn error(&self, error: StorageError) -> CheckpointError {
-        let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
-        match (&*failure, error) {
-            (Some(failure), _) => CheckpointError::io(copy(failure)),
-            (None, StorageError::Io(error)) if error.kind() != io::ErrorKind::InvalidData => CheckpointError::io(error),
-            (None, error) => CheckpointError::Damaged(error.to_string()),
-        }
-    }
-}
-
-fn copy(error: &io::Error) -> io::Error {
-    match error.raw_os_error() {
-        Some(code) => io::Error::from_raw_os_error(code),
-        None => io::Error::new(error.kind(), error.to_string()),
-    }
-}
-
-impl<F: DiskFile> StorageBackend for Backend<F> {
-    fn len(&self) -> io::Result<u64> {
-        self.shared.note(self.file.len())
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.shared.note(self.file.read_at(offset, out))
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.shared.note(self.file.set_len(len))
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        self.shared.note(self.file.sync_data())
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.shared.note(self.file.write_at(offset, data))?;
-        let bytes = data.len() as u64;
-        let before = self.shared.written_bytes.fetch_add(bytes, Ordering::Relaxed);
-        let rate = self.shared.write_bytes_per_second.load(Ordering::Relaxed);
-        if rate > 0 && before / PACE_BYTES != (before + bytes) / PACE_BYTES {
-            // What goes to the disk bit by bit does not stand before the log's sync all at once.
-            self.shared.note(self.file.sync_data())?;
-            std::thread::sleep(std::time::Duration::from_secs_f64(PACE_BYTES as f64 / rate as f64));
-        }
-        Ok(())
-    }
-}
-
-/// A slowed writer sleeps after each so many bytes.
-const PACE_BYTES: u64 = 1 << 20;
 
 /// What the thread was told and has not written yet.
 #[derive(Debug, Default)]
 pub struct Gathered {
-    position: Option<Position>,
-    entries: Vec<Entry>,
-    /// Rows that nothing needs any more, in the order in which they may go.
+    groups: VecDeque<Group>,
+    /// Rows that nothing needs any more.
     removed: Vec<ChangeId>,
+    bytes: usize,
+}
+
+#[derive(Debug)]
+struct Group {
+    position: Position,
+    entries: Vec<Entry>,
     bytes: usize,
 }
 
 impl Gathered {
     /// A group that is durable in the log.
     pub fn add(&mut self, position: Position, entries: Vec<Entry>) {
-        self.position = Some(position);
-        self.bytes += entries.iter().map(entry_bytes).sum::<usize>();
-        self.entries.extend(entries);
+        let bytes = entries.iter().map(entry_bytes).sum();
+        self.bytes += bytes;
+        self.groups.push_back(Group { position, entries, bytes });
     }
 
     pub fn remove(&mut self, mut ids: Vec<ChangeId>) {
@@ -179,7 +79,17 @@ impl Gathered {
     }
 
     pub fn has_groups(&self) -> bool {
-        self.position.is_some()
+        !self.groups.is_empty()
+    }
+
+    /// How many groups from the front make one transaction.
+    fn piece(&self) -> usize {
+        let mut bytes = 0;
+        let fit = self.groups.iter().take_while(|group| {
+            bytes += group.bytes;
+            bytes <= TRANSACTION_BYTES
+        });
+        fit.count().max(1).min(self.groups.len())
     }
 }
 
@@ -217,17 +127,6 @@ impl<D: Disk> fmt::Debug for Checkpoint<D> {
     }
 }
 
-fn database<D: Disk>(disk: &D, name: &str, shared: &Arc<Shared>, check: bool) -> Result<Database, CheckpointError> {
-    let file = disk.open(name).map_err(CheckpointError::io)?;
-    let backend = Backend { file, shared: shared.clone() };
-    let mut builder = Builder::new();
-    builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(check);
-    builder.create_with_backend(backend).map_err(|error| match error {
-        redb::DatabaseError::Storage(error) => shared.error(error),
-        error => CheckpointError::Damaged(error.to_string()),
-    })
-}
-
 impl<D: Disk> Checkpoint<D> {
     /// Makes the file, with a record and no rows. One that was being made when the power went is made anew.
     ///
@@ -250,7 +149,7 @@ impl<D: Disk> Checkpoint<D> {
             planted: Planted::default(),
         };
         let meta = checkpoint.meta.clone();
-        checkpoint.write(&mut Gathered::default(), meta, false)?;
+        checkpoint.write(&[], &[], meta)?;
         checkpoint.disk.rename(NEW_FILE_NAME, FILE_NAME).map_err(CheckpointError::io)?;
         checkpoint.disk.sync_names().map_err(CheckpointError::io)?;
         Ok(checkpoint)
@@ -309,40 +208,62 @@ impl<D: Disk> Checkpoint<D> {
         self.shared.write_bytes_per_second.store(rate, Ordering::Relaxed);
     }
 
-    /// Writes what was gathered, as one transaction; the removed rows too when `forget` says so. On an error nothing of it
-    /// is written and `gathered` keeps it; after one that is [`CheckpointError::Full`] it may be tried again.
+    /// Writes what was gathered, in transactions that each hold whole groups, and then forgets the removed rows when
+    /// `forget` says so. On an error `gathered` keeps what was not written; after one that is [`CheckpointError::Full`] it
+    /// may be tried again.
     ///
     /// # Errors
     /// What the disk says.
     pub fn commit(&mut self, gathered: &mut Gathered, forget: bool) -> Result<(), CheckpointError> {
+        while gathered.has_groups() {
+            let piece = gathered.piece();
+            let mut meta = self.meta.clone();
+            let mut batches = Vec::with_capacity(piece);
+            for group in gathered.groups.range(..piece) {
+                meta.position = group.position;
+                for entry in &group.entries {
+                    meta.note(entry);
+                    if let Entry::Batch(batch) = entry {
+                        batches.push(batch.clone());
+                    }
+                }
+            }
+            self.write_or_close(&batches, &[], meta)?;
+            gathered.bytes -= gathered.groups.drain(..piece).map(|group| group.bytes).sum::<usize>();
+        }
+        if forget && !gathered.removed.is_empty() {
+            // In the order of the tree, so that a page is touched once. What supersedes a change is newer than it is, so
+            // that this order is also safe wherever a crash cuts it.
+            gathered.removed.sort_unstable();
+            while !gathered.removed.is_empty() {
+                let count = gathered.removed.len().min(FORGET_ROWS);
+                self.write_or_close(&[], &gathered.removed[..count], self.meta.clone())?;
+                gathered.removed.drain(..count);
+            }
+        }
+        Ok(())
+    }
+
+    /// redb refuses everything after an error of the disk. Opened anew it stands where it stood before.
+    fn write_or_close(
+        &mut self,
+        batches: &[Arc<Batch>],
+        removed: &[ChangeId],
+        meta: Meta,
+    ) -> Result<(), CheckpointError> {
         if self.database.is_none() {
             self.shared = Arc::new(Shared::default());
             self.database = Some(database(&*self.disk, FILE_NAME, &self.shared, false)?);
         }
-        let mut meta = self.meta.clone();
-        meta.position = gathered.position.unwrap_or(meta.position);
-        for entry in &gathered.entries {
-            meta.note(entry);
+        let result = self.write(batches, removed, meta);
+        if result.is_err() {
+            self.database = None;
         }
-        match self.write(gathered, meta, forget) {
-            Ok(()) => {
-                gathered.position = None;
-                gathered.entries.clear();
-                gathered.bytes = 0;
-                if forget {
-                    gathered.removed.clear();
-                }
-                Ok(())
-            }
-            Err(error) => {
-                // redb refuses everything after an error of the disk. Opened anew it stands where it stood before.
-                self.database = None;
-                Err(error)
-            }
-        }
+        result
     }
 
-    fn write(&mut self, gathered: &mut Gathered, mut meta: Meta, forget: bool) -> Result<(), CheckpointError> {
+    /// One transaction.
+    fn write(&mut self, batches: &[Arc<Batch>], removed: &[ChangeId], mut meta: Meta) -> Result<(), CheckpointError> {
         let Some(database) = &self.database else { return Err(CheckpointError::Damaged("it is closed".into())) };
         let shared = &self.shared;
         let result = (|| -> Result<(), RedbError> {
@@ -351,27 +272,18 @@ impl<D: Disk> Checkpoint<D> {
             {
                 let mut rows = transaction.open_table(ROWS)?;
                 let mut bytes = Vec::new();
-                let batches = gathered.entries.iter().filter_map(|entry| match entry {
-                    Entry::Batch(batch) => Some(batch),
-                    _ => None,
-                });
                 for batch in batches {
                     insert(&mut rows, batch, &mut meta, &mut bytes)?;
                 }
-                if forget {
-                    // In the order of the tree, so that a page is touched once.
-                    let mut removed = gathered.removed.clone();
-                    removed.sort_unstable();
-                    for id in removed {
-                        if let Some(row) = rows.remove(row_key(id))? {
-                            meta.rows = meta.rows.wrapping_sub(1);
-                            meta.sum = meta.sum.wrapping_sub(u64::from(stored_crc(row.value())));
-                        }
+                for id in removed {
+                    if let Some(row) = rows.remove(row_key(*id))? {
+                        meta.rows = meta.rows.wrapping_sub(1);
+                        meta.sum = meta.sum.wrapping_sub(u64::from(stored_crc(row.value())));
                     }
                 }
             }
             #[cfg(test)]
-            if self.planted.revision_of_newest_row && forget {
+            if self.planted.revision_of_newest_row && !removed.is_empty() {
                 tests::take_revision_of_newest_row(&mut transaction.open_table(ROWS)?, &mut meta);
             }
             #[cfg(test)]
@@ -513,7 +425,7 @@ impl<D: Disk> Checkpoint<D> {
         }
         // A compaction leaves a file that a crash would have repaired in full; a commit makes the next start quick again.
         let meta = self.meta.clone();
-        self.write(&mut Gathered::default(), meta, false)
+        self.write(&[], &[], meta)
     }
 }
 
@@ -621,60 +533,6 @@ fn read_rows(
         Ok((count, sum))
     })();
     result.map_err(|error| error.into_checkpoint(shared))
-}
-
-/// redb has an error for each kind of call; here only what is behind them counts.
-enum RedbError {
-    Storage(StorageError),
-    Ours(CheckpointError),
-}
-
-impl RedbError {
-    fn into_checkpoint(self, shared: &Shared) -> CheckpointError {
-        match self {
-            RedbError::Storage(error) => shared.error(error),
-            RedbError::Ours(error) => error,
-        }
-    }
-}
-
-impl From<CheckpointError> for RedbError {
-    fn from(error: CheckpointError) -> RedbError {
-        RedbError::Ours(error)
-    }
-}
-
-impl From<StorageError> for RedbError {
-    fn from(error: StorageError) -> RedbError {
-        RedbError::Storage(error)
-    }
-}
-
-impl From<redb::TransactionError> for RedbError {
-    fn from(error: redb::TransactionError) -> RedbError {
-        match error {
-            redb::TransactionError::Storage(error) => RedbError::Storage(error),
-            error => RedbError::Ours(CheckpointError::Damaged(error.to_string())),
-        }
-    }
-}
-
-impl From<redb::TableError> for RedbError {
-    fn from(error: redb::TableError) -> RedbError {
-        match error {
-            redb::TableError::Storage(error) => RedbError::Storage(error),
-            error => RedbError::Ours(CheckpointError::Damaged(error.to_string())),
-        }
-    }
-}
-
-impl From<redb::CommitError> for RedbError {
-    fn from(error: redb::CommitError) -> RedbError {
-        match error {
-            redb::CommitError::Storage(error) => RedbError::Storage(error),
-            error => RedbError::Ours(CheckpointError::Damaged(error.to_string())),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -20,7 +20,8 @@ use crate::shard::clock;
 use crate::types::ChangeId;
 
 use super::Progress;
-use super::checkpoint::{Checkpoint, CheckpointError, Gathered};
+use super::checkpoint::{Checkpoint, Gathered};
+use super::checkpoint_backend::CheckpointError;
 use super::disk::{Disk, DiskFile};
 
 /// Space that is kept for redb's next commit on a full disk.
@@ -34,7 +35,7 @@ const COMMIT_BYTES: usize = 32 << 20;
 const COMMIT_AFTER: Duration = Duration::from_secs(10);
 /// Rows are forgotten when they are this share of all rows, so that most pages that a commit writes anew have several of
 /// them: forgotten one by one, each would cost a page of 4 KiB. A start passes over those that are still there.
-const FORGET_SHARE: u64 = 4;
+const FORGET_SHARE: u64 = 2;
 const FORGET_MIN: u64 = 10_000;
 /// And at the latest when so many are waiting: 16 MB of names.
 const FORGET_MAX: u64 = 1_000_000;

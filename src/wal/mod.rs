@@ -5,6 +5,7 @@
 
 pub mod check;
 pub mod checkpoint;
+pub mod checkpoint_backend;
 pub mod checkpoint_rows;
 pub mod checkpoint_thread;
 pub mod disk;

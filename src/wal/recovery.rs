@@ -24,7 +24,8 @@ use rustix::fs::FlockOperation;
 use crate::shard::clock;
 use crate::types::{ChangeId, Entry, Position, Row};
 
-use super::checkpoint::{self, Checkpoint, CheckpointError, Gathered};
+use super::checkpoint::{self, Checkpoint, Gathered};
+use super::checkpoint_backend::CheckpointError;
 use super::checkpoint_rows::Meta;
 use super::checkpoint_thread::RESERVE_NAME;
 use super::disk::Disk;

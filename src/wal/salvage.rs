@@ -17,7 +17,8 @@ use std::sync::Arc;
 use crate::types::{Batch, Change, ChangeId, Entry, KeyValue, Position, Revision, Row};
 
 use super::check::{Opened, Report, follows, open};
-use super::checkpoint::{self, Checkpoint, CheckpointError};
+use super::checkpoint::{self, Checkpoint};
+use super::checkpoint_backend::CheckpointError;
 use super::checkpoint_rows::Meta;
 use super::disk::Disk;
 use super::examine::{Finding, examine};

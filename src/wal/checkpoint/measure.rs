@@ -140,13 +140,14 @@ fn bytes_of_the_device_a_put() {
     let mut checkpoint = Checkpoint::create(disk.clone(), Meta::new(1, 2)).unwrap();
     let mut store = Store::new();
     fill(&mut checkpoint, &mut store, 1_000_000, None, 32 << 20);
-    for share in [1, 4] {
-        let mut puts = 0;
+    for share in [4, 2] {
+        let (mut puts, mut forgets) = (0_u64, 0);
         rustix::fs::sync();
         let before = device_sectors_written();
+        let own_before = checkpoint.written_bytes();
         let mut gathered = Gathered::default();
         let mut random = Random::new(9);
-        while puts < 1_000_000_u64 {
+        while forgets < 3 {
             let mut entries: Vec<Entry> = (0..80_000).map(|_| put(&mut store, random.below(1_000_000))).collect();
             puts += 80_000;
             store.replay_compaction(store.revision()).unwrap();
@@ -155,13 +156,15 @@ fn bytes_of_the_device_a_put() {
             gathered.add(position, entries);
             while store.compact_step(10_000, None) == crate::store::CompactProgress::More {}
             gathered.remove(store.take_removed());
-            let forget = gathered.removed() as u64 * share >= checkpoint.meta().rows || share == 1;
+            let forget = gathered.removed() as u64 >= checkpoint.meta().rows / share;
             checkpoint.commit(&mut gathered, forget).unwrap();
+            forgets += u64::from(forget);
         }
         rustix::fs::sync();
         let device = (device_sectors_written() - before) as f64 * 512.0 / puts as f64;
+        let own = (checkpoint.written_bytes() - own_before) as f64 / puts as f64;
         println!(
-            "forgetting 1/{share}: {device:.0} device bytes a put, file {} MiB",
+            "forgetting 1/{share}: {puts} puts, {device:.0} device bytes a put, {own:.0} to the file, file {} MiB",
             checkpoint.file_bytes().unwrap() >> 20
         );
     }

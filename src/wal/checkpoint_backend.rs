@@ -1,0 +1,191 @@
+//! redb over a [`Disk`], and what its errors mean.
+
+use std::fmt;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use redb::{Builder, Database, StorageBackend, StorageError};
+
+use super::checkpoint::FILE_NAME;
+use super::checkpoint_rows::FORMAT_VERSION;
+use super::disk::{Disk, DiskFile};
+
+/// What redb may hold of the file. New rows go to one end of the tree, so that a larger cache gains nothing beyond what one
+/// transaction writes.
+const CACHE_BYTES: usize = 16 << 20;
+#[derive(Debug)]
+pub enum CheckpointError {
+    /// The disk has no room. Nothing is lost: what was not written is in the log.
+    Full(io::Error),
+    /// The disk failed, and what it holds is unknown until the next start.
+    Disk(io::Error),
+    /// What was read is not what was written.
+    Damaged(String),
+    /// Another version of the format.
+    Version(u32),
+}
+
+impl fmt::Display for CheckpointError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CheckpointError::Full(error) => write!(f, "{FILE_NAME} cannot grow: {error}"),
+            CheckpointError::Disk(error) => write!(f, "{FILE_NAME} cannot be read or written: {error}"),
+            CheckpointError::Damaged(what) => write!(f, "{FILE_NAME} is damaged: {what}"),
+            CheckpointError::Version(version) => {
+                write!(f, "{FILE_NAME} has format version {version}, and this program knows {FORMAT_VERSION}")
+            }
+        }
+    }
+}
+
+impl CheckpointError {
+    pub fn io(error: io::Error) -> CheckpointError {
+        use io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+        match error.kind() {
+            StorageFull | QuotaExceeded | ReadOnlyFilesystem => CheckpointError::Full(error),
+            _ => CheckpointError::Disk(error),
+        }
+    }
+}
+
+/// redb's view of the file. It remembers the first error of the disk, which redb tells once and then as "previous error".
+#[derive(Debug)]
+struct Backend<F> {
+    file: F,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+pub struct Shared {
+    failure: Mutex<Option<io::Error>>,
+    pub written_bytes: AtomicU64,
+    /// What is written is slowed down to this many bytes a second; 0 is as fast as the disk.
+    pub write_bytes_per_second: AtomicU64,
+}
+
+impl Shared {
+    fn note<T>(&self, result: io::Result<T>) -> io::Result<T> {
+        if let Err(error) = &result {
+            let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+            failure.get_or_insert(copy(error));
+        }
+        result
+    }
+
+    pub fn error(&self, error: StorageError) -> CheckpointError {
+        let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        match (&*failure, error) {
+            (Some(failure), _) => CheckpointError::io(copy(failure)),
+            (None, StorageError::Io(error)) if error.kind() != io::ErrorKind::InvalidData => CheckpointError::io(error),
+            (None, error) => CheckpointError::Damaged(error.to_string()),
+        }
+    }
+}
+
+fn copy(error: &io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(code) => io::Error::from_raw_os_error(code),
+        None => io::Error::new(error.kind(), error.to_string()),
+    }
+}
+
+impl<F: DiskFile> StorageBackend for Backend<F> {
+    fn len(&self) -> io::Result<u64> {
+        self.shared.note(self.file.len())
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.shared.note(self.file.read_at(offset, out))
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.shared.note(self.file.set_len(len))
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.shared.note(self.file.sync_data())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.shared.note(self.file.write_at(offset, data))?;
+        let bytes = data.len() as u64;
+        let before = self.shared.written_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let rate = self.shared.write_bytes_per_second.load(Ordering::Relaxed);
+        if rate > 0 && before / PACE_BYTES != (before + bytes) / PACE_BYTES {
+            // What goes to the disk bit by bit does not stand before the log's sync all at once.
+            self.shared.note(self.file.sync_data())?;
+            std::thread::sleep(std::time::Duration::from_secs_f64(PACE_BYTES as f64 / rate as f64));
+        }
+        Ok(())
+    }
+}
+
+/// A slowed writer sleeps after each so many bytes.
+const PACE_BYTES: u64 = 1 << 20;
+
+/// redb has an error for each kind of call; here only what is behind them counts.
+pub enum RedbError {
+    Storage(StorageError),
+    Ours(CheckpointError),
+}
+
+impl RedbError {
+    pub fn into_checkpoint(self, shared: &Shared) -> CheckpointError {
+        match self {
+            RedbError::Storage(error) => shared.error(error),
+            RedbError::Ours(error) => error,
+        }
+    }
+}
+
+impl From<CheckpointError> for RedbError {
+    fn from(error: CheckpointError) -> RedbError {
+        RedbError::Ours(error)
+    }
+}
+
+impl From<StorageError> for RedbError {
+    fn from(error: StorageError) -> RedbError {
+        RedbError::Storage(error)
+    }
+}
+
+impl From<redb::TransactionError> for RedbError {
+    fn from(error: redb::TransactionError) -> RedbError {
+        match error {
+            redb::TransactionError::Storage(error) => RedbError::Storage(error),
+            error => RedbError::Ours(CheckpointError::Damaged(error.to_string())),
+        }
+    }
+}
+
+impl From<redb::TableError> for RedbError {
+    fn from(error: redb::TableError) -> RedbError {
+        match error {
+            redb::TableError::Storage(error) => RedbError::Storage(error),
+            error => RedbError::Ours(CheckpointError::Damaged(error.to_string())),
+        }
+    }
+}
+
+impl From<redb::CommitError> for RedbError {
+    fn from(error: redb::CommitError) -> RedbError {
+        match error {
+            redb::CommitError::Storage(error) => RedbError::Storage(error),
+            error => RedbError::Ours(CheckpointError::Damaged(error.to_string())),
+        }
+    }
+}
+
+/// Opens the file, or makes a database of an empty one. `check` looks at the sums of all pages.
+pub fn database<D: Disk>(disk: &D, name: &str, shared: &Arc<Shared>, check: bool) -> Result<Database, CheckpointError> {
+    let file = disk.open(name).map_err(CheckpointError::io)?;
+    let backend = Backend { file, shared: shared.clone() };
+    let mut builder = Builder::new();
+    builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(check);
+    builder.create_with_backend(backend).map_err(|error| match error {
+        redb::DatabaseError::Storage(error) => shared.error(error),
+        error => CheckpointError::Damaged(error.to_string()),
+    })
+}
