@@ -7,7 +7,7 @@ use std::fmt;
 use std::io;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Sender};
 use std::thread;
 use std::time::Duration;
 
@@ -39,6 +39,8 @@ use crate::types::Entry;
 
 /// Connections that have not ended by then are cut when the server stops.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
+/// A disk that has not taken the first record by then is served all the same: reads and watches need it no further.
+const START_MAX: Duration = Duration::from_secs(10);
 /// etcd allows a message this much beyond `--max-request-bytes` (grpcOverheadBytes).
 const MESSAGE_OVERHEAD_BYTES: usize = 512 * 1024;
 /// A port that is taken is tried again for two seconds.
@@ -118,9 +120,12 @@ pub fn run(config: Config) -> Result<(), StartError> {
     let store_bytes = primed.store.bytes().total();
     let (plans, mut orders) = plan_shards(config, &cores, bells, identity, primed);
     let (started_sender, started) = mpsc::channel();
-    let threads: Vec<_> = plans.into_iter().map(|plan| spawn_shard(plan, started_sender.clone())).collect();
-    drop(started_sender);
-    wait_until_started(&started, threads.len())?;
+    // The writer's shard first, which has the term of this start on the disk before it is ready.
+    let mut threads = Vec::new();
+    for plan in plans {
+        threads.push(spawn_shard(plan, started_sender.clone()));
+        started.recv().expect("each shard reports before its thread ends")?;
+    }
     // What text, stacks, rings and empty pools take is known only by looking, before the first client takes more.
     let resident = memory::resident_bytes().map_err(system("read how much memory is resident"))?;
     let base = resident.saturating_sub(store_bytes);
@@ -221,13 +226,6 @@ fn plan_shards(
     (plans, Orders(orders))
 }
 
-fn wait_until_started(started: &Receiver<Result<(), StartError>>, shards: usize) -> Result<(), StartError> {
-    for _ in 0..shards {
-        started.recv().expect("each shard reports before its thread ends")?;
-    }
-    Ok(())
-}
-
 fn print_account(orders: &mut Orders, base: usize) {
     let (sender, accounts) = mpsc::channel();
     orders.give(&Order::Account(sender));
@@ -292,10 +290,13 @@ async fn serve(plan: Plan, started: Sender<Result<(), StartError>>) {
     let shard = Rc::new_cyclic(|shard| self::shard(plan, ready.clone(), shard.clone()));
     let server = Server::new(shard.clone(), ready, net_config(&config, limits));
     shard.attach(&server);
+    shard.spawn_loops(bell);
+    // The term of this start is in every answer, so it must be on the disk before the first one: the next start goes on
+    // from there.
+    shard.settled(START_MAX).await;
     for listener in listeners {
         server.listen(listener);
     }
-    shard.spawn_loops(bell);
     report(&started, Ok(()));
     drop(started);
     shard.drained().await;
