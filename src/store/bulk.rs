@@ -26,7 +26,8 @@ const GOES_ON: u64 = 8;
 struct Entry {
     /// The bytes of the key from some depth on, then how many of them there are, or [`GOES_ON`].
     window: u64,
-    /// The place in the order of arrival: versions of one key keep it.
+    /// The place in the order of arrival, which versions of one key keep; then a bit that says whether it is a tombstone.
+    /// A look at the version itself is a look at memory that is in no cache.
     ordinal: usize,
     kv: KeyValue,
 }
@@ -45,8 +46,14 @@ pub fn tombstone(key: &[u8], id: ChangeId) -> KeyValue {
     KeyValue::new(key, b"", Revision::ZERO, id.revision, id.sub, 0, LeaseId::NONE)
 }
 
-fn is_tombstone(kv: &KeyValue) -> bool {
-    kv.version() == 0
+impl Entry {
+    fn is_tombstone(&self) -> bool {
+        self.ordinal & 1 == 1
+    }
+
+    fn has_key_of(&self, other: &Entry) -> bool {
+        self.window == other.window && self.kv.key() == other.kv.key()
+    }
 }
 
 /// Gathers versions, in ascending order of their changes.
@@ -57,6 +64,9 @@ pub struct Bulk {
     common: Vec<u8>,
     /// Entries before this one show their window at a depth that no longer holds.
     stale: usize,
+    /// So many were made at the compacted revision or below.
+    below: usize,
+    compacted: Revision,
 }
 
 /// What became of the versions.
@@ -72,8 +82,9 @@ pub struct Folded {
 }
 
 impl Bulk {
-    pub fn with_capacity(versions: usize) -> Bulk {
-        Bulk { entries: Vec::with_capacity(versions), ..Bulk::default() }
+    /// The index is to stand at `compacted` and above. `versions` is a hint.
+    pub fn new(compacted: Revision, versions: usize) -> Bulk {
+        Bulk { entries: Vec::with_capacity(versions), compacted, ..Bulk::default() }
     }
 
     pub fn push(&mut self, kv: KeyValue) {
@@ -85,27 +96,30 @@ impl Bulk {
             self.common.truncate(common);
             self.stale = self.entries.len();
         }
-        let entry = Entry { window: window(key, self.common.len()), ordinal: self.entries.len(), kv };
-        self.entries.push(entry);
+        let ordinal = self.entries.len() << 1 | usize::from(kv.version() == 0);
+        if kv.mod_revision() <= self.compacted {
+            self.below = self.entries.len() + 1;
+        }
+        self.entries.push(Entry { window: window(key, self.common.len()), ordinal, kv });
     }
 
-    /// The index as it stands at `compacted` and above.
-    pub fn fold(mut self, compacted: Revision) -> Folded {
+    pub fn fold(mut self) -> Folded {
         let depth = self.common.len();
         for entry in &mut self.entries[..self.stale] {
             entry.window = window(entry.kv.key(), depth);
         }
+        let (below, compacted) = (self.below, self.compacted);
+        let half = |entries| Half::new(below, compacted).fold(entries, depth);
         if self.entries.len() < TWO_THREADS_MIN {
-            return half(&mut self.entries, depth, compacted).into_folded();
+            return half(self.entries).into_folded();
         }
-        let median = self.median();
-        // Unstable, since the ordinal restores the order.
-        let split = partition(&mut self.entries, median);
-        let (lower, upper) = self.entries.split_at_mut(split);
+        let split = self.median();
+        let split = partition(&mut self.entries, split);
+        let upper = self.entries.split_off(split);
+        let lower = self.entries;
         let (lower, upper) = std::thread::scope(|scope| {
-            let lower = scope.spawn(|| half(lower, depth, compacted));
-            let upper = half(upper, depth, compacted);
-            (lower.join().expect("a panic of ours stops the process"), upper)
+            let upper = scope.spawn(|| half(upper));
+            (half(lower), upper.join().expect("a panic of ours stops the process"))
         });
         lower.join(upper).into_folded()
     }
@@ -147,9 +161,11 @@ fn sort(entries: &mut [Entry], depth: usize) {
     }
 }
 
-#[derive(Default)]
+/// The work on some of the keys.
 struct Half {
-    keys: BTreeMap<Box<[u8]>, Versions>,
+    below: usize,
+    compacted: Revision,
+    keys: Vec<(Box<[u8]>, Versions)>,
     keys_bytes: usize,
     versions_bytes: usize,
     previous: Vec<(ChangeId, KeyValue)>,
@@ -157,65 +173,92 @@ struct Half {
     superseded: Vec<ChangeId>,
 }
 
-fn half(entries: &mut [Entry], depth: usize, compacted: Revision) -> Half {
-    sort(entries, depth);
-    let mut half = Half::default();
-    let mut sorted = Vec::with_capacity(entries.len());
-    for of_key in entries.chunk_by(|left, right| left.window == right.window && left.kv.key() == right.kv.key()) {
-        if let Some(versions) = half.versions(of_key, compacted) {
-            let key = of_key[0].kv.key();
-            half.keys_bytes += super::key_index::KEY_BYTES + key.len();
-            half.versions_bytes += versions.bytes();
-            sorted.push((Box::from(key), versions));
-        }
-    }
-    // From what is sorted already, the tree is built without a search.
-    half.keys = BTreeMap::from_iter(sorted);
-    half
-}
-
 impl Half {
-    /// The versions of one key, oldest first, as far as reads at the compacted revision and above can see them.
-    fn versions(&mut self, entries: &[Entry], compacted: Revision) -> Option<Versions> {
-        let above = entries.partition_point(|entry| entry.kv.mod_revision() <= compacted);
-        let (below, above) = entries.split_at(above);
-        let mut versions = below.last().and_then(|last| self.base(last, &below[..below.len() - 1], compacted));
-        for entry in above {
-            self.add(&mut versions, &entry.kv);
+    fn new(below: usize, compacted: Revision) -> Half {
+        Half {
+            below,
+            compacted,
+            keys: Vec::new(),
+            keys_bytes: 0,
+            versions_bytes: 0,
+            previous: Vec::new(),
+            unindexed: Vec::new(),
+            superseded: Vec::new(),
         }
-        versions
     }
 
-    /// The state at the compacted revision. Its batch keeps its own changes; every other one is superseded.
-    fn base(&mut self, last: &Entry, older: &[Entry], compacted: Revision) -> Option<Versions> {
-        for entry in older {
-            if entry.kv.mod_revision() < compacted {
-                self.superseded.push(entry.kv.id());
-            } else if !is_tombstone(&entry.kv) {
-                self.unindexed.push((compacted, entry.kv.bytes()));
+    fn fold(mut self, mut entries: Vec<Entry>, depth: usize) -> Half {
+        sort(&mut entries, depth);
+        self.keys.reserve(entries.len());
+        let mut entries = entries.into_iter().peekable();
+        let mut of_key = Vec::new();
+        while let Some(first) = entries.next() {
+            let key: Box<[u8]> = first.kv.key().into();
+            while let Some(next) = entries.next_if(|next| next.has_key_of(&first)) {
+                of_key.push(next);
+            }
+            if let Some(versions) = self.versions(first, &mut of_key) {
+                self.keys_bytes += super::key_index::KEY_BYTES + key.len();
+                self.versions_bytes += versions.bytes();
+                self.keys.push((key, versions));
             }
         }
-        if !is_tombstone(&last.kv) {
-            return Some(Versions::new(Version::Put(last.kv.clone())));
-        }
-        if last.kv.mod_revision() < compacted {
-            self.superseded.push(last.kv.id());
-        }
-        None
+        self
     }
 
-    fn add(&mut self, versions: &mut Option<Versions>, kv: &KeyValue) {
-        let (revision, is_creation) = (kv.mod_revision(), kv.create_revision() == kv.mod_revision());
-        let version = if is_tombstone(kv) { Version::Tombstone(revision) } else { Version::Put(kv.clone()) };
+    /// The versions of one key, oldest first, as far as reads at the compacted revision and above can see them. They are
+    /// moved, not cloned: a count of references is one more look at memory that is in no cache.
+    fn versions(&mut self, first: Entry, later: &mut Vec<Entry>) -> Option<Versions> {
+        let mut versions = None;
+        let mut base: Option<Entry> = None;
+        for entry in std::iter::once(first).chain(later.drain(..)) {
+            if entry.ordinal >> 1 < self.below {
+                if let Some(older) = base.replace(entry) {
+                    self.superseded(&older);
+                }
+                continue;
+            }
+            if let Some(base) = base.take() {
+                versions = self.base(base);
+            }
+            self.add(&mut versions, entry);
+        }
+        match base {
+            Some(base) => self.base(base),
+            None => versions,
+        }
+    }
+
+    /// A change at the compacted revision stays in its batch; one below it goes.
+    fn superseded(&mut self, entry: &Entry) {
+        if entry.kv.mod_revision() < self.compacted {
+            self.superseded.push(entry.kv.id());
+        } else if !entry.is_tombstone() {
+            self.unindexed.push((self.compacted, entry.kv.bytes()));
+        }
+    }
+
+    /// The state at the compacted revision.
+    fn base(&mut self, entry: Entry) -> Option<Versions> {
+        if entry.is_tombstone() {
+            self.superseded(&entry);
+            return None;
+        }
+        Some(Versions::new(Version::Put(entry.kv)))
+    }
+
+    fn add(&mut self, versions: &mut Option<Versions>, entry: Entry) {
+        let (id, is_creation) = (entry.kv.id(), entry.kv.create_revision() == entry.kv.mod_revision());
+        let version = if entry.is_tombstone() { Version::Tombstone(id.revision) } else { Version::Put(entry.kv) };
         let Some(versions) = versions else {
             *versions = Some(Versions::new(version));
             return;
         };
-        if let Some(before) = versions.before(revision).filter(|_| !is_creation) {
-            self.previous.push((kv.id(), before.clone()));
+        if let Some(before) = versions.before(id.revision).filter(|_| !is_creation) {
+            self.previous.push((id, before.clone()));
         }
         if let Some(Version::Put(replaced)) = versions.push(version) {
-            self.unindexed.push((revision, replaced.bytes()));
+            self.unindexed.push((id.revision, replaced.bytes()));
         }
     }
 
@@ -231,7 +274,8 @@ impl Half {
 
     fn into_folded(mut self) -> Folded {
         self.superseded.sort_unstable();
-        let index = KeyIndex::whole(self.keys, self.keys_bytes, self.versions_bytes);
+        // From what is sorted already, the tree is built without a search.
+        let index = KeyIndex::whole(BTreeMap::from_iter(self.keys), self.keys_bytes, self.versions_bytes);
         Folded { index, previous: self.previous, unindexed: self.unindexed, superseded: self.superseded }
     }
 }

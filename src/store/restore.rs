@@ -59,7 +59,7 @@ impl Restore {
     /// `rows` is a hint.
     pub fn new(revision: Revision, compacted: Option<Revision>, rows: usize) -> Restore {
         let first = compacted.unwrap_or_default().max(Revision::FIRST.next());
-        let (bulk, batches, changes) = (Bulk::with_capacity(rows), Vec::new(), Vec::new());
+        let (bulk, batches, changes) = (Bulk::new(compacted.unwrap_or_default(), rows), Vec::new(), Vec::new());
         Restore { revision, compacted, first, last: None, bulk, batches, changes }
     }
 
@@ -107,7 +107,7 @@ impl Restore {
             return Err(Damage::Missing(expected));
         }
         let compacted = self.compacted.unwrap_or_default();
-        let folded = self.bulk.fold(compacted);
+        let folded = self.bulk.fold();
         let at = |revision: Revision| (revision.0 - self.first.0) as usize;
         for (id, before) in folded.previous {
             match &mut self.batches[at(id.revision)].changes[id.sub as usize] {

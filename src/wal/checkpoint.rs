@@ -261,13 +261,25 @@ impl<D: Disk> Checkpoint<D> {
     /// # Errors
     /// When the disk fails or the file is damaged. The rows are looked at by [`Checkpoint::load`].
     pub fn open(disk: Arc<D>) -> Result<Checkpoint<D>, CheckpointError> {
+        Checkpoint::open_checked(disk, true)
+    }
+
+    /// Opens a file whose structure is known to be damaged, for what is left of it. redb may panic over it.
+    ///
+    /// # Errors
+    /// When not even that is possible.
+    pub fn open_damaged(disk: Arc<D>) -> Result<Checkpoint<D>, CheckpointError> {
+        Checkpoint::open_checked(disk, false)
+    }
+
+    fn open_checked(disk: Arc<D>, check: bool) -> Result<Checkpoint<D>, CheckpointError> {
         let shared = Arc::new(Shared::default());
         // An empty file would be taken for a new one.
         let length = disk.open(FILE_NAME).and_then(|file| file.len()).map_err(CheckpointError::io)?;
         if length == 0 {
             return Err(CheckpointError::Damaged("it is empty".into()));
         }
-        let database = database(&*disk, FILE_NAME, &shared, true)?;
+        let database = database(&*disk, FILE_NAME, &shared, check)?;
         let meta = read_meta(&database).map_err(|error| error.into_checkpoint(&shared))?;
         Ok(Checkpoint {
             disk,
@@ -428,6 +440,35 @@ impl<D: Disk> Checkpoint<D> {
             Ok(())
         })();
         result.map_err(|error| error.into_checkpoint(&self.shared))
+    }
+
+    /// Writes rows as they are, all in one transaction, with a record for them whose number and sum are counted here. It is
+    /// for a file that has none yet.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn fill(&mut self, mut meta: Meta, rows: impl Iterator<Item = Row>) -> Result<(), CheckpointError> {
+        let Some(database) = &self.database else { return Err(CheckpointError::Damaged("it is closed".into())) };
+        (meta.rows, meta.sum) = (0, 0);
+        let result = (|| -> Result<(), RedbError> {
+            let mut transaction = database.begin_write()?;
+            transaction.set_quick_repair(true);
+            {
+                let mut table = transaction.open_table(ROWS)?;
+                let mut bytes = Vec::new();
+                for row in rows {
+                    let crc = encode_row(row.id, row.is_last, row.time, &row.change, &mut bytes);
+                    table.insert(row_key(row.id), &bytes[..])?;
+                    (meta.rows, meta.sum) = (meta.rows + 1, meta.sum.wrapping_add(u64::from(crc)));
+                }
+            }
+            transaction.open_table(META)?.insert(META_KEY, &meta.encode()[..])?;
+            transaction.commit()?;
+            Ok(())
+        })();
+        result.map_err(|error| error.into_checkpoint(&self.shared))?;
+        self.meta = meta;
+        Ok(())
     }
 
     /// Looks at so many rows behind `cursor` and moves it on; at the end it is none. Returns the bytes that were read.

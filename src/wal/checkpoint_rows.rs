@@ -179,6 +179,11 @@ pub fn encode_row(id: ChangeId, is_last: bool, time: Time, change: &Change, into
     crc
 }
 
+/// What a row adds to the sum of the record.
+pub fn row_sum(row: &Row) -> u64 {
+    u64::from(encode_row(row.id, row.is_last, row.time, &row.change, &mut Vec::new()))
+}
+
 /// The checksum that a row carries.
 pub fn stored_crc(row: &[u8]) -> u32 {
     row.first_chunk().map_or(0, |crc| u32::from_le_bytes(*crc))

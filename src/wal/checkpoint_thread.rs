@@ -232,7 +232,7 @@ impl<D: Disk> Mover<D> {
 
     fn defragment(&mut self) -> Result<(), CheckpointError> {
         let result = self.checkpoint.compact();
-        let told = result.as_ref().map_err(CheckpointError::to_string).map(|()| ());
+        let told = result.as_ref().copied().map_err(CheckpointError::to_string);
         for reply in self.defragment.drain(..) {
             // Whoever asked may have gone.
             let _ = reply.send(told.clone());

@@ -3,6 +3,7 @@
 //! It knows the words of `types` and nothing of the store: what a group of commands changed comes in as [`Entry`] values,
 //! and recovery hands the same values back.
 
+pub mod check;
 pub mod checkpoint;
 pub mod checkpoint_rows;
 pub mod checkpoint_thread;
@@ -11,10 +12,12 @@ pub mod examine;
 pub mod file_disk;
 pub mod identity;
 pub mod log;
+mod overlay;
 pub mod record;
 pub mod recovery;
 pub mod replay;
 pub mod ring_device;
+pub mod salvage;
 pub mod segments;
 
 use std::fmt;

@@ -33,8 +33,8 @@ use super::identity::{self, Identity, IdentityError};
 use super::replay::{Replay, TornTail};
 use super::segments::{Resume, SEGMENT_BLOCKS};
 
-const LOCK_NAME: &str = "lock";
-const WAL_NAME: &str = "wal";
+pub(super) const LOCK_NAME: &str = "lock";
+pub(super) const WAL_NAME: &str = "wal";
 /// The folder in which etcd keeps everything.
 const ETCD_NAME: &str = "member";
 /// What may lie in a directory that is still to become ours: what a start that was cut short leaves, and what a new file
@@ -157,14 +157,14 @@ pub fn claim(data: &Path, wal: Option<&Path>, new_identity: impl FnOnce() -> Ide
     Ok(Claimed { data: Arc::new(disk), wal: Arc::new(wal), identity, path: data.to_owned(), _lock: lock })
 }
 
-fn cannot(what: &str, path: &Path, error: &io::Error) -> Refused {
+pub(super) fn cannot(what: &str, path: &Path, error: &io::Error) -> Refused {
     Refused(format!(
         "cannot {what} {}: {error}; let the user of this process do so, or name another path",
         path.display()
     ))
 }
 
-fn identity_refused(data: &Path, error: &IdentityError) -> Refused {
+pub(super) fn identity_refused(data: &Path, error: &IdentityError) -> Refused {
     let path = data.join(identity::FILE_NAME);
     match error {
         IdentityError::Io(error) => cannot("read", &path, error),

@@ -39,11 +39,11 @@ impl Kept {
 
     /// The compaction that a removal may follow: it is in the log, whether it is taken or not.
     pub fn compacted(&self) -> Revision {
-        let told = self.behind.iter().filter_map(|told| match told {
+        let mut told = self.behind.iter().rev().filter_map(|told| match told {
             Told::Compaction(revision) => Some(*revision),
             Told::Batch(_) | Told::Removed(_) => None,
         });
-        told.last().or(self.compacted).unwrap_or_default()
+        told.next().or(self.compacted).unwrap_or_default()
     }
 
     /// Takes some of what it was told. A crash may come between any two.

@@ -1,0 +1,277 @@
+//! `tarsier check DIR`: reads everything that a start would read, changes nothing, and says what is whole.
+//!
+//! A start stops at the first damage; this goes on to the last, so that an operator sees how much there is. It judges what
+//! a start judges: the identity, every page, row and record of the checkpoint, every frame of the log, and whether they
+//! make one history.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::fs::FlockOperation;
+
+use crate::types::{ChangeId, Entry, Revision, Row};
+
+use super::checkpoint::{self, Checkpoint};
+use super::checkpoint_rows::{Meta, row_sum};
+use super::disk::Disk;
+use super::examine::{Finding, examine};
+use super::file_disk::FileDisk;
+use super::identity::{self, Identity};
+use super::overlay::Overlay;
+use super::recovery::{LOCK_NAME, Refused, WAL_NAME, cannot, identity_refused};
+
+/// More lines about one file tell nothing new.
+const LINES_MAX: usize = 20;
+
+/// Prints what is whole and what is not. True: all of it is.
+///
+/// # Errors
+/// When there is nothing to check, or somebody writes to it.
+pub fn check(data: &Path, wal: Option<&Path>, out: &mut dyn Write) -> Result<bool, Refused> {
+    let Opened { data, wal, _lock } = open(data, wal)?;
+    let mut report = Report { out, damages: 0 };
+    let result = check_disks(&data, &*wal, &mut report);
+    result.map_err(|error| Refused(format!("cannot say what was found: {error}")))
+}
+
+/// A directory that is looked at. It stays locked for as long as this lives.
+pub(super) struct Opened {
+    pub data: Arc<FileDisk>,
+    pub wal: Arc<FileDisk>,
+    pub _lock: Option<File>,
+}
+
+pub(super) fn open(data: &Path, wal: Option<&Path>) -> Result<Opened, Refused> {
+    let lock = lock(data)?;
+    let wal = wal.map_or_else(|| data.join(WAL_NAME), Path::to_owned);
+    let disk = |path: &Path| FileDisk::open(path).map(Arc::new).map_err(|error| cannot("open", path, &error));
+    Ok(Opened { data: disk(data)?, wal: disk(&wal)?, _lock: lock })
+}
+
+/// A server that runs writes while we read.
+fn lock(data: &Path) -> Result<Option<File>, Refused> {
+    let path = data.join(LOCK_NAME);
+    let file = match File::open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(cannot("open", &path, &error)),
+    };
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => Ok(Some(file)),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            Err(Refused(format!("a process uses {}: stop it first, since it changes what is read", data.display())))
+        }
+        Err(error) => Err(cannot("lock", &path, &error.into())),
+    }
+}
+
+pub(super) struct Report<'a> {
+    pub out: &'a mut dyn Write,
+    pub damages: usize,
+}
+
+impl Report<'_> {
+    pub fn say(&mut self, line: &str) -> io::Result<()> {
+        writeln!(self.out, "{line}")
+    }
+
+    pub fn damage(&mut self, line: &str) -> io::Result<()> {
+        self.damages += 1;
+        match self.damages {
+            ..=LINES_MAX => writeln!(self.out, "DAMAGED: {line}"),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn check_disks<D: Disk, W: Disk>(data: &Arc<D>, wal: &W, report: &mut Report<'_>) -> io::Result<bool> {
+    let identity = match Identity::read(&**data) {
+        Ok(identity) => {
+            let Identity { cluster_id, member_id } = identity;
+            report.say(&format!("{}: whole, cluster {cluster_id:x}, member {member_id:x}", identity::FILE_NAME))?;
+            Some(identity)
+        }
+        Err(error) => {
+            report.damage(&identity_refused(Path::new(""), &error).0)?;
+            None
+        }
+    };
+    let meta = check_checkpoint(data, report)?;
+    if let (Some(identity), Some(meta)) = (identity, &meta)
+        && (identity.cluster_id, identity.member_id) != (meta.cluster_id, meta.member_id)
+    {
+        report.damage(&format!("{} belongs to another data directory", checkpoint::FILE_NAME))?;
+    }
+    check_log(wal, meta, report)?;
+    if report.damages == 0 {
+        report.say("everything is whole")?;
+    } else {
+        let more = report.damages.saturating_sub(LINES_MAX);
+        let others = if more > 0 { format!(", {more} of them not shown") } else { String::new() };
+        let count = report.damages;
+        report.say(&format!("{count} damages{others}: tarsier salvage writes what is whole into a new directory"))?;
+    }
+    Ok(report.damages == 0)
+}
+
+fn check_checkpoint<D: Disk>(data: &Arc<D>, report: &mut Report<'_>) -> io::Result<Option<Meta>> {
+    let checkpoint = match Checkpoint::open(Arc::new(Overlay(data.clone()))) {
+        Ok(checkpoint) => checkpoint,
+        Err(error) => {
+            report.damage(&error.to_string())?;
+            return Ok(None);
+        }
+    };
+    let meta = checkpoint.meta().clone();
+    let damages = report.damages;
+    let mut sequence = Sequence::new(&meta);
+    let (mut rows, mut sum, mut told) = (0, 0_u64, Ok(()));
+    let read = checkpoint.inspect(|id, row| {
+        if told.is_err() {
+            return;
+        }
+        let name = format!("row {}.{} of {}", id.revision, id.sub, checkpoint::FILE_NAME);
+        if let Some(row) = &row {
+            (rows, sum) = (rows + 1, sum.wrapping_add(row_sum(row)));
+        }
+        told = match (&row, sequence.next(id, row.as_ref())) {
+            (None, _) => report.damage(&format!("{name} does not fit its checksum")),
+            (Some(_), Err(what)) => report.damage(&format!("{name}: {what}")),
+            (Some(_), Ok(())) => Ok(()),
+        };
+    });
+    told?;
+    if let Err(error) = read {
+        report.damage(&error.to_string())?;
+    }
+    if let Err(what) = sequence.end() {
+        report.damage(&format!("{}: {what}", checkpoint::FILE_NAME))?;
+    }
+    if damages == report.damages && (rows, sum) != (meta.rows, meta.sum) {
+        report.damage(&format!(
+            "{} holds {rows} rows, and not the {} of its record",
+            checkpoint::FILE_NAME,
+            meta.rows
+        ))?;
+    }
+    if damages == report.damages {
+        let compacted = meta.compacted.map_or("never compacted".to_owned(), |at| format!("compacted at {at}"));
+        report.say(&format!(
+            "{}: whole, {rows} rows up to revision {}, {compacted}, up to group {} of the log",
+            checkpoint::FILE_NAME,
+            meta.revision,
+            meta.position.0
+        ))?;
+    }
+    Ok(Some(meta))
+}
+
+fn check_log<W: Disk>(wal: &W, meta: Option<Meta>, report: &mut Report<'_>) -> io::Result<()> {
+    let damages = report.damages;
+    let mut end = meta.as_ref().map(|meta| (meta.position, meta.revision));
+    let (mut told, mut torn) = (Ok(()), None);
+    let examined = examine(wal, &mut |finding| {
+        if told.is_err() {
+            return;
+        }
+        match finding {
+            Finding::Damage(error) => told = report.damage(&error.to_string()),
+            Finding::TornTail { file, offset } => torn = Some((file, offset)),
+            Finding::Group { file, offset, position, entries } => {
+                let Some((last, revision)) = &mut end else { return };
+                if position > *last
+                    && let Err(what) = follows(revision, &entries)
+                {
+                    told = report.damage(&format!("{file} at offset {offset}: group {}: {what}", position.0));
+                }
+                *last = position.max(*last);
+            }
+        }
+    })?;
+    told?;
+    if let Some(meta) = meta
+        && examined.last.unwrap_or_default() < meta.position
+    {
+        let (last, position) = (examined.last.unwrap_or_default().0, meta.position.0);
+        report.damage(&format!("the log ends at group {last} and the checkpoint at group {position}"))?;
+    }
+    if damages == report.damages {
+        let (segments, frames) = (examined.segments, examined.frames);
+        let last = examined.last.unwrap_or_default().0;
+        report.say(&format!("the log: whole, {segments} segments, {frames} records up to group {last}"))?;
+    }
+    if let Some((file, offset)) = torn {
+        report.say(&format!(
+            "the log ends in {file} at offset {offset} with a record that a crash interrupted; a start cuts it off"
+        ))?;
+    }
+    Ok(())
+}
+
+/// Whether the batches of a group continue the revisions before them.
+pub(super) fn follows(revision: &mut Revision, entries: &[Entry]) -> Result<(), String> {
+    for entry in entries {
+        if let Entry::Batch(batch) = entry {
+            if batch.revision != revision.next() {
+                return Err(format!("revision {} follows {revision}", batch.revision));
+            }
+            *revision = batch.revision;
+        }
+    }
+    Ok(())
+}
+
+/// Whether rows are all changes of all revisions from the compacted one on.
+pub(super) struct Sequence {
+    first: Revision,
+    revision: Revision,
+    last: Option<ChangeId>,
+    /// None behind a row that could not be read, which may have been the last of its revision or not.
+    expected: Option<ChangeId>,
+}
+
+impl Sequence {
+    pub fn new(meta: &Meta) -> Sequence {
+        let first = meta.compacted.unwrap_or_default().max(Revision::FIRST.next());
+        let expected = Some(ChangeId { revision: first, sub: 0 });
+        Sequence { first, revision: meta.revision, last: None, expected }
+    }
+
+    pub fn next(&mut self, id: ChangeId, row: Option<&Row>) -> Result<(), String> {
+        let is_in_order = self.last.is_none_or(|last| last < id) && id.revision <= self.revision;
+        self.last = Some(id);
+        if !is_in_order {
+            return Err("it stands out of its order".to_owned());
+        }
+        if id.revision < self.first {
+            return Ok(());
+        }
+        let expected = self.expected.replace(match row {
+            Some(row) if row.is_last => ChangeId { revision: id.revision.next(), sub: 0 },
+            _ => ChangeId { revision: id.revision, sub: id.sub + 1 },
+        });
+        if row.is_none() {
+            self.expected = None;
+        }
+        match expected {
+            Some(expected) if expected != id => {
+                Err(format!("change {} of revision {} is missing before it", expected.sub, expected.revision))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub fn end(&self) -> Result<(), String> {
+        match self.expected {
+            Some(expected) if expected.revision <= self.revision => {
+                Err(format!("change {} of revision {} is missing", expected.sub, expected.revision))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

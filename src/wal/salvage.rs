@@ -1,0 +1,320 @@
+//! `tarsier salvage DIR NEW`: writes what can be proven whole into a new directory, and prints what was left out.
+//!
+//! What is proven: rows and records whose checksums fit. Nothing is guessed, so a change that cannot be read is gone, and
+//! what it superseded may show again where it still stands; each change that is lost is printed.
+//!
+//! The new directory tells no history with a hole. It is compacted at the first revision from which on every change of
+//! every revision is there, up to its end; a batch that the checkpoint lacks is taken from the log, where it still is.
+//! Groups of the log are taken behind the checkpoint as long as they continue it; from the first one that does not, the
+//! rest is left out. The directory that is read is not changed.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::types::{Batch, Change, ChangeId, Entry, KeyValue, Position, Revision, Row};
+
+use super::check::{Opened, Report, follows, open};
+use super::checkpoint::{self, Checkpoint, CheckpointError};
+use super::checkpoint_rows::Meta;
+use super::disk::Disk;
+use super::examine::{Finding, examine};
+use super::identity::{self, Identity, IdentityError};
+use super::overlay::Overlay;
+use super::recovery::{Refused, claim};
+
+/// Writes a new directory from what is whole in an old one. True: nothing was left out. `new_identity` is for a directory
+/// of which nobody knows any more who it was.
+///
+/// # Errors
+/// When nothing can be read, or the new directory cannot be written or holds something already.
+pub fn salvage(
+    data: &Path,
+    wal: Option<&Path>,
+    new: &Path,
+    new_identity: impl FnOnce() -> Identity,
+    out: &mut dyn Write,
+) -> Result<bool, Refused> {
+    if std::fs::read_dir(new).is_ok_and(|mut entries| entries.next().is_some()) {
+        return Err(Refused(format!("{} is not empty: name a directory that does not exist yet", new.display())));
+    }
+    let Opened { data, wal, _lock } = open(data, wal)?;
+    let mut report = Report { out, damages: 0 };
+    let telling = |error: io::Error| Refused(format!("cannot say what is left out: {error}"));
+    let saved = gather(&data, &*wal, &mut report).map_err(telling)??;
+    let identity = saved.identity.unwrap_or_else(new_identity);
+    let claimed = claim(new, None, || identity)?;
+    saved.write(claimed.data.clone(), identity)?;
+    let history = saved.meta.compacted.map_or("all history".to_owned(), |at| format!("history from revision {at} on"));
+    let said = report.say(&format!(
+        "{}: {} changes up to revision {}, {history}",
+        new.display(),
+        saved.rows.len(),
+        saved.meta.revision
+    ));
+    said.map_err(telling)?;
+    Ok(report.damages == 0)
+}
+
+/// What is whole.
+#[derive(Debug)]
+struct Saved {
+    identity: Option<Identity>,
+    meta: Meta,
+    rows: BTreeMap<ChangeId, Row>,
+}
+
+/// What the log holds that is whole.
+#[derive(Default)]
+struct FromLog {
+    batches: BTreeMap<Revision, Arc<Batch>>,
+    /// The groups, and how many places were damaged before each.
+    groups: Vec<(Position, Vec<Entry>, usize)>,
+    cluster_id: Option<u64>,
+}
+
+fn gather<D: Disk, W: Disk>(data: &Arc<D>, wal: &W, report: &mut Report<'_>) -> io::Result<Result<Saved, Refused>> {
+    let identity = match Identity::read(&**data) {
+        Ok(identity) => Some(identity),
+        Err(error) => {
+            report.damage(&format!("{} cannot be read, and its ids are taken from elsewhere", identity::FILE_NAME))?;
+            if let IdentityError::Version(version) = error {
+                let line =
+                    format!("{} has format {version}: salvage with the version that wrote it", identity::FILE_NAME);
+                return Ok(Err(Refused(line)));
+            }
+            None
+        }
+    };
+    let log = read_log(wal, report)?;
+    let (meta, rows) = match read_checkpoint(data, report)? {
+        Some(read) => read,
+        None if log.batches.is_empty() => {
+            return Ok(Err(Refused("neither the checkpoint nor the log holds anything that is whole".to_owned())));
+        }
+        None => (Meta::new(log.cluster_id.unwrap_or_default(), 0), BTreeMap::new()),
+    };
+    // A checkpoint knows both ids, the log one.
+    let identity = identity
+        .or((meta.member_id != 0).then_some(Identity { cluster_id: meta.cluster_id, member_id: meta.member_id }));
+    let mut saved = Saved { identity, meta, rows };
+    saved.fill_from(&log, report)?;
+    saved.continue_with(&log, report)?;
+    saved.leave_out_holes(report)?;
+    Ok(if saved.rows.is_empty() && report.damages > 0 {
+        Err(Refused("nothing that is whole is left".to_owned()))
+    } else {
+        Ok(saved)
+    })
+}
+
+fn read_log<W: Disk>(wal: &W, report: &mut Report<'_>) -> io::Result<FromLog> {
+    let mut log = FromLog::default();
+    let (mut told, mut damages) = (Ok(()), 0);
+    let examined = examine(wal, &mut |finding| match finding {
+        Finding::Damage(error) => {
+            damages += 1;
+            if told.is_ok() {
+                told = report.damage(&error.to_string());
+            }
+        }
+        Finding::TornTail { .. } => {}
+        Finding::Group { position, entries, .. } => {
+            for entry in &entries {
+                if let Entry::Batch(batch) = entry {
+                    log.batches.insert(batch.revision, batch.clone());
+                }
+            }
+            log.groups.push((position, entries, damages));
+        }
+    })?;
+    told?;
+    log.cluster_id = examined.cluster_id;
+    Ok(log)
+}
+
+fn read_checkpoint<D: Disk>(
+    data: &Arc<D>,
+    report: &mut Report<'_>,
+) -> io::Result<Option<(Meta, BTreeMap<ChangeId, Row>)>> {
+    let overlay = Arc::new(Overlay(data.clone()));
+    let checkpoint = match Checkpoint::open(overlay.clone()) {
+        Ok(checkpoint) => Ok(checkpoint),
+        Err(error @ (CheckpointError::Damaged(_) | CheckpointError::Full(_))) => {
+            report.damage(&error.to_string())?;
+            report.say(&format!(
+                "reading what is left of it; should that stop this program, move {} away and call it again for the log",
+                checkpoint::FILE_NAME
+            ))?;
+            Checkpoint::open_damaged(overlay)
+        }
+        Err(error) => Err(error),
+    };
+    let checkpoint = match checkpoint {
+        Ok(checkpoint) => checkpoint,
+        Err(error) => {
+            report.damage(&error.to_string())?;
+            return Ok(None);
+        }
+    };
+    let (mut rows, mut lost) = (BTreeMap::new(), Vec::new());
+    let read = checkpoint.inspect(|id, row| match row {
+        Some(row) => drop(rows.insert(id, row)),
+        None => lost.push(id),
+    });
+    for id in &lost {
+        report.damage(&format!(
+            "change {} of revision {} does not fit its checksum and is left out",
+            id.sub, id.revision
+        ))?;
+    }
+    if let Err(error) = read {
+        report.damage(&format!("{error}; the changes behind it are left out"))?;
+    } else if (rows.len() + lost.len()) as u64 != checkpoint.meta().rows {
+        let (found, expected) = (rows.len() + lost.len(), checkpoint.meta().rows);
+        report.damage(&format!("{} shows {found} of its {expected} changes", checkpoint::FILE_NAME))?;
+    }
+    Ok(Some((checkpoint.meta().clone(), rows)))
+}
+
+impl Saved {
+    fn first(&self) -> Revision {
+        self.meta.compacted.unwrap_or_default().max(Revision::FIRST.next())
+    }
+
+    /// Takes from the log what the checkpoint should hold and does not.
+    fn fill_from(&mut self, log: &FromLog, report: &mut Report<'_>) -> io::Result<()> {
+        let mut found = String::new();
+        let end = self.meta.revision;
+        let held = log.batches.range(self.first()..).map(|(_, batch)| batch);
+        for batch in held.take_while(|batch| batch.revision <= end) {
+            if !is_complete(&self.rows, batch.revision) {
+                self.insert(batch);
+                let _ = write!(found, " {}", batch.revision);
+            }
+        }
+        if found.is_empty() { Ok(()) } else { report.say(&format!("the log still holds revisions{found}")) }
+    }
+
+    fn insert(&mut self, batch: &Batch) {
+        for (sub, change) in batch.changes.iter().enumerate() {
+            let id = ChangeId { revision: batch.revision, sub: sub as u32 };
+            let is_last = sub + 1 == batch.changes.len();
+            self.rows.insert(id, Row { id, is_last, time: batch.time, change: change.clone() });
+        }
+    }
+
+    /// Takes the groups behind the checkpoint, up to the first that does not continue it or that damage lies before.
+    fn continue_with(&mut self, log: &FromLog, report: &mut Report<'_>) -> io::Result<()> {
+        let is_known = |position: Position| position <= self.meta.position;
+        // Damage in front of a group that the checkpoint holds as well took nothing away. Without any such group, the
+        // revisions alone tell whether the first one behind continues it.
+        let known = log.groups.iter().rfind(|(position, ..)| is_known(*position));
+        let damages_known = known.or(log.groups.first()).map_or(0, |(.., damages)| *damages);
+        let behind: Vec<_> = log.groups.iter().filter(|(position, ..)| !is_known(*position)).collect();
+        let mut left_out = 0;
+        for (position, entries, damages) in behind {
+            let mut revision = self.meta.revision;
+            if left_out > 0 || *damages > damages_known || follows(&mut revision, entries).is_err() {
+                left_out += 1;
+                continue;
+            }
+            for entry in entries {
+                if let Entry::Batch(batch) = entry {
+                    self.insert(batch);
+                }
+                self.meta.note(entry);
+            }
+            self.meta.position = *position;
+        }
+        match left_out {
+            0 => Ok(()),
+            _ => report
+                .damage(&format!("{left_out} groups of the log behind group {} are left out", self.meta.position.0)),
+        }
+    }
+
+    /// Compacts where history has no hole any more, or ends where it begins to have one that nothing follows.
+    fn leave_out_holes(&mut self, report: &mut Report<'_>) -> io::Result<()> {
+        let first = self.first();
+        let told = self.meta.revision;
+        while self.meta.revision >= first && !is_complete(&self.rows, self.meta.revision) {
+            self.meta.revision = self.meta.revision.previous();
+        }
+        if self.meta.revision < first {
+            return self.keep_newest(told, report);
+        }
+        if self.meta.revision < told {
+            let end = self.meta.revision;
+            self.rows.retain(|id, _| id.revision <= end);
+            report.damage(&format!("the revisions behind {end}, up to {told}, are not whole and left out"))?;
+        }
+        let mut from = self.meta.revision;
+        while from > first && is_complete(&self.rows, from.previous()) {
+            from = from.previous();
+        }
+        if from > first {
+            self.meta.compacted = Some(from);
+            report
+                .damage(&format!("history before revision {from} has holes: the new directory is compacted there"))?;
+        }
+        Ok(())
+    }
+
+    /// No revision of history is whole. What is left becomes the state at the newest one that is known.
+    fn keep_newest(&mut self, told: Revision, report: &mut Report<'_>) -> io::Result<()> {
+        let Some(newest) = self.rows.keys().next_back().map(|id| id.revision) else { return Ok(()) };
+        let changes: Vec<Row> = self.rows.split_off(&ChangeId { revision: newest, sub: 0 }).into_values().collect();
+        let time = changes[0].time;
+        let changes = changes.into_iter().enumerate().map(|(sub, row)| renumbered(row, sub as u32));
+        let batch = Batch { revision: newest, time, changes: changes.collect() };
+        self.insert(&batch);
+        (self.meta.revision, self.meta.compacted) = (newest, Some(newest));
+        report
+            .damage(&format!("no revision up to {told} is whole: the new directory ends at {newest}, without history"))
+    }
+
+    fn write<D: Disk>(&self, data: Arc<D>, identity: Identity) -> Result<(), Refused> {
+        let Identity { cluster_id, member_id } = identity;
+        // The new log begins with its first group.
+        let meta = Meta { cluster_id, member_id, position: Position(0), ..self.meta.clone() };
+        let mut checkpoint = Checkpoint::create(data, Meta::new(cluster_id, member_id))?;
+        checkpoint.fill(meta, self.rows.values().cloned())?;
+        Ok(())
+    }
+}
+
+/// A change that has become another one of its revision.
+fn renumbered(row: Row, sub: u32) -> Change {
+    match row.change {
+        Change::Put { kv, previous } => {
+            let kv = KeyValue::new(
+                kv.key(),
+                kv.value(),
+                kv.create_revision(),
+                kv.mod_revision(),
+                sub,
+                kv.version(),
+                kv.lease(),
+            );
+            Change::Put { kv, previous }
+        }
+        delete @ Change::Delete { .. } => delete,
+    }
+}
+
+/// Whether every change of a revision is there.
+fn is_complete(rows: &BTreeMap<ChangeId, Row>, revision: Revision) -> bool {
+    let all = ChangeId { revision, sub: 0 }..=ChangeId { revision, sub: u32::MAX };
+    let mut expected = 0;
+    let mut is_over = false;
+    for (id, row) in rows.range(all) {
+        if id.sub != expected || is_over {
+            return false;
+        }
+        (expected, is_over) = (expected + 1, row.is_last);
+    }
+    is_over
+}
