@@ -103,7 +103,7 @@ impl Storage {
 /// # Errors
 /// When the directory cannot be served; one line that says what to do.
 pub fn open(config: &Config, bell: &Doorbell) -> Result<Opened, StorageError> {
-    let claimed = recovery::claim(&config.data_dir, config.wal_dir.as_deref(), new_identity)?;
+    let claimed = recovery::claim(&config.data_dir, config.wal_dir.as_deref(), identity::Identity::random)?;
     let mut rebuilding = Rebuilding::default();
     let start = clock::now();
     let recovered = recovery::recover(claimed, &mut rebuilding, &mut log_stage)?;
@@ -145,13 +145,6 @@ pub fn open(config: &Config, bell: &Doorbell) -> Result<Opened, StorageError> {
         },
         storage: Storage { _claimed: claimed, progress, checkpoint },
     })
-}
-
-/// Ids of a store that begins. Clients detect by a new cluster id that the data is not what they knew, so they are drawn,
-/// not derived from names that every server has by default.
-fn new_identity() -> identity::Identity {
-    let random = || file_disk::random_salt().max(1);
-    identity::Identity { cluster_id: random(), member_id: random() }
 }
 
 fn log_stage(stage: Stage) {
