@@ -23,6 +23,11 @@ impl Intake {
         Intake { reader, committed, compacted: None, received: at }
     }
 
+    /// The revision up to which the hub has been handed everything.
+    pub fn received(&self) -> Revision {
+        self.received
+    }
+
     /// The revision that a request arriving now is judged by.
     pub fn committed(&self) -> Revision {
         self.committed.revision()

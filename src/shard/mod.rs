@@ -135,7 +135,7 @@ impl Shard {
             ..HubConfig::default()
         };
         let core = Core {
-            hub: Hub::new(config, parts.intake.committed()),
+            hub: Hub::new(config, parts.intake.received()),
             services: Services::new(parts.identity, parts.limits),
             link: parts.link,
             intake: parts.intake,

@@ -35,7 +35,7 @@ use crate::shard::storage::{self, Opened, Primed, StorageError};
 use crate::shard::writer::{Pace, Writer};
 use crate::shard::{Parts, Shard, clock, cores, memory};
 use crate::store::quota::{self, Quota};
-use crate::types::Entry;
+use crate::types::{Entry, Revision};
 
 /// Connections that have not ended by then are cut when the server stops.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
@@ -90,6 +90,8 @@ struct Plan {
     identity: Identity,
     link: Link,
     reader: Reader,
+    /// The revision that the reader stands behind. By the time this shard starts, others may have committed more.
+    at: Revision,
     committed: Arc<Committed>,
     writer: Option<WriterPlan>,
     bells: Vec<Doorbell>,
@@ -198,7 +200,8 @@ fn plan_shards(
 ) -> (Vec<Plan>, Orders) {
     let config = Arc::new(config);
     let limits = ConnectionLimits::new(config.connections_max, config.connections_per_address_max);
-    let appender = Appender::new(primed.store.revision(), primed.store.compacted());
+    let at = primed.store.revision();
+    let appender = Appender::new(at, primed.store.compacted());
     let (links, ports): (Vec<_>, Vec<_>) = (0..bells.len()).map(|_| mesh::pair()).unzip();
     let mut orders = Vec::new();
     let mut plans: Vec<Plan> = links
@@ -215,6 +218,7 @@ fn plan_shards(
                 identity,
                 link,
                 reader: appender.reader(),
+                at,
                 committed: appender.committed(),
                 writer: None,
                 bells: bells.clone(),
@@ -334,7 +338,6 @@ fn log_quota(config: &Config) {
 /// `itself` is the shard that this becomes: its log wakes it.
 fn shard(plan: Plan, ready: Ready, itself: Weak<Shard>) -> Shard {
     let config = &plan.config;
-    let at = plan.committed.revision();
     let embedded = plan.writer.map(|WriterPlan { appender, ports, primed }| {
         let wake = move || {
             if let Some(shard) = itself.upgrade() {
@@ -349,7 +352,7 @@ fn shard(plan: Plan, ready: Ready, itself: Weak<Shard>) -> Shard {
     });
     // The writer's shard asks, as clients do.
     let auto_compact = config.auto_compaction.filter(|_| embedded.is_some());
-    let auto_compact = auto_compact.map(|mode| AutoCompact::new(mode, clock::now(), at));
+    let auto_compact = auto_compact.map(|mode| AutoCompact::new(mode, clock::now(), plan.at));
     Shard::new(Parts {
         index: plan.index,
         identity: plan.identity,
@@ -359,7 +362,7 @@ fn shard(plan: Plan, ready: Ready, itself: Weak<Shard>) -> Shard {
         message_bytes_max: config.request_bytes_max + MESSAGE_OVERHEAD_BYTES,
         progress_interval: config.watch_progress_interval,
         link: plan.link,
-        intake: Intake::new(plan.reader, plan.committed, at),
+        intake: Intake::new(plan.reader, plan.committed, plan.at),
         auto_compact,
         embedded,
         ready,
