@@ -81,6 +81,8 @@ pub struct Mover<D: Disk> {
     defragment: Vec<Sender<Result<(), String>>>,
     is_stopping: bool,
     has_reserve: bool,
+    /// When a reserve that could not be made is tried again.
+    reserve_at: Instant,
     scrub_at: Instant,
     scrub: Option<Scrub>,
 }
@@ -112,6 +114,7 @@ impl<D: Disk> Mover<D> {
             defragment: Vec::new(),
             is_stopping: false,
             has_reserve: false,
+            reserve_at: now,
             scrub_at: now + SCRUB_EVERY,
             scrub: None,
         };
@@ -139,7 +142,9 @@ impl<D: Disk> Mover<D> {
         if self.is_stopping {
             return Ok(Next::Over);
         }
-        if !self.has_reserve && !is_waiting {
+        // A reserve that is made anew before the commit has succeeded would take the space it was given up for.
+        if !self.has_reserve && self.retry_at.is_none() && now >= self.reserve_at {
+            self.reserve_at = now + RETRY;
             self.ensure_reserve();
         }
         Ok(Next::After(match (self.retry_at, self.since) {
@@ -180,7 +185,17 @@ impl<D: Disk> Mover<D> {
         let removed = self.gathered.removed() as u64;
         let share = self.checkpoint.meta().rows / FORGET_SHARE;
         let forget = removed >= share.clamp(FORGET_MIN, FORGET_MAX) || !self.defragment.is_empty() || !self.has_reserve;
-        match self.checkpoint.commit(&mut self.gathered, forget) {
+        let mut result = self.checkpoint.commit(&mut self.gathered, forget);
+        // A reserve that cannot be removed either changes nothing: the next attempt comes anyway.
+        if let Err(CheckpointError::Full(_)) = &result
+            && self.has_reserve
+            && self.disk.remove(RESERVE_NAME).is_ok()
+        {
+            self.has_reserve = false;
+            self.reserve_at = now + RETRY;
+            result = self.checkpoint.commit(&mut self.gathered, true);
+        }
+        match result {
             Ok(()) => {
                 (self.since, self.retry_at) = (None, None);
                 self.checkpointed.position.store(self.checkpoint.meta().position.0, Ordering::Release);
@@ -198,13 +213,7 @@ impl<D: Disk> Mover<D> {
         if !self.checkpointed.is_short_of_space.swap(true, Ordering::AcqRel) {
             tracing::warn!(%error, "the disk is full: the checkpoint waits for space, and the log keeps what it lacks");
         }
-        // A reserve that cannot be removed either changes nothing: the next attempt comes anyway.
-        if self.has_reserve && self.disk.remove(RESERVE_NAME).is_ok() {
-            self.has_reserve = false;
-            self.retry_at = Some(now);
-        } else {
-            self.retry_at = Some(now + RETRY);
-        }
+        self.retry_at = Some(now + RETRY);
     }
 
     /// Makes the reserve when it is not there. Only with it the checkpoint has space again.
@@ -310,4 +319,141 @@ pub fn spawn<D: Disk>(
     };
     let join = std::thread::Builder::new().name("checkpoint".to_owned()).spawn(run)?;
     Ok(CheckpointHandle { thread: join.thread().clone(), join })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+    use crate::sim::disk::{FakeDisk, Faults};
+    use crate::types::{Batch, Change, Entry, KeyValue, LeaseId, Position, Revision, Time};
+    use crate::wal::checkpoint_rows::Meta;
+
+    struct Bench {
+        disk: Arc<FakeDisk>,
+        mover: Mover<FakeDisk>,
+        progress: Sender<Progress>,
+        now: Instant,
+        position: u64,
+    }
+
+    fn bench() -> Bench {
+        let disk = Arc::new(FakeDisk::new(1));
+        let checkpoint = Checkpoint::create(disk.clone(), Meta::new(1, 2)).unwrap();
+        let (progress, receiver) = channel();
+        let now = clock::now();
+        let mover = Mover::new(disk.clone(), checkpoint, Gathered::default(), receiver, now);
+        Bench { disk, mover, progress, now, position: 0 }
+    }
+
+    impl Bench {
+        /// One more group: a put of so many bytes.
+        fn put(&mut self, bytes: usize) {
+            self.position += 1;
+            let revision = Revision(self.position as i64 + 1);
+            let kv = KeyValue::new(b"key", &vec![b'v'; bytes], revision, revision, 0, 1, LeaseId::NONE);
+            let changes = Box::new([Change::Put { kv, previous: None }]);
+            let batch = Arc::new(Batch { revision, time: Time(1), changes });
+            let entries = vec![Entry::Batch(batch)];
+            self.progress.send(Progress::Durable { position: Position(self.position), entries }).unwrap();
+        }
+
+        fn after(&mut self, pause: Duration) -> Next {
+            self.now += pause;
+            self.mover.step(self.now).unwrap()
+        }
+
+        fn checkpointed(&self) -> u64 {
+            self.mover.checkpointed().position.load(Ordering::Acquire)
+        }
+
+        fn has_reserve(&self) -> bool {
+            self.disk.names().unwrap().iter().any(|name| name == RESERVE_NAME)
+        }
+
+        fn is_short(&self) -> bool {
+            self.mover.checkpointed().is_short_of_space.load(Ordering::Acquire)
+        }
+    }
+
+    #[test]
+    fn a_commit_waits_for_its_time_or_for_much_to_do() {
+        let mut bench = bench();
+        bench.put(10);
+        assert_eq!(bench.after(Duration::ZERO), Next::After(POLL));
+        assert_eq!(bench.after(COMMIT_AFTER - POLL), Next::After(POLL));
+        assert_eq!(bench.checkpointed(), 0);
+        assert_eq!(bench.after(POLL), Next::After(IDLE_POLL));
+        assert_eq!(bench.checkpointed(), 1);
+        for _ in 0..34 {
+            bench.put(1 << 20);
+        }
+        assert_eq!(bench.after(POLL), Next::After(IDLE_POLL));
+        assert_eq!(bench.checkpointed(), 35);
+    }
+
+    #[test]
+    fn stopping_writes_what_is_left_and_the_next_life_finds_it() {
+        let mut bench = bench();
+        bench.put(10);
+        bench.progress.send(Progress::Stop).unwrap();
+        assert_eq!(bench.after(Duration::ZERO), Next::Over);
+        drop(bench.mover);
+        let checkpoint = Checkpoint::open(bench.disk.clone()).unwrap();
+        assert_eq!((checkpoint.meta().position, checkpoint.meta().rows), (Position(1), 1));
+    }
+
+    #[test]
+    fn a_full_disk_costs_the_reserve_and_then_waits_until_there_is_space() {
+        let mut bench = bench();
+        let used = bench.disk.used_bytes();
+        bench.disk.set_faults(Faults { capacity_bytes: Some(used), ..Faults::default() });
+        bench.put(1 << 20);
+        bench.after(Duration::ZERO);
+        bench.after(COMMIT_AFTER);
+        assert_eq!(bench.checkpointed(), 1, "what the reserve held is enough for this one");
+        assert!(!bench.has_reserve());
+        bench.after(RETRY);
+        assert!(bench.is_short() && !bench.has_reserve(), "there is no room for another");
+        bench.disk.set_faults(Faults { capacity_bytes: Some(bench.disk.used_bytes()), ..Faults::default() });
+        bench.put(1 << 20);
+        for _ in 0..5 {
+            bench.after(COMMIT_AFTER);
+        }
+        assert_eq!(bench.checkpointed(), 1, "nothing fits any more");
+        bench.disk.set_faults(Faults::default());
+        bench.after(RETRY);
+        bench.after(RETRY);
+        assert_eq!(bench.checkpointed(), 2);
+        assert!(!bench.is_short() && bench.has_reserve());
+    }
+
+    #[test]
+    fn a_failed_sync_ends_it() {
+        let mut bench = bench();
+        bench.put(10);
+        bench.after(Duration::ZERO);
+        bench.disk.set_faults(Faults { fail_call: Some(3), ..Faults::default() });
+        assert!(matches!(bench.mover.step(bench.now + COMMIT_AFTER), Err(CheckpointError::Disk(_))));
+    }
+
+    #[test]
+    fn a_defragmentation_writes_what_came_before_and_answers() {
+        let mut bench = bench();
+        bench.put(3 << 20);
+        bench.after(Duration::ZERO);
+        bench.after(COMMIT_AFTER);
+        let large = bench.mover.checkpoint.file_bytes().unwrap();
+        bench.put(10);
+        let gone = crate::types::ChangeId { revision: Revision(2), sub: 0 };
+        bench.progress.send(Progress::Removed(vec![gone])).unwrap();
+        let (reply, answer) = channel();
+        bench.progress.send(Progress::Defragment(reply)).unwrap();
+        bench.after(POLL);
+        assert_eq!(answer.try_recv(), Ok(Ok(())));
+        assert_eq!((bench.checkpointed(), bench.mover.checkpoint.meta().rows), (2, 1));
+        let small = bench.mover.checkpoint.file_bytes().unwrap();
+        assert!(small < large / 2, "{large} bytes became {small}");
+    }
 }

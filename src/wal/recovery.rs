@@ -330,3 +330,122 @@ impl Teller {
         told(left.ceil() as u64);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    const IDENTITY: Identity = Identity { cluster_id: 5, member_id: 6 };
+
+    struct Folder(PathBuf);
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn folder(name: &str) -> Folder {
+        let path = std::env::temp_dir().join(format!("tarsier-recovery-{}-{name}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        Folder(path)
+    }
+
+    #[derive(Default)]
+    struct Nothing;
+
+    impl Rebuild for Nothing {
+        fn begin(&mut self, _: &Meta) {}
+
+        fn row(&mut self, _: Row) -> Result<(), String> {
+            Ok(())
+        }
+
+        fn end_rows(&mut self) -> Result<Vec<ChangeId>, String> {
+            Ok(Vec::new())
+        }
+
+        fn entry(&mut self, _: &Entry) -> Result<(), String> {
+            Ok(())
+        }
+    }
+
+    fn refusal(data: &Path) -> String {
+        claim(data, None, || IDENTITY).and_then(|claimed| recover(claimed, &mut Nothing, &mut |_| {})).unwrap_err().0
+    }
+
+    fn start(data: &Path) -> Recovered {
+        let claimed = claim(data, None, || IDENTITY).unwrap();
+        recover(claimed, &mut Nothing, &mut |_| {}).unwrap()
+    }
+
+    #[test]
+    fn a_directory_is_made_for_its_owner_alone_and_keeps_its_ids() {
+        let data = folder("new");
+        drop(start(&data.0));
+        let mode = std::fs::metadata(&data.0).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+        let claimed = claim(&data.0, None, || panic!("it has ids")).unwrap();
+        assert_eq!(claimed.identity, IDENTITY);
+        let recovered = recover(claimed, &mut Nothing, &mut |_| {}).unwrap();
+        assert_eq!((recovered.meta.position, recovered.resume.last), (Position(0), Position(0)));
+    }
+
+    #[test]
+    fn a_second_process_is_refused() {
+        let data = folder("locked");
+        let first = start(&data.0);
+        assert!(refusal(&data.0).contains("another process uses"), "{}", refusal(&data.0));
+        drop(first);
+        start(&data.0);
+    }
+
+    #[test]
+    fn what_is_not_ours_is_named_and_left_alone() {
+        let data = folder("foreign");
+        std::fs::create_dir_all(data.0.join(ETCD_NAME)).unwrap();
+        assert!(refusal(&data.0).contains("is a data directory of etcd itself"));
+        std::fs::remove_dir(data.0.join(ETCD_NAME)).unwrap();
+        std::fs::write(data.0.join("notes.txt"), "mine").unwrap();
+        assert!(refusal(&data.0).contains("holds notes.txt, which is not tarsier's"));
+        let names: Vec<_> = std::fs::read_dir(&data.0).unwrap().collect();
+        assert_eq!(names.len(), 1, "nothing was made beside it");
+    }
+
+    #[test]
+    fn each_missing_or_damaged_file_is_named() {
+        let data = folder("damaged");
+        drop(start(&data.0));
+        let identity = std::fs::read(data.0.join(identity::FILE_NAME)).unwrap();
+        std::fs::remove_file(data.0.join(identity::FILE_NAME)).unwrap();
+        assert!(refusal(&data.0).contains("the file tarsier is missing"), "{}", refusal(&data.0));
+        std::fs::write(data.0.join(identity::FILE_NAME), &identity[..40]).unwrap();
+        assert!(refusal(&data.0).contains("tarsier is damaged"));
+        std::fs::write(data.0.join(identity::FILE_NAME), &identity).unwrap();
+
+        let checkpoint = data.0.join(checkpoint::FILE_NAME);
+        let whole = std::fs::read(&checkpoint).unwrap();
+        std::fs::write(&checkpoint, b"").unwrap();
+        assert!(refusal(&data.0).contains("checkpoint.redb is damaged: it is empty"));
+        std::fs::write(&checkpoint, &whole[..5_000]).unwrap();
+        assert!(refusal(&data.0).contains("checkpoint.redb is damaged"));
+        std::fs::write(&checkpoint, [b'#'; 9_000]).unwrap();
+        assert!(refusal(&data.0).contains("checkpoint.redb is damaged"));
+        std::fs::remove_file(&checkpoint).unwrap();
+        std::fs::write(data.0.join(WAL_NAME).join("0000000000000001.wal"), b"log").unwrap();
+        assert!(refusal(&data.0).contains("checkpoint.redb is missing"));
+        std::fs::remove_file(data.0.join(WAL_NAME).join("0000000000000001.wal")).unwrap();
+        start(&data.0);
+    }
+
+    #[test]
+    fn a_checkpoint_of_another_directory_is_refused() {
+        let (data, other) = (folder("mine"), folder("other"));
+        drop(start(&data.0));
+        drop(claim(&other.0, None, || Identity { cluster_id: 7, member_id: 8 }).unwrap());
+        std::fs::copy(data.0.join(checkpoint::FILE_NAME), other.0.join(checkpoint::FILE_NAME)).unwrap();
+        assert!(refusal(&other.0).contains("belongs to another data directory"));
+    }
+}
