@@ -4,6 +4,7 @@
 //!
 //! ```text
 //! main ─► shard ─┬─► net                              the kernel's edge: io_uring, sockets, HTTP/2
+//!                ├─► wal                              the disk's edge: log, checkpoint, recovery
 //!                └─► service ─┬─► grpc                frames and status
 //!                             └─► backend ─► store  watch ─► types       the core: no IO, no clock
 //! ```
@@ -12,12 +13,14 @@
 //! writer. A write goes along the first line; the events it causes come back along the second:
 //!
 //! ```text
-//! listener ► connection ► grpc frame ► service/kv ► mesh ► writer ► store.apply ► durability ► batch
+//! listener ► connection ► grpc frame ► service/kv ► mesh ► writer ► store.apply + wal ► batch
 //! client ◄ connection ◄ outbox ◄ watcher ◄ group ◄ interval map ◄ hub of every shard ◄ history ◄ batch
 //! ```
 //!
 //! The committed revision is the one point of linearization: nothing above it is told to anybody, and whoever has been told
-//! of a revision makes every later reader see at least that one. `sim` runs all of it in one thread, driven by a seed.
+//! of a revision makes every later reader see at least that one. A revision is committed once its group is in the log on
+//! disk; the checkpoint follows behind and keeps the log short, and a start reads both back. `sim` runs all of it in one
+//! thread, driven by a seed, over a disk that fails.
 
 pub mod backend;
 pub mod config;

@@ -1,8 +1,13 @@
 //! The server: flags, log, start. Everything else is the library.
 
+use std::fmt::Display;
+use std::io;
 use std::process::ExitCode;
 
 use tarsier::config::{Asked, Config, Warning};
+use tarsier::wal::check::check;
+use tarsier::wal::identity::Identity;
+use tarsier::wal::salvage::salvage;
 use tarsier::{log, shard};
 
 /// Gives memory back after a mass exit, which the system's allocator does not.
@@ -32,11 +37,25 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Ok(Asked::Serve(config, warnings)) => serve(*config, &warnings),
-        Ok(Asked::Check { .. } | Asked::Salvage { .. }) => {
-            eprintln!("tarsier: there is no data directory to look at before durability is built");
-            ExitCode::FAILURE
+        Ok(Asked::Check { dir, wal_dir }) => tell(check(&dir, wal_dir.as_deref(), &mut io::stdout())),
+        Ok(Asked::Salvage { dir, new, wal_dir }) => {
+            // What was left out is in the report; the new directory is whole.
+            let salvaged = salvage(&dir, wal_dir.as_deref(), &new, Identity::random, &mut io::stdout());
+            tell(salvaged.map(|_| true))
         }
         // The log does not stand yet, and its format is one of the things that may be wrong.
+        Err(error) => {
+            eprintln!("tarsier: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The exit code of what was printed already.
+fn tell(is_whole: Result<bool, impl Display>) -> ExitCode {
+    match is_whole {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("tarsier: {error}");
             ExitCode::FAILURE

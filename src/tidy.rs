@@ -49,7 +49,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         "shard",
         &["auth", "backend", "config", "grpc", "lease", "metrics", "net", "service", "store", "types", "wal", "watch"],
     ),
-    ("main", &["config", "log", "metrics", "shard"]),
+    ("main", &["config", "log", "metrics", "shard", "wal::check", "wal::identity", "wal::salvage"]),
 ];
 
 /// A word of the code with the only places that may use it.

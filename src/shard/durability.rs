@@ -19,9 +19,6 @@ pub trait Durability {
     /// The disk has no room for the log to grow into; what is set aside is for deletes and compactions.
     fn is_short_of_space(&self) -> bool;
 
-    /// Everything appended is durable.
-    fn is_idle(&self) -> bool;
-
     /// Begins to give back the space of the disk that nothing uses any more. It is called again only after
     /// [`Durability::defragmented`] has told of the end.
     fn defragment(&mut self);
@@ -52,10 +49,6 @@ impl Durability for InMemory {
 
     fn is_short_of_space(&self) -> bool {
         false
-    }
-
-    fn is_idle(&self) -> bool {
-        self.appended.is_none()
     }
 
     /// Memory that is freed has been given back already.

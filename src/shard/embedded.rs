@@ -146,7 +146,7 @@ impl Embedded {
 
     /// Everything that was ever applied is durable, or never will be.
     pub fn is_settled(&self) -> bool {
-        self.writer.is_refusing() || self.durability.is_idle()
+        !self.writer.has_unreleased()
     }
 
     /// Whether the last turn left this shard something to look at.
@@ -221,10 +221,6 @@ mod tests {
 
         fn is_short_of_space(&self) -> bool {
             self.0.borrow().is_short
-        }
-
-        fn is_idle(&self) -> bool {
-            self.0.borrow().appended.is_none()
         }
 
         fn defragment(&mut self) {

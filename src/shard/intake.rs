@@ -18,10 +18,14 @@ pub struct Intake {
 }
 
 impl Intake {
-    /// `at` is the revision that the reader stands behind.
+    /// `at` is the revision that the reader stands behind. A compaction from before is told with the first feed.
     pub fn new(reader: Reader, committed: Arc<Committed>, at: Revision) -> Intake {
-        let compacted = committed.compacted();
-        Intake { reader, committed, compacted, received: at }
+        Intake { reader, committed, compacted: None, received: at }
+    }
+
+    /// The revision up to which the hub has been handed everything.
+    pub fn received(&self) -> Revision {
+        self.received
     }
 
     /// The revision that a request arriving now is judged by.
@@ -45,5 +49,48 @@ impl Intake {
             hub.handle_compaction(compacted.expect("a compaction is never taken back"));
         }
         self.received < committed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shard::history::Appender;
+    use crate::types::{Batch, KeyRange, Time};
+    use crate::watch::hub::{Create, HubConfig, Request};
+
+    fn empty_batch(revision: i64) -> Arc<Batch> {
+        Arc::new(Batch { revision: Revision(revision), time: Time(0), changes: Box::new([]) })
+    }
+
+    #[test]
+    fn a_hub_that_starts_behind_a_compaction_cancels_who_asks_for_what_is_gone() {
+        let appender = Appender::new(Revision(10), Some(Revision(9)));
+        let mut hub = Hub::new(HubConfig::default(), Revision(10));
+        let mut intake = Intake::new(appender.reader(), appender.committed(), Revision(10));
+        intake.feed(&mut hub);
+        let stream = hub.open_stream(0);
+        let create = Create {
+            range: KeyRange::One("a".into()),
+            start: 8,
+            watch_id: 0,
+            no_put: false,
+            no_delete: false,
+            prev_kv: false,
+            progress_notify: false,
+            fragment: false,
+        };
+        hub.request(stream, intake.committed(), Request::Create(create));
+        let mut told = 0;
+        for _ in 0..5 {
+            while hub.turn(100) {}
+            if let Some(from) = hub.next_history_request() {
+                assert_eq!(from, Revision(9), "what is gone is not asked for");
+                hub.handle_history(Ok([9, 10].map(empty_batch).into()));
+            }
+            told += hub.take_output(stream, 1_000).map_or(0, |bytes| bytes.len());
+        }
+        // The acknowledgement alone takes 11 bytes; the cancel that names the compaction, as many.
+        assert!(told == 22, "{told} bytes were told");
     }
 }

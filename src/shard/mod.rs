@@ -135,7 +135,7 @@ impl Shard {
             ..HubConfig::default()
         };
         let core = Core {
-            hub: Hub::new(config, parts.intake.committed()),
+            hub: Hub::new(config, parts.intake.received()),
             services: Services::new(parts.identity, parts.limits),
             link: parts.link,
             intake: parts.intake,
@@ -194,12 +194,16 @@ impl Shard {
 
     /// Ends the log in order, so that the next start knows that nothing is missing behind it.
     pub async fn stop_log(&self) {
-        let is_settled = |core: &Core| core.embedded.as_ref().is_none_or(Embedded::is_settled);
         if let Some(embedded) = &mut self.core.borrow_mut().embedded {
             embedded.stop();
         }
+        self.settled(LOG_STOP_MAX).await;
+    }
+
+    /// Until everything that this shard's writer has applied is durable, or never will be; but no longer than `max`.
+    pub async fn settled(&self, max: Duration) {
         let start = clock::now();
-        while !is_settled(&self.core.borrow()) && clock::now() - start < LOG_STOP_MAX {
+        while !self.core.borrow().embedded.as_ref().is_none_or(Embedded::is_settled) && clock::now() - start < max {
             self.wake();
             clock::sleep(Duration::from_millis(1)).await;
         }

@@ -7,7 +7,7 @@ use std::fmt;
 use std::io;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Sender};
 use std::thread;
 use std::time::Duration;
 
@@ -35,10 +35,12 @@ use crate::shard::storage::{self, Opened, Primed, StorageError};
 use crate::shard::writer::{Pace, Writer};
 use crate::shard::{Parts, Shard, clock, cores, memory};
 use crate::store::quota::{self, Quota};
-use crate::types::Entry;
+use crate::types::{Entry, Revision};
 
 /// Connections that have not ended by then are cut when the server stops.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
+/// A disk that has not taken the first record by then is served all the same: reads and watches need it no further.
+const START_MAX: Duration = Duration::from_secs(10);
 /// etcd allows a message this much beyond `--max-request-bytes` (grpcOverheadBytes).
 const MESSAGE_OVERHEAD_BYTES: usize = 512 * 1024;
 /// A port that is taken is tried again for two seconds.
@@ -88,6 +90,8 @@ struct Plan {
     identity: Identity,
     link: Link,
     reader: Reader,
+    /// The revision that the reader stands behind. By the time this shard starts, others may have committed more.
+    at: Revision,
     committed: Arc<Committed>,
     writer: Option<WriterPlan>,
     bells: Vec<Doorbell>,
@@ -118,9 +122,12 @@ pub fn run(config: Config) -> Result<(), StartError> {
     let store_bytes = primed.store.bytes().total();
     let (plans, mut orders) = plan_shards(config, &cores, bells, identity, primed);
     let (started_sender, started) = mpsc::channel();
-    let threads: Vec<_> = plans.into_iter().map(|plan| spawn_shard(plan, started_sender.clone())).collect();
-    drop(started_sender);
-    wait_until_started(&started, threads.len())?;
+    // The writer's shard first, which has the term of this start on the disk before it is ready.
+    let mut threads = Vec::new();
+    for plan in plans {
+        threads.push(spawn_shard(plan, started_sender.clone()));
+        started.recv().expect("each shard reports before its thread ends")?;
+    }
     // What text, stacks, rings and empty pools take is known only by looking, before the first client takes more.
     let resident = memory::resident_bytes().map_err(system("read how much memory is resident"))?;
     let base = resident.saturating_sub(store_bytes);
@@ -193,7 +200,8 @@ fn plan_shards(
 ) -> (Vec<Plan>, Orders) {
     let config = Arc::new(config);
     let limits = ConnectionLimits::new(config.connections_max, config.connections_per_address_max);
-    let appender = Appender::new(primed.store.revision(), primed.store.compacted());
+    let at = primed.store.revision();
+    let appender = Appender::new(at, primed.store.compacted());
     let (links, ports): (Vec<_>, Vec<_>) = (0..bells.len()).map(|_| mesh::pair()).unzip();
     let mut orders = Vec::new();
     let mut plans: Vec<Plan> = links
@@ -210,6 +218,7 @@ fn plan_shards(
                 identity,
                 link,
                 reader: appender.reader(),
+                at,
                 committed: appender.committed(),
                 writer: None,
                 bells: bells.clone(),
@@ -219,13 +228,6 @@ fn plan_shards(
         .collect();
     plans[0].writer = Some(WriterPlan { appender, ports, primed });
     (plans, Orders(orders))
-}
-
-fn wait_until_started(started: &Receiver<Result<(), StartError>>, shards: usize) -> Result<(), StartError> {
-    for _ in 0..shards {
-        started.recv().expect("each shard reports before its thread ends")?;
-    }
-    Ok(())
 }
 
 fn print_account(orders: &mut Orders, base: usize) {
@@ -292,10 +294,13 @@ async fn serve(plan: Plan, started: Sender<Result<(), StartError>>) {
     let shard = Rc::new_cyclic(|shard| self::shard(plan, ready.clone(), shard.clone()));
     let server = Server::new(shard.clone(), ready, net_config(&config, limits));
     shard.attach(&server);
+    shard.spawn_loops(bell);
+    // The term of this start is in every answer, so it must be on the disk before the first one: the next start goes on
+    // from there.
+    shard.settled(START_MAX).await;
     for listener in listeners {
         server.listen(listener);
     }
-    shard.spawn_loops(bell);
     report(&started, Ok(()));
     drop(started);
     shard.drained().await;
@@ -333,7 +338,6 @@ fn log_quota(config: &Config) {
 /// `itself` is the shard that this becomes: its log wakes it.
 fn shard(plan: Plan, ready: Ready, itself: Weak<Shard>) -> Shard {
     let config = &plan.config;
-    let at = plan.committed.revision();
     let embedded = plan.writer.map(|WriterPlan { appender, ports, primed }| {
         let wake = move || {
             if let Some(shard) = itself.upgrade() {
@@ -348,7 +352,7 @@ fn shard(plan: Plan, ready: Ready, itself: Weak<Shard>) -> Shard {
     });
     // The writer's shard asks, as clients do.
     let auto_compact = config.auto_compaction.filter(|_| embedded.is_some());
-    let auto_compact = auto_compact.map(|mode| AutoCompact::new(mode, clock::now(), at));
+    let auto_compact = auto_compact.map(|mode| AutoCompact::new(mode, clock::now(), plan.at));
     Shard::new(Parts {
         index: plan.index,
         identity: plan.identity,
@@ -358,7 +362,7 @@ fn shard(plan: Plan, ready: Ready, itself: Weak<Shard>) -> Shard {
         message_bytes_max: config.request_bytes_max + MESSAGE_OVERHEAD_BYTES,
         progress_interval: config.watch_progress_interval,
         link: plan.link,
-        intake: Intake::new(plan.reader, plan.committed, at),
+        intake: Intake::new(plan.reader, plan.committed, plan.at),
         auto_compact,
         embedded,
         ready,

@@ -9,12 +9,13 @@ use std::io;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Receiver, Sender};
+use std::time::{Duration, Instant};
 
 use crate::backend::Identity;
 use crate::config::Config;
 use crate::net::ring::Doorbell;
-use crate::shard::clock;
 use crate::shard::durability::Durability;
+use crate::shard::{clock, memory};
 use crate::store::Store;
 use crate::store::restore::Restore;
 use crate::types::{Alarm, ChangeId, Entry, Position, Row};
@@ -26,7 +27,7 @@ use crate::wal::file_disk;
 use crate::wal::log::Log;
 use crate::wal::recovery::{self, Claimed, Rebuild, Recovered, Refused, Stage};
 use crate::wal::ring_device::RingDevice;
-use crate::wal::segments::{self, Supply};
+use crate::wal::segments::{self, SegmentsHandle, Supply};
 use crate::wal::{identity, replay::TornTail};
 
 /// A member that never ran before starts its term here, as etcd's first election does; each start adds one.
@@ -76,6 +77,7 @@ pub struct Primed {
     supply: Supply<std::os::fd::OwnedFd>,
     progress: Sender<Progress>,
     checkpointed: Checkpointed,
+    segments: SegmentsHandle,
     is_durable: bool,
 }
 
@@ -101,13 +103,15 @@ impl Storage {
 /// # Errors
 /// When the directory cannot be served; one line that says what to do.
 pub fn open(config: &Config, bell: &Doorbell) -> Result<Opened, StorageError> {
-    let claimed = recovery::claim(&config.data_dir, config.wal_dir.as_deref(), new_identity)?;
+    let claimed = recovery::claim(&config.data_dir, config.wal_dir.as_deref(), identity::Identity::random)?;
     let mut rebuilding = Rebuilding::default();
     let start = clock::now();
     let recovered = recovery::recover(claimed, &mut rebuilding, &mut log_stage)?;
     let Recovered { claimed, checkpoint, gathered, meta, resume, torn } = recovered;
     let store = rebuilding.store.expect("the end of the rows makes the store");
     log_recovered(&store, &meta, torn.as_ref(), clock::now() - start);
+    // What it took to put the store together is not needed again.
+    memory::collect();
 
     let (progress, receiver) = mpsc::channel();
     let mover = Mover::new(claimed.data.clone(), checkpoint, gathered, receiver, clock::now());
@@ -123,7 +127,7 @@ pub fn open(config: &Config, bell: &Doorbell) -> Result<Opened, StorageError> {
     let salt = Box::new(file_disk::random_salt);
     let (keeper, supply) = segments::open(claimed.wal.clone(), resume, checkpointed.position.clone(), salt)?;
     let bell = bell.clone();
-    segments::spawn(keeper, Box::new(move || bell.ring()))?;
+    let segments = segments::spawn(keeper, Box::new(move || bell.ring()))?;
 
     let identity::Identity { cluster_id, member_id } = claimed.identity;
     let term = (meta.term + 1).max(TERM_FIRST);
@@ -136,17 +140,11 @@ pub fn open(config: &Config, bell: &Doorbell) -> Result<Opened, StorageError> {
             supply,
             progress: progress.clone(),
             checkpointed,
+            segments,
             is_durable: config.fsync,
         },
         storage: Storage { _claimed: claimed, progress, checkpoint },
     })
-}
-
-/// Ids of a store that begins. Clients detect by a new cluster id that the data is not what they knew, so they are drawn,
-/// not derived from names that every server has by default.
-fn new_identity() -> identity::Identity {
-    let random = || file_disk::random_salt().max(1);
-    identity::Identity { cluster_id: random(), member_id: random() }
 }
 
 fn log_stage(stage: Stage) {
@@ -160,7 +158,7 @@ fn log_stage(stage: Stage) {
     }
 }
 
-fn log_recovered(store: &Store, meta: &Meta, torn: Option<&TornTail>, took: std::time::Duration) {
+fn log_recovered(store: &Store, meta: &Meta, torn: Option<&TornTail>, took: Duration) {
     if let Some(TornTail { file, offset }) = torn {
         tracing::warn!(
             file,
@@ -227,8 +225,20 @@ pub struct Logged {
     log: Log<RingDevice>,
     progress: Sender<Progress>,
     checkpointed: Checkpointed,
-    defragmenting: Option<Receiver<Result<(), String>>>,
+    segments: SegmentsHandle,
+    defragmenting: Option<Defragmenting>,
 }
+
+/// A defragmentation makes room, and whoever asked for it writes next. So its end waits until the threads that were short
+/// of space have looked again.
+struct Defragmenting {
+    ended: Receiver<Result<(), String>>,
+    /// With the moment from which it is told in any case.
+    result: Option<(Result<(), String>, Instant)>,
+}
+
+/// Both threads try again once a second.
+const SPACE_PATIENCE: Duration = Duration::from_secs(3);
 
 impl Logged {
     /// On shard 0's thread, inside of its ring. `wake` makes the shard take another turn.
@@ -236,19 +246,20 @@ impl Logged {
         supply: Supply<std::os::fd::OwnedFd>,
         progress: Sender<Progress>,
         checkpointed: Checkpointed,
+        segments: SegmentsHandle,
         is_durable: bool,
         wake: Rc<dyn Fn()>,
     ) -> Logged {
         let log = Log::new(RingDevice::new(wake, is_durable), supply, progress.clone());
-        Logged { log, progress, checkpointed, defragmenting: None }
+        Logged { log, progress, checkpointed, segments, defragmenting: None }
     }
 }
 
 impl Primed {
     /// Takes it apart on the thread it was made for.
     pub fn into_parts(self, wake: Rc<dyn Fn()>) -> (Store, Position, u64, Logged) {
-        let Primed { store, next, term, supply, progress, checkpointed, is_durable } = self;
-        (store, next, term, Logged::new(supply, progress, checkpointed, is_durable, wake))
+        let Primed { store, next, term, supply, progress, checkpointed, segments, is_durable } = self;
+        (store, next, term, Logged::new(supply, progress, checkpointed, segments, is_durable, wake))
     }
 }
 
@@ -269,24 +280,29 @@ impl Durability for Logged {
         self.log.is_short_of_space() || self.checkpointed.is_short_of_space.load(Ordering::Acquire)
     }
 
-    fn is_idle(&self) -> bool {
-        self.log.is_idle()
-    }
-
     fn defragment(&mut self) {
-        let (sender, receiver) = mpsc::channel();
+        let (sender, ended) = mpsc::channel();
         // A thread that is gone shows below.
         let _ = self.progress.send(Progress::Defragment(sender));
-        self.defragmenting = Some(receiver);
+        self.defragmenting = Some(Defragmenting { ended, result: None });
     }
 
     fn defragmented(&mut self) -> Option<Result<(), String>> {
-        let result = match self.defragmenting.as_ref()?.try_recv() {
-            Ok(result) => result,
-            Err(mpsc::TryRecvError::Empty) => return None,
-            Err(mpsc::TryRecvError::Disconnected) => Err("the checkpoint is closed".to_owned()),
-        };
-        self.defragmenting = None;
-        Some(result)
+        let is_short = self.is_short_of_space();
+        let defragmenting = self.defragmenting.as_mut()?;
+        if defragmenting.result.is_none() {
+            let result = match defragmenting.ended.try_recv() {
+                Ok(result) => result,
+                Err(mpsc::TryRecvError::Empty) => return None,
+                Err(mpsc::TryRecvError::Disconnected) => Err("the checkpoint is closed".to_owned()),
+            };
+            defragmenting.result = Some((result, clock::now() + SPACE_PATIENCE));
+            self.segments.wake();
+        }
+        let (_, patience) = defragmenting.result.as_ref()?;
+        if is_short && clock::now() < *patience {
+            return None;
+        }
+        self.defragmenting.take()?.result.map(|(result, _)| result)
     }
 }

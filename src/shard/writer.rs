@@ -362,6 +362,11 @@ impl Writer {
         self.refusing
     }
 
+    /// Something is applied that is not durable yet.
+    pub fn has_unreleased(&self) -> bool {
+        !self.open.entries.is_empty() || !self.sealed.is_empty()
+    }
+
     /// A bounded piece of the long work: one turn of one read, and one of the removal. True when there is more.
     pub fn step(&mut self) -> bool {
         if let Some(mut read) = self.reads.pop_front() {

@@ -60,11 +60,6 @@ impl Durability for LateLog {
         false
     }
 
-    fn is_idle(&self) -> bool {
-        let state = self.0.borrow();
-        state.appended.is_empty() && state.completed.is_none()
-    }
-
     fn defragment(&mut self) {}
 
     fn defragmented(&mut self) -> Option<Result<(), String>> {

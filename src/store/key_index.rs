@@ -21,8 +21,8 @@ use crate::types::{KeyRange, KeyValue, Revision};
 pub const KEY_BYTES: usize = (size_of::<Box<[u8]>>() + size_of::<Versions>()) * 3 / 2;
 /// What the list of older versions takes for a key that has one, in bytes.
 pub const LIST_BYTES: usize = size_of::<VecDeque<Version>>();
-/// What a version takes in that list, in bytes: a handle, and half as much again for the room a list grows by.
-pub const LISTED_BYTES: usize = size_of::<Version>() * 3 / 2;
+/// What a version takes in that list, in bytes: a handle, and a quarter more for the room a list grows by.
+pub const LISTED_BYTES: usize = size_of::<Version>() * 5 / 4;
 
 /// A put is its own record of when it happened; a tombstone is only a revision. Both fit the 16 bytes of one handle.
 #[derive(Clone, Debug)]
@@ -104,8 +104,13 @@ impl Versions {
         if before.revision() == self.latest.revision() {
             return Some(before);
         }
-        // Room for one at first: most keys are written once or twice between two compactions.
-        self.older.get_or_insert_with(|| Box::new(VecDeque::with_capacity(1))).push_back(before);
+        // Room for one at first: most keys are written once or twice between two compactions. Then a quarter more at a
+        // time, because doubling would leave a third of all places empty.
+        let older = self.older.get_or_insert_with(|| Box::new(VecDeque::with_capacity(1)));
+        if older.len() == older.capacity() {
+            older.reserve_exact(older.len() / 4 + 1);
+        }
+        older.push_back(before);
         None
     }
 

@@ -14,6 +14,7 @@
 use std::io;
 
 use super::disk::{Disk, DiskFile};
+use super::file_disk::random_salt;
 
 pub const FILE_NAME: &str = "tarsier";
 pub const NEW_FILE_NAME: &str = "tarsier.new";
@@ -37,6 +38,13 @@ pub enum IdentityError {
 }
 
 impl Identity {
+    /// Ids of a store that begins. Clients detect by a new cluster id that the data is not what they knew, so they are
+    /// drawn, not derived from names that every server has by default. 0 means "none" on the wire.
+    pub fn random() -> Identity {
+        let id = || random_salt().max(1);
+        Identity { cluster_id: id(), member_id: id() }
+    }
+
     pub fn encode(&self) -> String {
         let Identity { cluster_id, member_id } = self;
         let lines = format!("{TITLE}\nformat {FORMAT_VERSION}\ncluster {cluster_id:016x}\nmember {member_id:016x}\n");

@@ -7,7 +7,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::disk::Disk;
 use crate::fault::{Fault, Result};
@@ -15,6 +15,8 @@ use crate::server::Server;
 
 /// The loop device and the journal may still be busy when the server is halted; in the end they rest.
 const COPIES_MAX: u32 = 50;
+/// How long a file system may be in use after its server is gone.
+const BUSY_MAX: Duration = Duration::from_secs(5);
 
 pub struct Image {
     folder: PathBuf,
@@ -43,8 +45,15 @@ impl Image {
         run(Command::new("mount").args(["-o", "loop,errors=remount-ro"]).arg(self.file()).arg(&self.mount))
     }
 
+    /// The kernel closes the files of a killed ring a moment after its process is gone.
     fn unmount(&self) -> Result<()> {
-        run(Command::new("umount").arg(&self.mount))
+        let begun = Instant::now();
+        loop {
+            match run(Command::new("umount").arg(&self.mount)) {
+                Err(_) if begun.elapsed() < BUSY_MAX => std::thread::sleep(Duration::from_millis(20)),
+                outcome => return outcome,
+            }
+        }
     }
 
     /// Cuts the power of the disk under a running server; the server is dead afterwards, the disk mounted again.
