@@ -111,7 +111,9 @@ fn check_disks<D: Disk, W: Disk>(data: &Arc<D>, wal: &W, report: &mut Report<'_>
         let more = report.damages.saturating_sub(LINES_MAX);
         let others = if more > 0 { format!(", {more} of them not shown") } else { String::new() };
         let count = report.damages;
-        report.say(&format!("{count} damages{others}: tarsier salvage writes what is whole into a new directory"))?;
+        report.say(&format!(
+            "damages found: {count}{others}; tarsier salvage writes what is whole into a new directory"
+        ))?;
     }
     Ok(report.damages == 0)
 }

@@ -122,7 +122,7 @@ impl<F: DiskFile> StorageBackend for Backend<F> {
 }
 
 /// A slowed writer sleeps after each so many bytes.
-const PACE_BYTES: u64 = 1 << 20;
+const PACE_BYTES: u64 = 256 << 10;
 
 /// redb has an error for each kind of call; here only what is behind them counts.
 pub enum RedbError {

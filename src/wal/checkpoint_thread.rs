@@ -40,9 +40,9 @@ const FORGET_MIN: u64 = 10_000;
 /// And at the latest when so many are waiting: 16 MB of names.
 const FORGET_MAX: u64 = 1_000_000;
 /// What a commit may write a second while the log keeps up with a disk of its own class.
-const WRITE_BYTES_PER_SECOND: u64 = 64 << 20;
+const WRITE_BYTES_PER_SECOND: u64 = 32 << 20;
 /// Behind by this much, the pace is the disk's: memory must not grow with the distance.
-const BEHIND_BYTES: usize = 4 * COMMIT_BYTES;
+const BEHIND_BYTES: usize = 16 * COMMIT_BYTES;
 
 const POLL: Duration = Duration::from_millis(100);
 /// Nothing is under way: two wakes a second.
