@@ -19,8 +19,21 @@ pub fn collect() {
 
 /// Resident memory of this process in bytes, as the kernel counts it.
 pub fn resident_bytes() -> io::Result<usize> {
+    Ok(of_status(["VmRSS:"])?[0])
+}
+
+/// Resident and virtual memory.
+pub fn resident_and_virtual_bytes() -> io::Result<[usize; 2]> {
+    of_status(["VmRSS:", "VmSize:"])
+}
+
+fn of_status<const LINES: usize>(names: [&str; LINES]) -> io::Result<[usize; LINES]> {
     let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<usize>().ok());
-    kilobytes.map(|kilobytes| kilobytes * 1024).ok_or_else(|| io::Error::other("/proc/self/status has no VmRSS"))
+    let mut bytes = [0; LINES];
+    for (bytes, name) in bytes.iter_mut().zip(names) {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<usize>().ok());
+        *bytes = 1_024 * kilobytes.ok_or_else(|| io::Error::other(format!("/proc/self/status has no {name}")))?;
+    }
+    Ok(bytes)
 }

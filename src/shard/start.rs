@@ -23,7 +23,7 @@ use crate::net::limits::ConnectionLimits;
 use crate::net::listener::{self, ListenError, Listener};
 use crate::net::ring::{Doorbell, Ring, RingRefused};
 use crate::net::{Door, IdleBuffers, NetConfig, Ready, Server};
-use crate::service::Limits;
+use crate::service::{self, Limits};
 use crate::shard::accounting::Account;
 use crate::shard::auto_compact::AutoCompact;
 use crate::shard::board::Boards;
@@ -32,6 +32,8 @@ use crate::shard::embedded::Embedded;
 use crate::shard::history::{Appender, Committed, Reader};
 use crate::shard::intake::Intake;
 use crate::shard::mesh::{self, Link};
+use crate::shard::meter::Meter;
+use crate::shard::numbers::About;
 use crate::shard::storage::{self, Opened, Primed, StorageError};
 use crate::shard::writer::{Pace, Writer};
 use crate::shard::{Parts, Shard, clock, cores, memory};
@@ -98,6 +100,7 @@ struct Plan {
     bells: Vec<Doorbell>,
     control: Control,
     boards: Arc<Boards>,
+    about: About,
 }
 
 /// The writer's side, on shard 0.
@@ -113,6 +116,7 @@ struct WriterPlan {
 /// # Errors
 /// When it cannot start.
 pub fn run(config: Config) -> Result<(), StartError> {
+    let started_at = clock::wall();
     memory::without_huge_pages().map_err(system("switch transparent huge pages off"))?;
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGUSR1]).map_err(system("listen for signals"))?;
     probe(&config)?;
@@ -122,7 +126,14 @@ pub fn run(config: Config) -> Result<(), StartError> {
     let bells = bells.map_err(system("make an eventfd for each shard"))?;
     let Opened { identity, storage, primed } = storage::open(&config, &bells[0]).map_err(StartError::Storage)?;
     let store_bytes = primed.store.bytes().total();
-    let (plans, mut orders) = plan_shards(config, &cores, bells, identity, primed);
+    let about = About {
+        started_at,
+        member_id: identity.member_id,
+        methods: service::methods().into(),
+        disk: Some(primed.checkpointed.meter.clone()),
+    };
+    let boards = Boards::new(bells.len(), about.methods.len(), clock::now());
+    let (plans, mut orders) = plan_shards(config, &cores, bells, identity, primed, (&boards, &about));
     let (started_sender, started) = mpsc::channel();
     // The writer's shard first, which has the term of this start on the disk before it is ready.
     let mut threads = Vec::new();
@@ -133,6 +144,7 @@ pub fn run(config: Config) -> Result<(), StartError> {
     // What text, stacks, rings and empty pools take is known only by looking, before the first client takes more.
     let resident = memory::resident_bytes().map_err(system("read how much memory is resident"))?;
     let base = resident.saturating_sub(store_bytes);
+    boards.set_base_bytes(base);
     tracing::info!(shards = threads.len(), "ready to serve client requests");
     for signal in signals.forever() {
         if signal == SIGUSR1 {
@@ -199,10 +211,10 @@ fn plan_shards(
     bells: Vec<Doorbell>,
     identity: Identity,
     primed: Primed,
+    (boards, about): (&Arc<Boards>, &About),
 ) -> (Vec<Plan>, Orders) {
     let config = Arc::new(config);
     let limits = ConnectionLimits::new(config.connections_max, config.connections_per_address_max);
-    let boards = Boards::new(bells.len(), clock::now());
     let at = primed.store.revision();
     let appender = Appender::new(at, primed.store.compacted());
     let (links, ports): (Vec<_>, Vec<_>) = (0..bells.len()).map(|_| mesh::pair()).unzip();
@@ -226,7 +238,8 @@ fn plan_shards(
                 writer: None,
                 bells: bells.clone(),
                 control,
-                boards: Arc::clone(&boards),
+                boards: Arc::clone(boards),
+                about: About { disk: about.disk.clone().filter(|_| index == 0), ..about.clone() },
             }
         })
         .collect();
@@ -377,6 +390,8 @@ fn shard(plan: Plan, ready: Ready, itself: Weak<Shard>) -> Shard {
         bells: plan.bells,
         control: plan.control,
         boards: plan.boards,
+        meter: Meter::new(config.warn_after, plan.about.methods.len(), config.metrics_are_extensive),
+        about: plan.about,
         itself,
     })
 }
