@@ -8,6 +8,7 @@
 
 pub mod accounting;
 pub mod auto_compact;
+pub mod cgroup;
 pub mod clock;
 mod control;
 pub mod cores;
