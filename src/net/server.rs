@@ -14,7 +14,7 @@ use rustix::net::{SendFlags, Shutdown};
 use super::connection::{self, Connection};
 use super::counters::Counters;
 use super::limits::{ConnectionLimits, OverLimit};
-use super::listener::Listener;
+use super::listener::{self, Listener};
 use super::ready::Ready;
 use super::timers::Timers;
 use super::{Handler, IdleBuffers, ring};
@@ -44,6 +44,8 @@ pub struct NetConfig {
     pub keepalive_timeout: Duration,
     /// How long something may be due to a stream that takes no byte of it; `None` waits for ever.
     pub stalled_stream_timeout: Option<Duration>,
+    /// What the kernel may hold for a peer that does not take it.
+    pub send_buffer_bytes: usize,
     pub idle_buffers: IdleBuffers,
     /// Silence after which a connection's buffers count as idle. Shorter would give back what the next event takes again.
     pub idle_after: Duration,
@@ -73,6 +75,7 @@ impl NetConfig {
             keepalive_interval: Some(Duration::from_secs(2 * 3_600)),
             keepalive_timeout: Duration::from_secs(20),
             stalled_stream_timeout: Some(Duration::from_secs(600)),
+            send_buffer_bytes: listener::SEND_BUFFER_BYTES,
             idle_buffers: IdleBuffers::GiveBack,
             idle_after: Duration::from_secs(2),
         }
@@ -120,6 +123,7 @@ impl Server {
 
     /// Accepts clients from a listener until it is closed, and serves them.
     pub fn listen(self: &Rc<Self>, listener: Listener) {
+        listener.set_send_buffer_bytes(self.config.send_buffer_bytes);
         self.listeners.borrow_mut().push(listener.clone());
         let server = self.clone();
         ring::spawn(async move {
@@ -149,7 +153,9 @@ impl Server {
             let timeout = u32::try_from(self.config.keepalive_timeout.as_millis()).unwrap_or(u32::MAX);
             let _ = rustix::net::sockopt::set_tcp_user_timeout(&client, timeout);
         }
-        let admitted = match self.config.limits.admit(peer.ip()) {
+        let admitted =
+            if self.handler.has_room() { self.config.limits.admit(peer.ip()) } else { Err(OverLimit::Memory) };
+        let admitted = match admitted {
             Ok(admitted) => admitted,
             Err(limit) => {
                 self.ready.remove(slot);
@@ -189,6 +195,16 @@ impl Server {
             + counters.stream_slots.get() * connection::STREAM_SLOT_BYTES
             + counters.partial_bytes.get()
             + counters.unread_bytes.get()
+            + counters.output_bytes.get()
+    }
+
+    /// What the kernel holds for the sockets, in bytes: at its cap for each connection whose peer takes less than is due to
+    /// it, and a measured constant for the others.
+    pub fn socket_bytes(&self) -> u64 {
+        let counters = &self.counters;
+        let slow =
+            counters.slow_connections.get() * listener::send_buffer_bytes_max(self.config.send_buffer_bytes) as u64;
+        counters.connections_open.get() * connection::SOCKET_BYTES + slow
     }
 
     /// Ends everything in order: no new clients, a GOAWAY on every connection, calls with a stream of requests end with
