@@ -17,7 +17,7 @@ use super::limits::{ConnectionLimits, OverLimit};
 use super::listener::Listener;
 use super::ready::Ready;
 use super::timers::Timers;
-use super::{Handler, IdleBuffers, ring};
+use super::{Door, Handler, IdleBuffers, ring};
 use crate::grpc::status::Status;
 
 /// The limits of connections and calls. Every field has a default that suits an etcd server.
@@ -119,18 +119,18 @@ impl Server {
     }
 
     /// Accepts clients from a listener until it is closed, and serves them.
-    pub fn listen(self: &Rc<Self>, listener: Listener) {
+    pub fn listen(self: &Rc<Self>, listener: Listener, door: Door) {
         self.listeners.borrow_mut().push(listener.clone());
         let server = self.clone();
         ring::spawn(async move {
             let counters = server.counters.clone();
-            let accepted = |client, peer| server.serve(client, peer);
+            let accepted = |client, peer| server.serve(client, peer, door);
             listener.accept_all(accepted, || counters.connections_refused.add(1)).await;
         });
     }
 
     /// Serves one client that is connected already.
-    pub fn serve(self: &Rc<Self>, client: OwnedFd, peer: SocketAddr) {
+    pub fn serve(self: &Rc<Self>, client: OwnedFd, peer: SocketAddr, door: Door) {
         if !self.has_timers.replace(true) {
             let server = self.clone();
             ring::spawn(async move {
@@ -149,7 +149,12 @@ impl Server {
             let timeout = u32::try_from(self.config.keepalive_timeout.as_millis()).unwrap_or(u32::MAX);
             let _ = rustix::net::sockopt::set_tcp_user_timeout(&client, timeout);
         }
-        let admitted = match self.config.limits.admit(peer.ip()) {
+        // Whoever looks why clients are turned away must not be turned away with them.
+        let admitted = match door {
+            Door::Clients => self.config.limits.admit(peer.ip()).map(Some),
+            Door::Pages => Ok(None),
+        };
+        let admitted = match admitted {
             Ok(admitted) => admitted,
             Err(limit) => {
                 self.ready.remove(slot);
@@ -158,7 +163,7 @@ impl Server {
         };
         self.counters.connections_accepted.add(1);
         self.counters.connections_open.add(1);
-        ring::spawn(Connection::new(self.clone(), slot, client, peer, admitted));
+        ring::spawn(Connection::new(self.clone(), slot, client, peer, (door, admitted)));
     }
 
     /// The socket is new and its buffer empty, so the kernel takes the few bytes at once or never.
