@@ -62,7 +62,7 @@ const NO_PEERS: &str = "this is a single server, there are no peers";
 const NO_RAFT: &str = "this is a single server, there is no raft";
 const OWN_LOG: &str = "the log is as long as the checkpoint needs it, and its old files are used again";
 const OWN_FILES: &str = "the files are of another kind than etcd's database";
-const NO_HTTP: &str = "no HTTP pages are served yet";
+const NO_GATEWAY: &str = "the JSON gateway is not built yet";
 const NO_TRACING: &str = "distributed tracing is not built yet, no spans are sent";
 const NO_ROTATION: &str = "logs go to stderr or stdout only, so there is no file to rotate";
 const NO_TLS: &str = "TLS is not built yet, only http is served";
@@ -85,6 +85,11 @@ pub const FLAGS: &[Flag] = &[
         "advertise-client-urls",
         "",
         "Comma-separated URLs that clients are told. Default: those of --listen-client-urls.",
+    ),
+    supported(
+        "listen-metrics-urls",
+        "",
+        "Comma-separated URLs to serve /metrics, /health, /livez and /readyz on, beside the URLs for clients.",
     ),
     supported("data-dir", "default.tarsier", "Directory of the log and the checkpoint. It is made if it is missing."),
     supported(
@@ -262,13 +267,12 @@ pub const FLAGS: &[Flag] = &[
     harmless("compact-hash-check-time", "1m", NO_CHECKS),
     harmless("feature-gates", "", "etcd's feature gates name features of etcd's own"),
     // Pages, metrics, tracing, log.
-    harmless("listen-client-http-urls", "", NO_HTTP),
-    harmless("listen-metrics-urls", "", "metrics and health pages are not built yet, nothing listens there"),
+    harmless("listen-client-http-urls", "", "gRPC and plain HTTP share the URLs for clients"),
     harmless("metrics", "basic", "metrics are not built yet"),
-    switch(harmless("enable-grpc-gateway", "true", NO_HTTP)),
-    switch(harmless("enable-pprof", "false", NO_HTTP)),
-    harmless("cors", "*", NO_HTTP),
-    harmless("host-whitelist", "*", NO_HTTP),
+    switch(harmless("enable-grpc-gateway", "true", NO_GATEWAY)),
+    switch(harmless("enable-pprof", "false", "there is no Go runtime to profile")),
+    harmless("cors", "*", NO_GATEWAY),
+    harmless("host-whitelist", "*", NO_GATEWAY),
     switch(harmless("enable-log-rotation", "false", NO_ROTATION)),
     harmless("log-rotation-config-json", "", NO_ROTATION),
     harmless("warning-unary-request-duration", "300ms", NO_SLOW_LOG),

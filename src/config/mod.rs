@@ -49,6 +49,8 @@ pub struct Config {
     pub name: String,
     /// `--listen-client-urls`, default `http://localhost:2379`. Never empty, no address twice.
     pub listen: Vec<ListenAddress>,
+    /// `--listen-metrics-urls`: where pages are served beside the addresses for clients. None by default, as in etcd.
+    pub listen_metrics: Vec<ListenAddress>,
     /// `--advertise-client-urls`, default the URLs of `--listen-client-urls` as they were written.
     pub advertise_client_urls: Vec<String>,
     /// `--data-dir`, default `default.tarsier`: not etcd's `default.etcd`, whose files we could not read.
@@ -263,12 +265,14 @@ fn version() -> String {
 
 fn config(source: &Source) -> Result<Config, ConfigError> {
     let listen_urls = text(source, "listen-client-urls");
+    let listen = read(source, "listen-client-urls", listen::listen_addresses)?;
     let name =
         read(source, "name", |name| Some(name.to_owned()).filter(|name| !name.is_empty()).ok_or("expected a name"))?;
     check_members(source, &name)?;
     read(source, "logger", |logger| if logger == "zap" { Ok(()) } else { Err("expected zap") })?;
     Ok(Config {
-        listen: read(source, "listen-client-urls", listen::listen_addresses)?,
+        listen_metrics: read(source, "listen-metrics-urls", |urls| listen::listen_addresses_beside(urls, &listen))?,
+        listen,
         advertise_client_urls: match source.given.get("advertise-client-urls") {
             Some(_) => read(source, "advertise-client-urls", listen::advertised_urls)?,
             None => listen_urls.split(',').map(|url| url.trim().to_owned()).collect(),

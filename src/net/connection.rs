@@ -1,13 +1,13 @@
-//! One HTTP/2 connection: one task that drives h2 and all of its streams.
+//! One connection: one task that drives h2 and all of its streams, or hyper for a peer that speaks HTTP/1.1.
 //!
 //! A *turn* is one poll of the task: complete the send in flight, let h2 read a few frames, look at the streams that are
 //! due (h2 or the handler named them), let h2 write, and so on for a bounded number of rounds; then everything gathered
 //! leaves in one send. A turn that ends with work left passes through the ring, so that others run and operations are
 //! submitted in between.
 //!
-//! States: *shaking hands* until the peer's preface is there, *open*, and *closing*: h2 is dropped, every call still open
-//! has been reported to the handler, the socket is shut down, and the task ends once no operation is in flight. Nothing
-//! is freed while the kernel may still write to it.
+//! States: *new* until the peer's first bytes tell its protocol; *shaking hands* and *open* are those of HTTP/2, *http1* and
+//! *lingering* the other's; *closing*: h2 is dropped, every call still open has been reported to the handler, the socket is
+//! shut down, and the task ends once no operation is in flight. Nothing is freed while the kernel may still write to it.
 
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -16,7 +16,7 @@ use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use h2::server::{Builder, Connection as H2, Handshake, SendResponse};
@@ -24,13 +24,14 @@ use h2::{Ping, PingPong, RecvStream};
 use http::{Request, StatusCode};
 use slab::Slab;
 
+use super::http1::{self, Http1};
 use super::limits::Admitted;
-use super::plain::{self, Plain, Wire};
+use super::plain::{self, Plain, Protocol, Wire};
 use super::ready::Due;
 use super::ring::Nop;
 use super::server::{Drain, NetConfig, Server};
 use super::stream::{Broken, Look, Row, Surroundings};
-use super::{CallHead, CallId, CallKind, IdleBuffers};
+use super::{CallHead, CallId, CallKind, Door, IdleBuffers};
 use crate::backend::Caller;
 use crate::grpc::head::{Head, Refusal};
 use crate::grpc::status::{Code, Status};
@@ -45,17 +46,6 @@ const CALLS_PER_ROUND: usize = 16;
 /// Checks in the time after which a stream is stalled: it is found between once and once and a quarter of that time.
 const STALL_CHECKS: u8 = 4;
 const STALLED: &str = "tarsier: the client took nothing of what was due to it for too long";
-
-/// What a connection holds, h2's buffers and tables included. Measured as resident memory, huge pages off: connections take
-/// 21.5 kB each with one stream, 30.8 kB with 16 and 53.4 kB with fifty.
-pub const CONNECTION_BYTES: u64 = 20_900;
-/// What of it is given back in silence: a page of h2's read buffer, a page of its write buffer. Measured as above: 8.1 kB
-/// over 1,000 connections, with one stream and with 16, and 8.3 kB over 5,000.
-pub const IDLE_BYTES: u64 = 8_200;
-/// What the kernel holds for a connection that has nothing on its way: measured in a cgroup, over 5,000 connections.
-pub const SOCKET_BYTES: u64 = 3_500;
-/// What each stream slot holds: our row of 88 bytes and its mark, and h2's slots with the room they doubled to.
-pub const STREAM_SLOT_BYTES: u64 = 640;
 
 pub struct Connection {
     server: Rc<Server>,
@@ -77,15 +67,21 @@ pub struct Connection {
     has_been_at_stream_limit: bool,
     /// At the end of the last turn its peer had not taken what was due to it.
     is_slow: bool,
-    /// Its place among those that the process and its address may have.
-    _admitted: Admitted,
+    /// Its place among those that the process and its address may have, unless it needs none.
+    _admitted: Option<Admitted>,
 }
 
 // A connection has one state, which lies in its task: a box would only add to what it holds.
 #[allow(clippy::large_enum_variant)]
 enum State {
+    New(Plain),
     Shaking(Handshake<Plain, Bytes>),
     Open(H2<Plain, Bytes>),
+    /// In a box, so that the connections that matter have no room set aside for it.
+    Http1(Box<Http1>),
+    /// The last answer has left; what the peer still sends is taken and thrown away. To close over bytes that nobody has
+    /// read resets the connection, and the reset can overtake the answer that says why.
+    Lingering,
     Closing,
 }
 
@@ -124,23 +120,37 @@ enum LivenessStep {
     CutHandshake,
     Ask,
     CutUnlessAnswered,
+    LookAtHttp1,
+    EndLingering,
 }
 
 impl Connection {
-    pub fn new(server: Rc<Server>, slot: u32, client: OwnedFd, peer: SocketAddr, admitted: Admitted) -> Connection {
+    pub fn new(
+        server: Rc<Server>,
+        slot: u32,
+        client: OwnedFd,
+        peer: SocketAddr,
+        (door, admitted): (Door, Option<Admitted>),
+    ) -> Connection {
         let (plain, wire) = plain::open(client, server.counters.clone());
-        let handshake = builder(server.config.concurrent_streams_max).handshake(plain);
-        let at = (server.config.now)() + server.config.handshake_timeout;
+        let now = (server.config.now)();
+        let (state, at, step) = match door {
+            Door::Clients => (State::New(plain), now + server.config.handshake_timeout, LivenessStep::CutHandshake),
+            Door::Pages => {
+                let http1 = Box::new(Http1::new(server.clone(), plain, wire.clone(), door, peer));
+                (State::Http1(http1), now + http1::look_interval(&server.config), LivenessStep::LookAtHttp1)
+            }
+        };
         Connection {
             server,
             slot,
             peer,
             wire,
-            state: State::Shaking(handshake),
+            state,
             rows: Slab::new(),
             rows_high_water: 0,
             deadlines: BTreeSet::new(),
-            liveness: Liveness { at, step: LivenessStep::CutHandshake, bytes_in: 0, pings: None },
+            liveness: Liveness { at, step, bytes_in: 0, pings: None },
             quiet: Quiet::default(),
             stall: Stall::default(),
             alarm: None,
@@ -166,7 +176,7 @@ impl Connection {
         }
         for _ in 0..ROUNDS_PER_TURN {
             self.wire.send_completed(context);
-            if self.poll_h2(context).is_ready() {
+            if self.poll_protocol(context).is_ready() {
                 self.close();
                 return self.wire.poll_close(context);
             }
@@ -246,6 +256,55 @@ impl Connection {
         }
     }
 
+    /// Lets h2 or hyper read and write. Ready at the end of the connection.
+    fn poll_protocol(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        if let State::New(_) = self.state {
+            match self.wire.poll_protocol(context) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(protocol)) => self.begin(protocol),
+                Poll::Ready(Err(_)) => return Poll::Ready(()),
+            }
+        }
+        if let State::Http1(http1) = &mut self.state {
+            if http1.poll(context).is_pending() {
+                return Poll::Pending;
+            }
+            self.state = State::Lingering;
+            self.look_at_the_peer_in(http1::LINGER, LivenessStep::EndLingering);
+        }
+        if let State::Lingering = self.state {
+            return match self.wire.poll_discard(context) {
+                Poll::Ready(true) => Poll::Ready(()),
+                Poll::Ready(false) => {
+                    context.waker().wake_by_ref();
+                    Poll::Pending
+                }
+                Poll::Pending => Poll::Pending,
+            };
+        }
+        self.poll_h2(context)
+    }
+
+    /// The peer's first bytes are here.
+    fn begin(&mut self, protocol: Protocol) {
+        let State::New(plain) = std::mem::replace(&mut self.state, State::Closing) else {
+            unreachable!("a connection begins once")
+        };
+        self.state = match protocol {
+            Protocol::Http2 => State::Shaking(builder(self.server.config.concurrent_streams_max).handshake(plain)),
+            Protocol::Http1 => {
+                self.look_at_the_peer_in(http1::look_interval(&self.server.config), LivenessStep::LookAtHttp1);
+                let (server, wire) = (self.server.clone(), self.wire.clone());
+                State::Http1(Box::new(Http1::new(server, plain, wire, Door::Clients, self.peer)))
+            }
+        };
+    }
+
+    fn look_at_the_peer_in(&mut self, time: Duration, step: LivenessStep) {
+        self.liveness.at = (self.server.config.now)() + time;
+        self.liveness.step = step;
+    }
+
     /// Lets h2 read and write, and opens the calls that it brings. Ready at the end of the connection.
     fn poll_h2(&mut self, context: &mut Context<'_>) -> Poll<()> {
         self.wire.allow_frames();
@@ -255,7 +314,7 @@ impl Connection {
                 Poll::Ready(Ok(open)) => self.opened(open),
                 Poll::Ready(Err(error)) => {
                     self.server.counters.connections_broken.add(1);
-                    tracing::debug!(peer = %self.peer, %error, "no HTTP/2 preface");
+                    tracing::debug!(peer = %self.peer, %error, "no HTTP/2 handshake");
                     return Poll::Ready(());
                 }
             }
@@ -508,6 +567,14 @@ impl Connection {
         self.liveness.bytes_in = self.wire.bytes_in();
         match self.liveness.step {
             LivenessStep::CutHandshake => self.cut("no HTTP/2 preface in time"),
+            LivenessStep::EndLingering => self.cut("its peer goes on sending behind the last answer"),
+            LivenessStep::LookAtHttp1 => {
+                let State::Http1(http1) = &mut self.state else { unreachable!("the step belongs to the state") };
+                match http1.look(config.handshake_timeout) {
+                    Some(why) => self.cut(why),
+                    None => self.liveness.at = now + http1::look_interval(config),
+                }
+            }
             LivenessStep::CutUnlessAnswered if !has_spoken => self.cut("no answer to a keep-alive ping"),
             LivenessStep::Ask if !has_spoken => {
                 self.liveness.at = now + config.keepalive_timeout;
@@ -539,9 +606,10 @@ impl Connection {
         self.drain_until = Some(drain.until);
         match &mut self.state {
             State::Open(open) => open.graceful_shutdown(),
+            State::Http1(http1) => http1.end(),
             // It has no call; there is nothing to wait for.
-            State::Shaking(_) => return self.cut("the server ends"),
-            State::Closing => return,
+            State::New(_) | State::Shaking(_) => return self.cut("the server ends"),
+            State::Lingering | State::Closing => return,
         }
         let streams = self.rows.iter().filter(|(_, row)| row.kind == CallKind::RequestStream);
         let streams: Vec<u32> = streams.map(|(stream, _)| stream as u32).collect();

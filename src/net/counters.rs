@@ -31,7 +31,7 @@ pub struct Counters {
     pub connections_refused: Count,
     /// Clients turned away because the process or their address has as many connections as it may, or for want of memory.
     pub connections_over_limit: Count,
-    /// Peers that did not speak HTTP/2, or broke its rules.
+    /// Peers that spoke neither HTTP/2 nor HTTP/1.1, or broke their rules.
     pub connections_broken: Count,
     /// Open connections whose idle buffers were given back.
     pub idle_connections: Count,
@@ -45,7 +45,12 @@ pub struct Counters {
     pub connections_stalled: Count,
     pub bytes_in: Count,
     pub bytes_out: Count,
+    /// The same of connections that speak HTTP/1.1.
+    pub http1_bytes_in: Count,
+    pub http1_bytes_out: Count,
     pub sends: Count,
+    /// Requests of HTTP/1.1.
+    pub pages: Count,
     pub frames: [Count; FRAME_TYPES],
     /// Held for requests that have not arrived whole, in bytes.
     pub partial_bytes: Count,

@@ -11,13 +11,14 @@ use std::time::{Duration, Instant};
 
 use rustix::net::{SendFlags, Shutdown};
 
-use super::connection::{self, Connection};
+use super::connection::Connection;
+use super::costs;
 use super::counters::Counters;
 use super::limits::{ConnectionLimits, OverLimit};
 use super::listener::{self, Listener};
 use super::ready::Ready;
 use super::timers::Timers;
-use super::{Handler, IdleBuffers, ring};
+use super::{Door, Handler, IdleBuffers, ring};
 use crate::grpc::status::Status;
 
 /// The limits of connections and calls. Every field has a default that suits an etcd server.
@@ -122,19 +123,19 @@ impl Server {
     }
 
     /// Accepts clients from a listener until it is closed, and serves them.
-    pub fn listen(self: &Rc<Self>, listener: Listener) {
+    pub fn listen(self: &Rc<Self>, listener: Listener, door: Door) {
         listener.set_send_buffer_bytes(self.config.send_buffer_bytes);
         self.listeners.borrow_mut().push(listener.clone());
         let server = self.clone();
         ring::spawn(async move {
             let counters = server.counters.clone();
-            let accepted = |client, peer| server.serve(client, peer);
+            let accepted = |client, peer| server.serve(client, peer, door);
             listener.accept_all(accepted, || counters.connections_refused.add(1)).await;
         });
     }
 
     /// Serves one client that is connected already.
-    pub fn serve(self: &Rc<Self>, client: OwnedFd, peer: SocketAddr) {
+    pub fn serve(self: &Rc<Self>, client: OwnedFd, peer: SocketAddr, door: Door) {
         if !self.has_timers.replace(true) {
             let server = self.clone();
             ring::spawn(async move {
@@ -153,8 +154,12 @@ impl Server {
             let timeout = u32::try_from(self.config.keepalive_timeout.as_millis()).unwrap_or(u32::MAX);
             let _ = rustix::net::sockopt::set_tcp_user_timeout(&client, timeout);
         }
-        let admitted =
-            if self.handler.has_room() { self.config.limits.admit(peer.ip()) } else { Err(OverLimit::Memory) };
+        // Whoever looks why clients are turned away must not be turned away with them.
+        let admitted = match door {
+            Door::Clients if !self.handler.has_room() => Err(OverLimit::Memory),
+            Door::Clients => self.config.limits.admit(peer.ip()).map(Some),
+            Door::Pages => Ok(None),
+        };
         let admitted = match admitted {
             Ok(admitted) => admitted,
             Err(limit) => {
@@ -164,7 +169,7 @@ impl Server {
         };
         self.counters.connections_accepted.add(1);
         self.counters.connections_open.add(1);
-        ring::spawn(Connection::new(self.clone(), slot, client, peer, admitted));
+        ring::spawn(Connection::new(self.clone(), slot, client, peer, (door, admitted)));
     }
 
     /// The socket is new and its buffer empty, so the kernel takes the few bytes at once or never.
@@ -189,22 +194,12 @@ impl Server {
 
     /// What the connections hold in memory, in bytes, h2's share by measured constants.
     pub fn bytes(&self) -> u64 {
-        let counters = &self.counters;
-        counters.connections_open.get() * connection::CONNECTION_BYTES
-            - counters.idle_connections.get() * connection::IDLE_BYTES
-            + counters.stream_slots.get() * connection::STREAM_SLOT_BYTES
-            + counters.partial_bytes.get()
-            + counters.unread_bytes.get()
-            + counters.output_bytes.get()
+        costs::bytes(&self.counters)
     }
 
-    /// What the kernel holds for the sockets, in bytes: at its cap for each connection whose peer takes less than is due to
-    /// it, and a measured constant for the others.
+    /// What the kernel holds for their sockets, in bytes.
     pub fn socket_bytes(&self) -> u64 {
-        let counters = &self.counters;
-        let slow =
-            counters.slow_connections.get() * listener::send_buffer_bytes_max(self.config.send_buffer_bytes) as u64;
-        counters.connections_open.get() * connection::SOCKET_BYTES + slow
+        costs::socket_bytes(&self.counters, self.config.send_buffer_bytes)
     }
 
     /// Ends everything in order: no new clients, a GOAWAY on every connection, calls with a stream of requests end with

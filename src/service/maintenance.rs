@@ -16,7 +16,7 @@ use crate::types::{Alarm, AlarmKind, ETCD_API_VERSION, Revision};
 
 /// What etcd names the format of its database by. It goes with the API version; ours has another format, which no client
 /// reads.
-const STORAGE_VERSION: &str = "3.7.0";
+pub const STORAGE_VERSION: &str = "3.7.0";
 
 /// The calls that are served.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -7,6 +7,7 @@
 pub mod errors;
 pub mod kv;
 pub mod maintenance;
+pub mod pages;
 pub mod watch;
 pub mod watch_request;
 

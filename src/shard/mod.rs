@@ -8,6 +8,7 @@
 
 pub mod accounting;
 pub mod auto_compact;
+pub mod board;
 pub mod budget;
 pub mod cgroup;
 pub mod clock;
@@ -21,6 +22,8 @@ pub mod history;
 pub mod intake;
 pub mod memory;
 pub mod mesh;
+mod pages;
+mod process;
 mod progress;
 mod space;
 mod start;
@@ -32,17 +35,19 @@ pub use start::run;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use http::request::Parts as PageRequest;
 
 use crate::backend::{Command, HistoryError, Identity, Reply};
 use crate::grpc::status::Status;
 use crate::net::ring::{self, Doorbell};
-use crate::net::{CallHead, CallId, CallKind, Handler, Intake, Opened, Output, Ready, Server};
+use crate::net::{CallHead, CallId, CallKind, Door, Handler, Intake, Opened, Output, Page, Ready, Server};
 use crate::service::{Limits, Route, Services, watch};
 use crate::store::command::{Answer, Error, Write};
 use crate::types::{Revision, WatchLimits};
@@ -51,11 +56,13 @@ use crate::watch::hub::{Hub, HubConfig, StreamId};
 
 use accounting::Account;
 use auto_compact::AutoCompact;
+use board::Boards;
 use budget::{Budget, CACHES_FULL, Herald, Level};
 use control::Control;
 use embedded::Embedded;
 use intake::Intake as HubIntake;
 use mesh::{Link, Request as Sent, Response, Token};
+use pages::{QUESTION, Questions};
 use progress::ProgressTimers;
 
 /// Commands the writer takes in one turn, over all shards. Beyond it the other work of shard 0 would wait too long.
@@ -78,7 +85,7 @@ const CONNECTION_BYTES: usize = 25_000;
 /// Freed memory that is worth a walk of the allocator through its pages.
 const COLLECT_BYTES: usize = 8 << 20;
 
-/// The request for history that the hub has under way; calls have the indexes below.
+/// The request for history that the hub has under way. Calls have the indexes from 0, and pages those from [`QUESTION`].
 const HISTORY_TOKEN: Token = Token::MAX;
 /// The compaction that nobody asked for.
 const COMPACTION_TOKEN: Token = Token::MAX - 1;
@@ -94,6 +101,8 @@ struct Core {
     embedded: Option<Embedded>,
     /// Watch streams that end with a status once what is queued for them has left.
     ending: HashMap<u32, Status>,
+    /// What the pages of plain HTTP ask.
+    questions: Questions,
     progress: ProgressTimers,
     /// On shard 0, when history is to be forgotten by itself.
     auto_compact: Option<AutoCompact>,
@@ -107,6 +116,9 @@ pub struct Shard {
     /// Rings the shard of that index.
     bells: Vec<Doorbell>,
     control: Control,
+    boards: Arc<Boards>,
+    /// Itself: an answer that takes its time keeps it.
+    itself: Weak<Shard>,
     /// The connections of this shard, for the account alone: they call in, nobody calls out.
     server: RefCell<Weak<Server>>,
     woken: Cell<bool>,
@@ -138,6 +150,8 @@ pub struct Parts {
     pub bells: Vec<Doorbell>,
     pub control: Control,
     pub budget: Arc<Budget>,
+    pub boards: Arc<Boards>,
+    pub itself: Weak<Shard>,
 }
 
 impl Shard {
@@ -156,6 +170,7 @@ impl Shard {
             intake: parts.intake,
             embedded: parts.embedded,
             ending: HashMap::new(),
+            questions: Questions::default(),
             progress: ProgressTimers::new(parts.progress_interval),
             auto_compact: parts.auto_compact,
         };
@@ -165,6 +180,8 @@ impl Shard {
             ready: parts.ready,
             bells: parts.bells,
             control: parts.control,
+            boards: parts.boards,
+            itself: parts.itself,
             server: RefCell::default(),
             woken: Cell::new(false),
             sleeper: RefCell::default(),
@@ -326,6 +343,7 @@ impl Shard {
             match (token, reply) {
                 (HISTORY_TOKEN, Reply::History(history)) => core.hub.handle_history(history.map_err(compacted)),
                 (COMPACTION_TOKEN, Reply::Answer(answer)) => end_compaction(core, &answer),
+                (token, reply) if token & QUESTION != 0 => core.questions.reply(token, reply),
                 (token, reply) => {
                     if let Some(call) = core.services.reply(token, reply) {
                         self.ready.ready(call);
@@ -378,6 +396,7 @@ impl Shard {
     fn keep_house(&self) -> Duration {
         let core = &mut *self.core.borrow_mut();
         let time = clock::now();
+        self.boards.turned(self.index, time);
         while let Some(stream) = core.progress.next_due(time) {
             if core.hub.progress_due(stream) {
                 self.wake();
@@ -577,5 +596,10 @@ impl Handler for Shard {
         }
         core.ending.remove(&handle);
         self.close_stream(core, StreamId(handle & !WATCH_HANDLE));
+    }
+
+    fn page(&self, door: Door, peer: SocketAddr, request: PageRequest) -> Page {
+        let shard = self.itself.upgrade().expect("whoever calls it holds it");
+        Box::pin(shard.answer_page(door, peer, request))
     }
 }

@@ -22,10 +22,11 @@ use crate::grpc::status::{Code, Status};
 use crate::net::limits::ConnectionLimits;
 use crate::net::listener::{self, ListenError, Listener};
 use crate::net::ring::{Doorbell, Ring, RingRefused};
-use crate::net::{IdleBuffers, NetConfig, Ready, Server};
+use crate::net::{Door, IdleBuffers, NetConfig, Ready, Server};
 use crate::service::Limits;
 use crate::shard::accounting::Account;
 use crate::shard::auto_compact::AutoCompact;
+use crate::shard::board::Boards;
 use crate::shard::budget::Budget;
 use crate::shard::control::{self, Control, Order};
 use crate::shard::embedded::Embedded;
@@ -100,6 +101,7 @@ struct Plan {
     bells: Vec<Doorbell>,
     control: Control,
     budget: Arc<Budget>,
+    boards: Arc<Boards>,
 }
 
 /// The writer's side, on shard 0.
@@ -175,7 +177,7 @@ fn budget(config: &Config, shards: usize) -> Result<Arc<Budget>, StartError> {
 /// Refuses addresses that another process listens on. A predecessor that was killed keeps its sockets for a moment, until
 /// the kernel has taken its rings apart; a supervisor that starts the next one at once must not fail for that.
 fn probe(config: &Config) -> Result<(), StartError> {
-    for listen in &config.listen {
+    for listen in config.listen.iter().chain(&config.listen_metrics) {
         let mut tries = TAKEN_PROBES;
         loop {
             match listener::probe(listen.address) {
@@ -216,6 +218,7 @@ fn plan_shards(
 ) -> (Vec<Plan>, Orders) {
     let config = Arc::new(config);
     let limits = ConnectionLimits::new(config.connections_max, config.connections_per_address_max);
+    let boards = Boards::new(bells.len(), clock::now());
     let at = primed.store.revision();
     let appender = Appender::new(at, primed.store.compacted());
     let (links, ports): (Vec<_>, Vec<_>) = (0..bells.len()).map(|_| mesh::pair()).unzip();
@@ -240,6 +243,7 @@ fn plan_shards(
                 bells: bells.clone(),
                 control,
                 budget: Arc::clone(budget),
+                boards: Arc::clone(&boards),
             }
         })
         .collect();
@@ -289,11 +293,14 @@ fn prepare(plan: &Plan) -> Result<Ring, StartError> {
     Ring::new().map_err(StartError::Ring)
 }
 
-fn bind(config: &Config) -> Result<Vec<Listener>, StartError> {
+/// Every shard has every address, so that the pages of one that hangs do not take those of the others along.
+fn bind(config: &Config) -> Result<Vec<(Listener, Door)>, StartError> {
     let mut listeners = Vec::new();
-    for listen in &config.listen {
+    let clients = config.listen.iter().map(|listen| (listen, Door::Clients));
+    let pages = config.listen_metrics.iter().map(|listen| (listen, Door::Pages));
+    for (listen, door) in clients.chain(pages) {
         match Listener::bind(listen.address) {
-            Ok(listener) => listeners.push(listener),
+            Ok(listener) => listeners.push((listener, door)),
             Err(error) if listen.required => return Err(error.into()),
             Err(error) => tracing::warn!(%error, "this address of localhost is not served"),
         }
@@ -319,8 +326,8 @@ async fn serve(plan: Plan, started: Sender<Result<(), StartError>>) {
     // The term of this start is in every answer, so it must be on the disk before the first one: the next start goes on
     // from there.
     shard.settled(START_MAX).await;
-    for listener in listeners {
-        server.listen(listener);
+    for (listener, door) in listeners {
+        server.listen(listener, door);
     }
     report(&started, Ok(()));
     drop(started);
@@ -364,9 +371,10 @@ fn log_quota(config: &Config) {
 /// `itself` is the shard that this becomes: its log wakes it.
 fn shard(plan: Plan, ready: Ready, itself: Weak<Shard>) -> Shard {
     let config = &plan.config;
+    let logged_to = itself.clone();
     let embedded = plan.writer.map(|WriterPlan { appender, ports, primed }| {
         let wake = move || {
-            if let Some(shard) = itself.upgrade() {
+            if let Some(shard) = logged_to.upgrade() {
                 shard.wake();
             }
         };
@@ -395,5 +403,7 @@ fn shard(plan: Plan, ready: Ready, itself: Weak<Shard>) -> Shard {
         bells: plan.bells,
         control: plan.control,
         budget: plan.budget,
+        boards: plan.boards,
+        itself,
     })
 }

@@ -1,0 +1,12 @@
+//! The pages of plain HTTP on the real binary: what probes, tools and people see of them.
+//!
+//! A real etcd may stand in for the server (`TARSIER_BIN`), to check the tests themselves.
+//!
+//! ```text
+//! cargo test -p tarsier-bench --test http
+//! ```
+
+mod client;
+mod pages;
+#[path = "../server/mod.rs"]
+mod server;
