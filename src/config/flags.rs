@@ -184,6 +184,12 @@ pub const FLAGS: &[Flag] = &[
         "300ms",
         "The same for the line that etcd writes of a slow call; only the smaller of the two matters. 0 means 300ms.",
     ),
+    supported(
+        "memory-limit",
+        "80%",
+        "Memory that the server may hold, in bytes (at least 33554432) or in percent of what the machine or its cgroup has; at \
+         it, what is new is refused and what is held goes on. 0 means no limit.",
+    ),
     supported("log-level", "info", "Least severe level that is logged: debug, info, warn, error, panic or fatal."),
     supported("log-format", "json", "Format of log lines: json or console."),
     supported("log-outputs", "default", "Where log lines go: stderr (the default) or stdout."),
@@ -329,7 +335,7 @@ mod tests {
             ours.remove(at);
         }
         let expected = "max-connections max-connections-per-address max-watches-per-stream max-watches-per-connection \
-            stalled-stream-timeout idle-buffers shards history-limit";
+            stalled-stream-timeout idle-buffers shards history-limit memory-limit";
         assert_eq!(ours, expected.split_whitespace().collect::<Vec<_>>(), "also catches a row that stands twice");
     }
 

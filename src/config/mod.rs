@@ -34,6 +34,8 @@ const TXN_OPERATIONS_MAX: u64 = 1_000_000;
 pub const SHARDS_MAX: u64 = 256;
 /// Below this a single large transaction would turn every watch that is one batch behind into a late one.
 const HISTORY_BYTES_MIN: u64 = 1024 * 1024;
+/// Below this there is hardly room for a client beside the server itself.
+const MEMORY_BYTES_MIN: u64 = 32 * 1024 * 1024;
 /// etcd's floor; a shorter interval is raised to it.
 const PROGRESS_INTERVAL_MIN: Duration = Duration::from_millis(100);
 const PROGRESS_INTERVAL_DEFAULT: Duration = Duration::from_secs(600);
@@ -98,7 +100,27 @@ pub struct Config {
     pub metrics_are_extensive: bool,
     /// `--warning-apply-duration` and `--warning-unary-request-duration`: default 100 ms and 300 ms as in etcd.
     pub warn_after: WarnAfter,
+    /// `--memory-limit`: default 80% of what the machine or the cgroup has; the rest is the kernel's, for sockets and files.
+    /// `None`: there is no limit.
+    pub memory_limit: Option<MemoryLimit>,
     pub log: LogConfig,
+}
+
+/// How much memory the process may hold.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MemoryLimit {
+    Bytes(u64),
+    /// Of what the machine has, or the cgroup: 1 to 100.
+    Percent(u8),
+}
+
+impl MemoryLimit {
+    pub fn bytes(self, available_bytes: usize) -> usize {
+        match self {
+            MemoryLimit::Bytes(bytes) => usize::try_from(bytes).unwrap_or(usize::MAX),
+            MemoryLimit::Percent(percent) => available_bytes / 100 * usize::from(percent),
+        }
+    }
 }
 
 /// After how long a request counts as slow. etcd has a line for each.
@@ -312,6 +334,7 @@ fn config(source: &Source) -> Result<Config, ConfigError> {
                 duration => duration,
             },
         },
+        memory_limit: read(source, "memory-limit", memory_limit)?,
         log: log(source)?,
         name,
     })
@@ -329,6 +352,18 @@ fn auto_compaction(source: &Source) -> Result<Option<AutoCompaction>, ConfigErro
     }
     let period = read(source, "auto-compaction-retention", value::hours_or_duration)?;
     Ok(Some(AutoCompaction::Periodic(period)).filter(|_| !period.is_zero()))
+}
+
+fn memory_limit(text: &str) -> Result<Option<MemoryLimit>, String> {
+    if let Some(percent) = text.strip_suffix('%') {
+        let percent = value::whole(percent, 1, 100)?;
+        return Ok(Some(MemoryLimit::Percent(percent as u8)));
+    }
+    match value::whole(text, 0, i64::MAX as u64)? {
+        0 => Ok(None),
+        bytes if bytes < MEMORY_BYTES_MIN => Err(format!("expected at least {MEMORY_BYTES_MIN} bytes")),
+        bytes => Ok(Some(MemoryLimit::Bytes(bytes))),
+    }
 }
 
 fn watch_limits(source: &Source) -> Result<WatchLimits, ConfigError> {

@@ -107,7 +107,7 @@ numbers! {
     NoSpaceAlarms Sum Gauge One "tarsier_alarms" "alarm=\"NOSPACE\"" "Active alarms, by kind.";
     CorruptAlarms Sum Gauge One "tarsier_alarms" "alarm=\"CORRUPT\"" "";
 
-    BaseBytes Sum Gauge One "tarsier_memory_bytes" "class=\"base\"" "Memory held, by class, as the server counts it itself.";
+    BaseBytes Sum Gauge One "tarsier_memory_bytes" "class=\"base\"" "Memory held, by class, as the server counts it.";
     ConnectionBytes Sum Gauge One "tarsier_memory_bytes" "class=\"connections\"" "";
     CallBytes Sum Gauge One "tarsier_memory_bytes" "class=\"calls\"" "";
     StreamBytes Sum Gauge One "tarsier_memory_bytes" "class=\"watch_streams\"" "";
@@ -117,6 +117,11 @@ numbers! {
     BacklogBytes Sum Gauge One "tarsier_memory_bytes" "class=\"backlog\"" "";
     HistoryBytes Sum Gauge One "tarsier_memory_bytes" "class=\"history\"" "";
     StoreBytes Sum Gauge One "tarsier_memory_bytes" "class=\"store\"" "";
+    ScratchBytes Sum Gauge One "tarsier_memory_bytes" "class=\"scratch\"" "";
+    SocketBytes Sum Gauge One "tarsier_memory_bytes" "class=\"sockets\"" "";
+    UncountedBytes Sum Gauge One "tarsier_memory_bytes" "class=\"uncounted\"" "";
+    MemoryUsed Sum Gauge One "tarsier_memory_used_bytes" "" "Memory held in all, what is resident and counted nowhere and the kernel's share for sockets included.";
+    MemoryLimit Sum Gauge One "tarsier_memory_limit_bytes" "" "What it may hold; 0 means no limit.";
 
     SyncedWatches Sum Gauge One "tarsier_watches" "state=\"synced\"" "Watches, by whether they stand at the live edge or still read history.";
     BehindWatches Sum Gauge One "tarsier_watches" "state=\"behind\"" "";
@@ -136,14 +141,18 @@ numbers! {
     PageBytesOut Sum Counter One "tarsier_http1_sent_bytes_total" "" "Bytes sent to clients that speak HTTP/1.1.";
 
     RefusedConnectionLimit Sum Counter One "tarsier_refusals_total" "reason=\"connection_limit\"" "What was refused or ended, by reason.";
+    RefusedConnectionMemory Sum Counter One "tarsier_refusals_total" "reason=\"connection_memory\"" "";
     RefusedAccept Sum Counter One "tarsier_refusals_total" "reason=\"accept_failed\"" "";
     RefusedBroken Sum Counter One "tarsier_refusals_total" "reason=\"broken_connection\"" "";
     RefusedStalledStream Sum Counter One "tarsier_refusals_total" "reason=\"stalled_stream\"" "";
     RefusedStalledConnection Sum Counter One "tarsier_refusals_total" "reason=\"stalled_connection\"" "";
     RefusedDeadline Sum Counter One "tarsier_refusals_total" "reason=\"call_past_deadline\"" "";
     RefusedWatchLimit Sum Counter One "tarsier_refusals_total" "reason=\"watch_limit\"" "";
+    RefusedWatchMemory Sum Counter One "tarsier_refusals_total" "reason=\"watch_memory\"" "";
     RefusedWatchRequest Sum Counter One "tarsier_refusals_total" "reason=\"watch_request\"" "";
     RefusedWatchCompacted Sum Counter One "tarsier_refusals_total" "reason=\"watch_compacted\"" "";
+    RefusedRangeMemory Sum Counter One "tarsier_refusals_total" "reason=\"range_memory\"" "";
+    RefusedSpace Sum Counter One "tarsier_refusals_total" "reason=\"no_space\"" "";
 
     CheckpointAge Sum Gauge Milliseconds "tarsier_checkpoint_age_seconds" "" "Time since the checkpoint last took over what the log holds.";
     LogBytes Sum Gauge One "tarsier_log_bytes_since_checkpoint" "" "Bytes in the log that the checkpoint does not hold yet: what a start replays.";

@@ -25,8 +25,6 @@ pub struct Boards {
     boards: Box<[Board]>,
     /// Counts the questions for numbers.
     asked: AtomicU64,
-    /// What was held before the first client, in bytes.
-    base_bytes: AtomicU64,
     followed_revision: AtomicI64,
     /// When it came to the writer, in nanoseconds from the start.
     followed_at: AtomicU64,
@@ -54,22 +52,9 @@ impl Boards {
             start: now,
             boards: (0..shards).map(|_| board()).collect(),
             asked: AtomicU64::new(0),
-            base_bytes: AtomicU64::new(0),
             followed_revision: AtomicI64::new(0),
             followed_at: AtomicU64::new(0),
         })
-    }
-
-    pub fn shards(&self) -> usize {
-        self.boards.len()
-    }
-
-    pub fn set_base_bytes(&self, bytes: usize) {
-        self.base_bytes.store(bytes as u64, Ordering::Relaxed);
-    }
-
-    pub fn base_bytes(&self) -> u64 {
-        self.base_bytes.load(Ordering::Relaxed)
     }
 
     /// This shard turns.

@@ -57,6 +57,8 @@ struct Counts {
     ranges: u64,
     txns: u64,
     failed: u64,
+    without_space: u64,
+    without_memory: u64,
     slow_applies: u64,
     healthy: u64,
     unhealthy: u64,
@@ -149,6 +151,8 @@ impl Meter {
                 self.counts.txns += u64::from(operations > 1);
             }
             Err(Error::LogRefused) => self.counts.failed += 1,
+            Err(Error::NoSpace) => self.counts.without_space += 1,
+            Err(Error::NoMemory) => self.counts.without_memory += 1,
             Err(_) => {}
         }
     }
@@ -237,7 +241,9 @@ impl Meter {
             Why::Compacted(revision) => {
                 tracing::warn!(remote = peer, reason, compact_revision = revision.0, left_out, "watch ended");
             }
-            Why::Limit(_) | Why::Request(_) => tracing::warn!(remote = peer, reason, left_out, "watch refused"),
+            Why::Limit(_) | Why::Memory(_) | Why::Request(_) => {
+                tracing::warn!(remote = peer, reason, left_out, "watch refused")
+            }
         }
     }
 
@@ -252,16 +258,18 @@ impl Meter {
     }
 
     pub fn fill_in(&self, numbers: &mut Numbers) {
-        let Counts { puts, deletes, ranges, txns, failed, slow_applies, healthy, unhealthy } = self.counts;
+        let counts = &self.counts;
         for (number, value) in [
-            (Number::Puts, puts),
-            (Number::Deletes, deletes),
-            (Number::Ranges, ranges),
-            (Number::Txns, txns),
-            (Number::Failed, failed),
-            (Number::SlowApplies, slow_applies),
-            (Number::HealthSuccesses, healthy),
-            (Number::HealthFailures, unhealthy),
+            (Number::Puts, counts.puts),
+            (Number::Deletes, counts.deletes),
+            (Number::Ranges, counts.ranges),
+            (Number::Txns, counts.txns),
+            (Number::Failed, counts.failed),
+            (Number::RefusedSpace, counts.without_space),
+            (Number::RefusedRangeMemory, counts.without_memory),
+            (Number::SlowApplies, counts.slow_applies),
+            (Number::HealthSuccesses, counts.healthy),
+            (Number::HealthFailures, counts.unhealthy),
         ] {
             numbers.set(number, value);
         }

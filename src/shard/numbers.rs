@@ -47,14 +47,13 @@ impl Shard {
 
     /// A file of the kernel's that cannot be read leaves a zero; the page is worth more than one number of it.
     fn facts(&self) -> Facts {
-        let [resident_bytes, virtual_bytes] = memory::resident_and_virtual_bytes().unwrap_or_default();
         Facts {
             member_id: self.about.member_id,
             version: ETCD_API_VERSION,
             cluster_version: CLUSTER_VERSION,
             own_version: env!("CARGO_PKG_VERSION"),
-            resident_bytes: resident_bytes as u64,
-            virtual_bytes: virtual_bytes as u64,
+            resident_bytes: memory::resident_bytes().unwrap_or_default() as u64,
+            virtual_bytes: memory::virtual_bytes().unwrap_or_default() as u64,
             cpu_time: process::cpu_time(),
             descriptors_open: process::descriptors_open().unwrap_or_default(),
             descriptors_max: process::descriptors_max(),
@@ -86,12 +85,22 @@ impl Shard {
             (Number::BacklogBytes, account.backlog_bytes),
             (Number::HistoryBytes, account.history_bytes),
             (Number::StoreBytes, account.store_bytes),
+            (Number::ScratchBytes, account.scratch_bytes),
+            (Number::SocketBytes, account.socket_bytes),
             (Number::Keys, account.store_keys),
         ] {
             numbers.set(number, bytes as u64);
         }
         if self.index == 0 {
-            numbers.set(Number::BaseBytes, self.boards.base_bytes());
+            // What the shards share is told by one of them.
+            for (number, bytes) in [
+                (Number::BaseBytes, self.budget.base()),
+                (Number::UncountedBytes, self.budget.uncounted()),
+                (Number::MemoryUsed, self.budget.used()),
+                (Number::MemoryLimit, self.budget.limit().unwrap_or(0)),
+            ] {
+                numbers.set(number, bytes as u64);
+            }
         }
     }
 
@@ -111,6 +120,7 @@ impl Shard {
             (Number::LagRevisions, lag.max(0) as u64),
             (Number::HistorySeconds, window),
             (Number::RefusedWatchLimit, counters.refused.limit),
+            (Number::RefusedWatchMemory, counters.refused.memory),
             (Number::RefusedWatchRequest, counters.refused.request),
             (Number::RefusedWatchCompacted, counters.refused.compacted),
             (Number::ShardWatches, counters.watches),
@@ -136,6 +146,7 @@ impl Shard {
             (Number::PageBytesIn, &counters.http1_bytes_in),
             (Number::PageBytesOut, &counters.http1_bytes_out),
             (Number::RefusedConnectionLimit, &counters.connections_over_limit),
+            (Number::RefusedConnectionMemory, &counters.connections_without_memory),
             (Number::RefusedAccept, &counters.connections_refused),
             (Number::RefusedBroken, &counters.connections_broken),
             (Number::RefusedStalledStream, &counters.streams_stalled),

@@ -19,6 +19,8 @@ pub struct Refusal {
 pub enum Why {
     /// A limit that an operator has set, in the words that the client is told.
     Limit(&'static str),
+    /// There is no memory for it.
+    Memory(&'static str),
     /// What was asked makes no sense.
     Request(&'static str),
     /// It needed what is forgotten, up to this revision.
@@ -28,7 +30,7 @@ pub enum Why {
 impl Why {
     pub fn text(self) -> &'static str {
         match self {
-            Why::Limit(text) | Why::Request(text) => text,
+            Why::Limit(text) | Why::Memory(text) | Why::Request(text) => text,
             // Those who are canceled for it are told the revision and no text (etcd).
             Why::Compacted(_) => "mvcc: required revision has been compacted",
         }
@@ -39,6 +41,7 @@ impl Why {
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct RefusalCounts {
     pub limit: u64,
+    pub memory: u64,
     pub request: u64,
     pub compacted: u64,
 }
@@ -53,6 +56,7 @@ impl Refusals {
     pub fn add(&mut self, refusal: Refusal) {
         match refusal.why {
             Why::Limit(_) => self.counts.limit += 1,
+            Why::Memory(_) => self.counts.memory += 1,
             Why::Request(_) => self.counts.request += 1,
             Why::Compacted(_) => self.counts.compacted += 1,
         }
