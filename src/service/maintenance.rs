@@ -125,7 +125,7 @@ fn signed(bytes: u64) -> i64 {
 }
 
 /// The one message of a response: no compression, the length, the message.
-fn framed<M: Message>(message: &M) -> Bytes {
+pub fn framed<M: Message>(message: &M) -> Bytes {
     let mut bytes = Vec::with_capacity(5 + message.encoded_len());
     bytes.put_u8(0);
     bytes.put_u32(u32::try_from(message.encoded_len()).expect("a status or a list of alarms is short"));

@@ -5,6 +5,7 @@
 //! rows of the watch hub, and [`watch`] only translates for them.
 
 pub mod errors;
+pub mod health;
 pub mod kv;
 pub mod maintenance;
 pub mod pages;
@@ -26,10 +27,11 @@ use slab::Slab;
 use crate::backend::{Command, Identity, Reply};
 use crate::grpc::status::{Code, Status};
 use crate::metrics;
-use crate::net::{CallHead, CallId, Output};
+use crate::net::{CallHead, CallId, CallKind, Output};
 use crate::pb;
 use crate::store::command::{Answer, Outcome};
 
+use health::HealthMethod;
 use kv::decode::KvMethod;
 use kv::encode::Response;
 use maintenance::MaintenanceMethod;
@@ -51,6 +53,17 @@ pub enum Route {
 pub enum Method {
     Kv(KvMethod),
     Maintenance(MaintenanceMethod),
+    Health(HealthMethod),
+}
+
+impl Method {
+    /// A watch of the health goes on until its client or the server ends.
+    pub fn kind(self) -> CallKind {
+        match self {
+            Method::Health(HealthMethod::Watch) => CallKind::RequestStream,
+            Method::Kv(_) | Method::Maintenance(_) | Method::Health(_) => CallKind::OneRequest,
+        }
+    }
 }
 
 impl Route {
@@ -69,6 +82,9 @@ impl Route {
             "/etcdserverpb.Maintenance/Defragment" => {
                 Ok(Route::Unary(Method::Maintenance(MaintenanceMethod::Defragment)))
             }
+            "/grpc.health.v1.Health/Check" => Ok(Route::Unary(Method::Health(HealthMethod::Check))),
+            "/grpc.health.v1.Health/List" => Ok(Route::Unary(Method::Health(HealthMethod::List))),
+            "/grpc.health.v1.Health/Watch" => Ok(Route::Unary(Method::Health(HealthMethod::Watch))),
             _ => Err(errors::unknown_path(path)),
         }
     }
@@ -108,6 +124,8 @@ enum Unary {
     Answering(Response),
     /// A short answer, encoded as a whole.
     Short(Bytes),
+    /// The first message of a call that goes on, until it was taken.
+    Subscribed(Option<Bytes>),
     Failed(Status),
     /// The peer has gone; the reply that is still to come is thrown away with the slot.
     Abandoned,
@@ -164,6 +182,17 @@ impl Services {
     pub fn request(&mut self, handle: u32, message: Bytes) -> Option<Command> {
         let call = &mut self.calls[handle as usize];
         let command = match call.method {
+            Method::Health(method) => {
+                // Nobody reads a second request of a watch.
+                if matches!(call.state, Unary::Waiting) {
+                    call.state = match (method, health::answer(method, message)) {
+                        (HealthMethod::Watch, Ok(message)) => Unary::Subscribed(Some(message)),
+                        (HealthMethod::Check | HealthMethod::List, Ok(message)) => Unary::Short(message),
+                        (_, Err(status)) => Unary::Failed(status),
+                    };
+                }
+                return None;
+            }
             Method::Kv(method) => kv::decode::decode(method, message, &self.limits),
             Method::Maintenance(method) => maintenance::decode(method, message),
         };
@@ -176,6 +205,14 @@ impl Services {
                 call.state = Unary::Failed(status);
                 None
             }
+        }
+    }
+
+    /// The client has half-closed. A call that goes on and was never asked anything ends as grpc-go ends it.
+    pub fn end_of_requests(&mut self, handle: u32) {
+        let call = &mut self.calls[handle as usize];
+        if call.method.kind() == CallKind::RequestStream && matches!(call.state, Unary::Waiting) {
+            call.state = Unary::Failed(Status::new(Code::Unknown, "EOF"));
         }
     }
 
@@ -269,6 +306,7 @@ impl Services {
                 self.calls.remove(handle as usize);
                 Output::Last(bytes)
             }
+            Unary::Subscribed(message) => message.take().map_or(Output::Nothing, Output::Bytes),
             Unary::Short(message) => {
                 let message = std::mem::take(message);
                 self.calls.remove(handle as usize);
