@@ -2,6 +2,7 @@
 //!
 //! Everything here is plain data: no clock, no IO, no knowledge of the wire. Keys are raw bytes and compare as raw bytes.
 
+pub mod arena;
 pub mod encode;
 pub mod lines;
 
@@ -45,12 +46,25 @@ impl fmt::Display for Revision {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Time(pub u64);
 
+/// Time of a clock that only goes forward, in milliseconds since some moment of this process. Leases expire by it, so that
+/// no step of the wall clock can end one early.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub struct Uptime(pub u64);
+
 /// The id of a lease; 0 on the wire means "none".
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct LeaseId(pub i64);
 
 impl LeaseId {
     pub const NONE: LeaseId = LeaseId(0);
+}
+
+/// A lease as the log and the checkpoint keep it. Which keys it has stands in the keys.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Lease {
+    pub id: LeaseId,
+    /// What was granted, in seconds.
+    pub ttl: i64,
 }
 
 /// Which keys a request speaks of.

@@ -11,7 +11,7 @@ use std::hash::{BuildHasher, Hasher};
 
 use hashbrown::{DefaultHashBuilder, HashTable};
 
-use super::arena::Arena;
+use crate::types::arena::Arena;
 use super::interval::{Bounds, Interval};
 pub use super::members::Member;
 use super::members::Members;

@@ -6,7 +6,7 @@
 
 use std::cmp::Ordering;
 
-use super::arena::Arena;
+use crate::types::arena::Arena;
 
 const NONE: u32 = u32::MAX;
 

@@ -32,7 +32,6 @@
 //! | a watcher that is behind | 16, and 56 a group |
 //! | a stream with something to send | its bytes, and a buffer that the next stream takes over |
 
-mod arena;
 mod behind;
 mod catch_up;
 mod fan_out;

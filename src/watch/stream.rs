@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use hashbrown::HashMap;
 
-use super::arena::Arena;
+use crate::types::arena::Arena;
 use super::members::grown;
 use super::message::{Events, Head, Header, put_fragments, put_response};
 use super::outbox::Outbox;

@@ -1,0 +1,355 @@
+//! The lessor: which leases there are, when each expires, and which keys go with it.
+//!
+//! It is values in, values out: whoever calls says what time it is, and revokes what [`Lessor::next_expired`] names. It knows
+//! neither the store nor the log: the writer shows it every batch, and it keeps for each key the lease of its newest version.
+//!
+//! A lease stands in the list of a *slot of time* of a quarter of a second, and the slots in a tree by their time. A slot is
+//! due only behind the deadline of every lease in it, so nothing expires early. A keep-alive moves the deadline alone; the
+//! lease is looked at when its old slot is due, and then goes into the right one. So a keep-alive is one look into a table,
+//! a million leases of one time to live are one list, and no step takes longer than one lease.
+//!
+//! What it costs, in bytes (a test holds the table true):
+//!
+//! | what | bytes |
+//! | --- | --- |
+//! | a lease | 48 for its row, 5 to 12 for its place in the table |
+//! | a key of a lease | 32 for its row, the key, 5 to 12 for its place in the table |
+//! | a slot of time | some 30 |
+
+mod keys;
+#[cfg(test)]
+mod random;
+mod table;
+
+use std::collections::BTreeMap;
+use std::hash::BuildHasher;
+
+use hashbrown::DefaultHashBuilder;
+
+use crate::types::arena::Arena;
+use crate::types::{Batch, Change, Key, Lease, LeaseId, Uptime};
+
+use keys::Keys;
+use table::Table;
+
+const NONE: u32 = u32::MAX;
+
+/// etcd raises a shorter one to this: one and a half election timeouts, rounded up to whole seconds.
+pub const TTL_SECONDS_MIN: i64 = 2;
+/// Some 285 years. etcd refuses a longer one.
+pub const TTL_SECONDS_MAX: i64 = 9_000_000_000;
+/// How finely expiry is cut.
+const SLOT_MILLISECONDS: u64 = 250;
+
+/// Why no lease is granted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Refused {
+    TtlTooLarge,
+    Exists,
+}
+
+/// What is known of a lease at a moment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Standing {
+    /// In seconds, rounded towards zero; negative once the lease is overdue by a second.
+    pub remaining: i64,
+    pub granted: i64,
+}
+
+struct Row {
+    id: LeaseId,
+    /// In seconds.
+    ttl: i64,
+    deadline: Uptime,
+    /// The slot of time in whose list it stands, which may be older than its deadline.
+    slot: u32,
+    previous: u32,
+    next: u32,
+    /// The first of its keys.
+    keys: u32,
+}
+
+#[derive(Clone, Copy)]
+struct List {
+    first: u32,
+    last: u32,
+}
+
+pub struct Lessor {
+    rows: Arena<Row>,
+    by_id: Table,
+    slots: BTreeMap<u32, List>,
+    keys: Keys,
+    /// Seeded by the process, since clients choose ids and keys. Its order reaches no output.
+    hasher: DefaultHashBuilder,
+    /// The generator of ids that no client chose.
+    ids: u64,
+}
+
+impl Lessor {
+    /// `seed` is where the ids begin that no client chose.
+    pub fn new(seed: u64) -> Lessor {
+        Lessor {
+            rows: Arena::new(),
+            by_id: Table::new(),
+            slots: BTreeMap::new(),
+            keys: Keys::new(),
+            hasher: DefaultHashBuilder::default(),
+            ids: seed,
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// What leases and their keys take. The few slots of time are not counted.
+    pub fn bytes(&self) -> usize {
+        self.rows.bytes() + self.by_id.bytes() + self.keys.bytes()
+    }
+
+    /// Grants a lease; id 0 leaves the choice to the lessor. A time to live below the least is raised to it.
+    ///
+    /// # Errors
+    /// When the time to live is too large, or else the id is in use.
+    pub fn grant(&mut self, id: LeaseId, ttl: i64, now: Uptime) -> Result<Lease, Refused> {
+        if ttl > TTL_SECONDS_MAX {
+            return Err(Refused::TtlTooLarge);
+        }
+        let id = if id == LeaseId::NONE { self.unused_id() } else { id };
+        if self.row_of(id).is_some() {
+            return Err(Refused::Exists);
+        }
+        let lease = Lease { id, ttl: ttl.max(TTL_SECONDS_MIN) };
+        self.insert(lease, now);
+        Ok(lease)
+    }
+
+    /// A positive id that no lease has.
+    fn unused_id(&mut self) -> LeaseId {
+        loop {
+            self.ids = self.ids.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            // The finisher of SplitMix64: ids that follow each other look unlike each other.
+            let mixed = (self.ids ^ (self.ids >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            let id = LeaseId(((mixed ^ (mixed >> 31)) >> 1) as i64);
+            if id != LeaseId::NONE && self.row_of(id).is_none() {
+                return id;
+            }
+        }
+    }
+
+    /// Takes a lease as it is. False: there is one of that id.
+    pub fn restore(&mut self, lease: Lease, now: Uptime) -> bool {
+        let is_new = self.row_of(lease.id).is_none();
+        if is_new {
+            self.insert(lease, now);
+        }
+        is_new
+    }
+
+    fn insert(&mut self, Lease { id, ttl }: Lease, now: Uptime) {
+        let row = Row {
+            id,
+            ttl,
+            deadline: deadline(now, ttl),
+            slot: 0,
+            previous: NONE,
+            next: NONE,
+            keys: NONE,
+        };
+        let at = self.rows.insert(row);
+        let hash = self.hasher.hash_one(id);
+        self.by_id.insert(hash, at, |other| self.hasher.hash_one(self.rows[other].id));
+        self.enlist(at);
+    }
+
+    fn row_of(&self, id: LeaseId) -> Option<u32> {
+        self.by_id.find(self.hasher.hash_one(id), |at| self.rows[at].id == id)
+    }
+
+    pub fn contains(&self, id: LeaseId) -> bool {
+        self.row_of(id).is_some()
+    }
+
+    /// Every lease begins anew, as after a start.
+    pub fn begin(&mut self, now: Uptime) {
+        let mut listed = Vec::with_capacity(self.len());
+        for list in std::mem::take(&mut self.slots).into_values() {
+            let mut at = list.first;
+            while at != NONE {
+                listed.push(at);
+                at = self.rows[at].next;
+            }
+        }
+        for at in listed {
+            let row = &mut self.rows[at];
+            row.deadline = deadline(now, row.ttl);
+            self.enlist(at);
+        }
+    }
+
+    /// Puts a row behind the others of the slot of its deadline.
+    fn enlist(&mut self, at: u32) {
+        let slot = slot_behind(self.rows[at].deadline);
+        let list = self.slots.entry(slot).or_insert(List { first: at, last: NONE });
+        let previous = std::mem::replace(&mut list.last, at);
+        let row = &mut self.rows[at];
+        (row.slot, row.previous, row.next) = (slot, previous, NONE);
+        if previous != NONE {
+            self.rows[previous].next = at;
+        }
+    }
+
+    fn delist(&mut self, at: u32) {
+        let Row { slot, previous, next, .. } = self.rows[at];
+        if previous != NONE {
+            self.rows[previous].next = next;
+        }
+        if next != NONE {
+            self.rows[next].previous = previous;
+        }
+        if previous == NONE && next == NONE {
+            self.slots.remove(&slot);
+        } else if previous == NONE || next == NONE {
+            let list = self.slots.get_mut(&slot).expect("a row stands in the list of its slot");
+            if previous == NONE {
+                list.first = next;
+            } else {
+                list.last = previous;
+            }
+        }
+    }
+
+    /// Gives a lease its whole time again, and tells how much that is. `None`: there is none, or its time is over.
+    pub fn keep_alive(&mut self, id: LeaseId, now: Uptime) -> Option<i64> {
+        let at = self.row_of(id)?;
+        let row = &mut self.rows[at];
+        if row.deadline < now {
+            return None;
+        }
+        row.deadline = deadline(now, row.ttl);
+        Some(row.ttl)
+    }
+
+    /// Whether there is such a lease and its time is over.
+    pub fn is_overdue(&self, id: LeaseId, now: Uptime) -> bool {
+        self.row_of(id).is_some_and(|at| self.rows[at].deadline < now)
+    }
+
+    pub fn standing(&self, id: LeaseId, now: Uptime) -> Option<Standing> {
+        let row = &self.rows[self.row_of(id)?];
+        let left = row.deadline.0 as i64 - now.0 as i64;
+        Some(Standing { remaining: left / 1_000, granted: row.ttl })
+    }
+
+    /// All leases, the one that expires first in front.
+    pub fn leases(&self) -> Vec<LeaseId> {
+        let mut found = Vec::with_capacity(self.len());
+        for list in self.slots.values() {
+            let mut at = list.first;
+            while at != NONE {
+                let row = &self.rows[at];
+                found.push((row.deadline, row.id));
+                at = row.next;
+            }
+        }
+        found.sort_unstable();
+        found.into_iter().map(|(_, id)| id).collect()
+    }
+
+    /// The keys of a lease, in ascending order.
+    pub fn keys_of(&self, id: LeaseId) -> Vec<Key> {
+        let Some(at) = self.row_of(id) else { return Vec::new() };
+        let mut keys: Vec<Key> = self.keys.list(self.rows[at].keys).map(Key::copy_from_slice).collect();
+        keys.sort_unstable();
+        keys
+    }
+
+    /// Takes a lease away and gives its keys, in ascending order. `None`: there is none.
+    pub fn revoke(&mut self, id: LeaseId) -> Option<Vec<Key>> {
+        let hash = self.hasher.hash_one(id);
+        let at = self.row_of(id)?;
+        self.delist(at);
+        self.by_id.remove(hash, at, |other| self.hasher.hash_one(self.rows[other].id));
+        let row = self.rows.remove(at);
+        let mut keys = self.keys.take_list(row.keys, &self.hasher);
+        keys.sort_unstable();
+        Some(keys)
+    }
+
+    /// The lease that is due first, which the caller revokes before it asks again. Each lease that is looked at costs one of
+    /// `visits`; without any left there is no answer, and more may be due.
+    pub fn next_expired(&mut self, now: Uptime, visits: &mut usize) -> Option<LeaseId> {
+        while *visits > 0 {
+            let (slot, list) = self.slots.first_key_value()?;
+            if starts(*slot) > now {
+                return None;
+            }
+            *visits -= 1;
+            let at = list.first;
+            if self.rows[at].deadline < now {
+                return Some(self.rows[at].id);
+            }
+            // It was kept alive since. Its new slot lies behind the deadline, which is not over: never the same slot again.
+            self.delist(at);
+            self.enlist(at);
+        }
+        None
+    }
+
+    /// When to look again.
+    pub fn next_deadline(&self) -> Option<Uptime> {
+        self.slots.first_key_value().map(|(slot, _)| starts(*slot))
+    }
+
+    /// Takes note of what a batch did to the keys of leases. Changes come in their order, so the last of a key counts.
+    pub fn note(&mut self, batch: &Batch) {
+        for change in &batch.changes {
+            match change {
+                Change::Put { kv, .. } => self.attach(kv.key(), kv.lease()),
+                Change::Delete { key, .. } => self.attach(key, LeaseId::NONE),
+            }
+        }
+    }
+
+    /// The key goes with this lease from here on, and with no other. A lease that is not there has no keys.
+    pub fn attach(&mut self, key: &[u8], id: LeaseId) {
+        if id == LeaseId::NONE && self.keys.is_empty() {
+            return;
+        }
+        let lease = if id == LeaseId::NONE { None } else { self.row_of(id) };
+        let hash = self.hasher.hash_one(key);
+        if let Some(at) = self.keys.find(hash, key) {
+            let owner = self.keys.owner(at);
+            if Some(owner) == lease {
+                return;
+            }
+            let first = self.keys.remove(at, hash, &self.hasher);
+            if let Some(first) = first {
+                self.rows[owner].keys = first;
+            }
+        }
+        if let Some(lease) = lease {
+            let first = self.rows[lease].keys;
+            self.rows[lease].keys = self.keys.insert(key, hash, lease, first, &self.hasher);
+        }
+    }
+}
+
+fn deadline(now: Uptime, ttl: i64) -> Uptime {
+    Uptime(now.0.saturating_add(ttl.unsigned_abs().saturating_mul(1_000)))
+}
+
+/// The first slot that begins behind a deadline. One that lies too far ahead to be counted is looked at in 34 years.
+fn slot_behind(deadline: Uptime) -> u32 {
+    u32::try_from(deadline.0 / SLOT_MILLISECONDS + 1).unwrap_or(u32::MAX)
+}
+
+fn starts(slot: u32) -> Uptime {
+    Uptime(u64::from(slot) * SLOT_MILLISECONDS)
+}
