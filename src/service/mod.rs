@@ -4,6 +4,7 @@
 //! message becomes a command for the backend, a reply becomes bytes for the peer. Watch streams are not kept here: they are
 //! rows of the watch hub, and [`watch`] only translates for them.
 
+pub mod cluster;
 pub mod errors;
 pub mod kv;
 pub mod maintenance;
@@ -11,12 +12,15 @@ pub mod pages;
 pub mod watch;
 pub mod watch_request;
 
+mod downgrade;
+mod message;
 mod wire;
 
 #[cfg(test)]
 mod random;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use slab::Slab;
@@ -26,6 +30,7 @@ use crate::grpc::status::{Code, Status};
 use crate::net::{CallHead, CallId, Output};
 use crate::store::command::{Answer, Outcome};
 
+use cluster::{ClusterMethod, Member};
 use kv::decode::KvMethod;
 use kv::encode::Response;
 use maintenance::MaintenanceMethod;
@@ -46,6 +51,7 @@ pub enum Route {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Method {
     Kv(KvMethod),
+    Cluster(ClusterMethod),
     Maintenance(MaintenanceMethod),
 }
 
@@ -60,14 +66,27 @@ impl Route {
             "/etcdserverpb.KV/DeleteRange" => Ok(Route::Unary(Method::Kv(KvMethod::DeleteRange))),
             "/etcdserverpb.KV/Compact" => Ok(Route::Unary(Method::Kv(KvMethod::Compact))),
             "/etcdserverpb.Watch/Watch" => Ok(Route::Watch),
-            "/etcdserverpb.Maintenance/Alarm" => Ok(Route::Unary(Method::Maintenance(MaintenanceMethod::Alarm))),
-            "/etcdserverpb.Maintenance/Status" => Ok(Route::Unary(Method::Maintenance(MaintenanceMethod::Status))),
-            "/etcdserverpb.Maintenance/Defragment" => {
-                Ok(Route::Unary(Method::Maintenance(MaintenanceMethod::Defragment)))
-            }
-            _ => Err(errors::unknown_path(path)),
+            _ => Route::of_others(path).ok_or_else(|| errors::unknown_path(path)),
         }
     }
+}
+
+impl Route {
+    fn of_others(path: &str) -> Option<Route> {
+        let (service, name) = path.strip_prefix('/')?.split_once('/')?;
+        Some(Route::Unary(match service {
+            "etcdserverpb.Maintenance" => Method::Maintenance(MaintenanceMethod::of(name)?),
+            "etcdserverpb.Cluster" => Method::Cluster(ClusterMethod::of(name)?),
+            _ => return None,
+        }))
+    }
+}
+
+/// What becomes of a request that is in order.
+pub enum Asked {
+    Backend(Command),
+    /// It can be answered without the backend, with this message.
+    Answer(Bytes),
 }
 
 /// Where a unary call stands.
@@ -95,6 +114,7 @@ struct Call {
 /// The unary calls of one shard.
 pub struct Services {
     identity: Identity,
+    member: Arc<Member>,
     limits: Limits,
     calls: Slab<Call>,
     preparing: VecDeque<u32>,
@@ -103,8 +123,9 @@ pub struct Services {
 }
 
 impl Services {
-    pub fn new(identity: Identity, limits: Limits) -> Services {
-        Services { identity, limits, calls: Slab::new(), preparing: VecDeque::new(), discarding: VecDeque::new() }
+    pub fn new(identity: Identity, member: Arc<Member>, limits: Limits) -> Services {
+        let (calls, preparing, discarding) = (Slab::new(), VecDeque::new(), VecDeque::new());
+        Services { identity, member, limits, calls, preparing, discarding }
     }
 
     /// What etcd's interceptors check before any service sees the call.
@@ -122,17 +143,22 @@ impl Services {
         u32::try_from(index).expect("a shard has fewer than 4 G calls, since each holds a stream")
     }
 
-    /// The request of a call: a command for the backend, or a refusal that the call answers with.
+    /// The request of a call: a command for the backend, or an answer that is at hand.
     pub fn request(&mut self, handle: u32, message: Bytes) -> Option<Command> {
         let call = &mut self.calls[handle as usize];
-        let command = match call.method {
-            Method::Kv(method) => kv::decode::decode(method, message, &self.limits),
-            Method::Maintenance(method) => maintenance::decode(method, message),
+        let asked = match call.method {
+            Method::Kv(method) => kv::decode::decode(method, message, &self.limits).map(Asked::Backend),
+            Method::Maintenance(method) => maintenance::decode(method, message, self.identity),
+            Method::Cluster(method) => cluster::answer(method, message, self.identity, &self.member).map(Asked::Answer),
         };
-        match command {
-            Ok(command) => {
+        match asked {
+            Ok(Asked::Backend(command)) => {
                 call.submitted = true;
                 Some(command)
+            }
+            Ok(Asked::Answer(message)) => {
+                call.state = Unary::Short(message);
+                None
             }
             Err(status) => {
                 call.state = Unary::Failed(status);
@@ -150,6 +176,13 @@ impl Services {
             Reply::Answer(Ok(Answer { revision, result: Outcome::Alarm(listed) })) => {
                 Unary::Short(maintenance::alarms(self.identity, revision, listed.as_slice()))
             }
+            Reply::Answer(Ok(Answer { revision, result: Outcome::Hash(hash) })) => {
+                let header = message::header(self.identity, revision);
+                Unary::Short(match call.method {
+                    Method::Maintenance(MaintenanceMethod::HashKv) => maintenance::hash_kv(header, &hash),
+                    _ => maintenance::hash(header, &hash),
+                })
+            }
             Reply::Answer(Ok(answer)) if is_abandoned => {
                 self.discarding.push_back(Response::new(answer, self.identity));
                 Unary::Abandoned
@@ -157,7 +190,12 @@ impl Services {
             Reply::Answer(Ok(answer)) => Unary::Preparing(Response::new(answer, self.identity)),
             Reply::Answer(Err(error)) => Unary::Failed(error.into()),
             Reply::Alarms { revision, alarms } => Unary::Short(maintenance::alarms(self.identity, revision, &alarms)),
-            Reply::Status(status) => Unary::Short(maintenance::status(self.identity, &status)),
+            Reply::Status(status) => Unary::Short(match call.method {
+                Method::Maintenance(MaintenanceMethod::Downgrade) => {
+                    downgrade::canceled(self.identity, status.revision)
+                }
+                _ => maintenance::status(self.identity, &status),
+            }),
             Reply::Defragmented(Ok(())) => Unary::Short(maintenance::defragmented()),
             Reply::Defragmented(Err(reason)) => Unary::Failed(errors::defragment_failed(reason)),
             Reply::History(_) => unreachable!("the shard keeps history for its hub"),

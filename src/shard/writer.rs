@@ -100,6 +100,14 @@ struct RunningRead {
     job: ReadJob,
 }
 
+/// A hash holds a handle of every key while it runs, so there is one at a time. Those that wait have not begun, and pin
+/// nothing.
+#[derive(Default)]
+struct Hashes {
+    running: Option<RunningRead>,
+    waiting: VecDeque<(Origin, Read)>,
+}
+
 pub struct Writer {
     store: Store,
     pace: Pace,
@@ -114,6 +122,7 @@ pub struct Writer {
     /// The disk has refused the log.
     refusing: bool,
     reads: VecDeque<RunningRead>,
+    hashes: Hashes,
     removing: bool,
     waiting_for_removal: Vec<Waiting>,
     outbox: VecDeque<(Origin, Reply)>,
@@ -143,6 +152,7 @@ impl Writer {
             space: Space { quota: Quota::default(), member: 0, is_short: false },
             refusing: false,
             reads: VecDeque::new(),
+            hashes: Hashes::default(),
             // A restart may have come before the last compaction's removal was done.
             removing: !store.is_compact(),
             store,
@@ -247,6 +257,9 @@ impl Writer {
     }
 
     fn read(&mut self, origin: Origin, read: &Read) {
+        if matches!(read, Read::Hash { .. }) {
+            return self.hashes.waiting.push_back((origin, read.clone()));
+        }
         match self.store.read(read, self.committed) {
             Ok(mut job) => match self.store.step(&mut job, self.pace.read_rows) {
                 Some(result) => self.finish_read(origin, result),
@@ -261,10 +274,30 @@ impl Writer {
         self.reply_to_reader(origin, Reply::Answer(result), is_refused);
     }
 
+    /// One turn of the hash that is first, if there is one.
+    fn step_hash(&mut self) {
+        if self.hashes.running.is_none()
+            && let Some((origin, read)) = self.hashes.waiting.pop_front()
+        {
+            match self.store.read(&read, self.committed) {
+                Ok(job) => self.hashes.running = Some(RunningRead { origin, job }),
+                Err(error) => self.finish_read(origin, Err(error)),
+            }
+        }
+        if let Some(hash) = &mut self.hashes.running
+            && let Some(result) = self.store.step(&mut hash.job, self.pace.read_rows)
+        {
+            let origin = hash.origin;
+            self.hashes.running = None;
+            // It names the compaction that it was made under.
+            self.reply_to_reader(origin, Reply::Answer(result), true);
+        }
+    }
+
     /// What was read at the committed revision may leave at once. A refusal may have seen a compaction that is not durable.
-    fn reply_to_reader(&mut self, origin: Origin, reply: Reply, is_refused: bool) {
+    fn reply_to_reader(&mut self, origin: Origin, reply: Reply, saw_compaction: bool) {
         let all_told = self.open.replies.is_empty() && self.sealed.is_empty();
-        if all_told || !is_refused {
+        if all_told || !saw_compaction {
             return self.outbox.push_back((origin, reply));
         }
         self.unreleased().replies.push(Waiting { origin, reply, after_removal: false });
@@ -367,7 +400,8 @@ impl Writer {
         !self.open.entries.is_empty() || !self.sealed.is_empty()
     }
 
-    /// A bounded piece of the long work: one turn of one read, and one of the removal. True when there is more.
+    /// A bounded piece of the long work: one turn of one read, one of a hash, and one of the removal. True when there is
+    /// more.
     pub fn step(&mut self) -> bool {
         if let Some(mut read) = self.reads.pop_front() {
             match self.store.step(&mut read.job, self.pace.read_rows) {
@@ -375,7 +409,8 @@ impl Writer {
                 None => self.reads.push_back(read),
             }
         }
-        self.remove() || !self.reads.is_empty()
+        self.step_hash();
+        self.remove() || !self.reads.is_empty() || self.hashes.running.is_some() || !self.hashes.waiting.is_empty()
     }
 
     /// A bounded piece of the removal behind a compaction. What running reads or the committed revision still need waits
@@ -384,7 +419,7 @@ impl Writer {
         if !self.removing {
             return false;
         }
-        let oldest = self.reads.iter().map(|read| read.job.oldest()).min();
+        let oldest = self.reads.iter().chain(&self.hashes.running).map(|read| read.job.oldest()).min();
         // The next read will begin at the committed revision.
         let pinned = oldest.map_or(self.committed, |oldest| oldest.min(self.committed));
         let pinned = pinned.min(self.compacted.unwrap_or(Revision::ZERO));
