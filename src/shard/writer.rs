@@ -20,7 +20,9 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use crate::backend::{AlarmFilter, BackendStatus, Command, HistoryError, Reply};
+use crate::shard::hashes::Hashes;
 use crate::shard::mesh::Token;
+use crate::shard::space::{Space, Verdict};
 use crate::store::command::{Answer, Error, Read, Write};
 use crate::store::quota::{self, Quota};
 use crate::store::{Applied, CompactProgress, ReadJob, Store};
@@ -86,26 +88,9 @@ pub struct Release {
     pub alarms: Vec<(Alarm, bool)>,
 }
 
-/// What a write that may put is held to beside the alarms.
-struct Space {
-    quota: Quota,
-    /// Whose alarm it is.
-    member: u64,
-    /// The disk has no room for the log to grow into.
-    is_short: bool,
-}
-
 struct RunningRead {
     origin: Origin,
     job: ReadJob,
-}
-
-/// A hash holds a handle of every key while it runs, so there is one at a time. Those that wait have not begun, and pin
-/// nothing.
-#[derive(Default)]
-struct Hashes {
-    running: Option<RunningRead>,
-    waiting: VecDeque<(Origin, Read)>,
 }
 
 pub struct Writer {
@@ -123,6 +108,8 @@ pub struct Writer {
     refusing: bool,
     reads: VecDeque<RunningRead>,
     hashes: Hashes,
+    /// What the running reads hold beside the store.
+    scratch_bytes: usize,
     removing: bool,
     waiting_for_removal: Vec<Waiting>,
     outbox: VecDeque<(Origin, Reply)>,
@@ -149,7 +136,8 @@ impl Writer {
             committed: revision,
             compacted,
             alarms: store.alarms().collect(),
-            space: Space { quota: Quota::default(), member: 0, is_short: false },
+            space: Space::new(Quota::default(), 0),
+            scratch_bytes: 0,
             refusing: false,
             reads: VecDeque::new(),
             hashes: Hashes::default(),
@@ -165,7 +153,7 @@ impl Writer {
 
     /// Holds the store to a quota; the alarm that says it is reached names this member.
     pub fn with_quota(mut self, quota: Quota, member: u64) -> Writer {
-        self.space = Space { quota, member, is_short: false };
+        self.space = Space::new(quota, member);
         self
     }
 
@@ -175,8 +163,18 @@ impl Writer {
         self.space.is_short = is_short;
     }
 
+    /// From here on the store may grow by so many bytes, and so may what reads hold, before puts and large reads are refused.
+    pub fn set_memory_room(&mut self, room: usize) {
+        self.space.set_memory_room(self.store.bytes().total(), self.scratch_bytes(), room);
+    }
+
     pub fn store(&self) -> &Store {
         &self.store
+    }
+
+    /// What the running reads hold beside the store, in bytes.
+    pub fn scratch_bytes(&self) -> usize {
+        self.scratch_bytes + self.hashes.scratch_bytes()
     }
 
     /// Takes one command of a shard. Its reply comes out of [`Writer::next_reply`] when it may be told.
@@ -227,9 +225,10 @@ impl Writer {
     fn apply(&mut self, write: &Write, time: Time) -> Applied {
         let cost_bytes = quota::cost_bytes(write);
         let used_bytes = self.store.bytes().total() as u64;
-        let has_space = self.space.quota.admits(used_bytes, cost_bytes) && (cost_bytes == 0 || !self.space.is_short);
-        if has_space {
-            return self.store.apply(write, time);
+        match self.space.judge(used_bytes, cost_bytes) {
+            Verdict::Admitted => return self.store.apply(write, time),
+            Verdict::NoMemory => return Applied { answer: Err(Error::NoSpace), entry: None },
+            Verdict::Alarm => {}
         }
         let alarm = Alarm { member: self.space.member, kind: AlarmKind::NoSpace };
         let raised = self.store.apply(&Write::Alarm { alarm, active: true }, time);
@@ -258,15 +257,25 @@ impl Writer {
 
     fn read(&mut self, origin: Origin, read: &Read) {
         if matches!(read, Read::Hash { .. }) {
-            return self.hashes.waiting.push_back((origin, read.clone()));
+            return self.hashes.wait(origin, read.clone());
         }
         match self.store.read(read, self.committed) {
             Ok(mut job) => match self.store.step(&mut job, self.pace.read_rows) {
                 Some(result) => self.finish_read(origin, result),
-                None => self.reads.push_back(RunningRead { origin, job }),
+                None => self.read_on(RunningRead { origin, job }),
             },
             Err(error) => self.finish_read(origin, Err(error)),
         }
+    }
+
+    /// A read that takes several turns holds rows meanwhile. One for which there is no memory ends here.
+    fn read_on(&mut self, read: RunningRead) {
+        let scratch_bytes = read.job.scratch_bytes();
+        if !self.space.admits_scratch(self.scratch_bytes() + scratch_bytes) {
+            return self.finish_read(read.origin, Err(Error::NoMemory));
+        }
+        self.scratch_bytes += scratch_bytes;
+        self.reads.push_back(read);
     }
 
     fn finish_read(&mut self, origin: Origin, result: Result<Answer, Error>) {
@@ -274,22 +283,11 @@ impl Writer {
         self.reply_to_reader(origin, Reply::Answer(result), is_refused);
     }
 
-    /// One turn of the hash that is first, if there is one.
+    /// One turn of the hash that is first, if there is one. It names the compaction that it was made under.
     fn step_hash(&mut self) {
-        if self.hashes.running.is_none()
-            && let Some((origin, read)) = self.hashes.waiting.pop_front()
-        {
-            match self.store.read(&read, self.committed) {
-                Ok(job) => self.hashes.running = Some(RunningRead { origin, job }),
-                Err(error) => self.finish_read(origin, Err(error)),
-            }
-        }
-        if let Some(hash) = &mut self.hashes.running
-            && let Some(result) = self.store.step(&mut hash.job, self.pace.read_rows)
-        {
-            let origin = hash.origin;
-            self.hashes.running = None;
-            // It names the compaction that it was made under.
+        let (space, held) = (&self.space, self.scratch_bytes);
+        let admits = |bytes| space.admits_scratch(held + bytes);
+        if let Some((origin, result)) = self.hashes.turn(&self.store, self.committed, self.pace.read_rows, admits) {
             self.reply_to_reader(origin, Reply::Answer(result), true);
         }
     }
@@ -404,13 +402,14 @@ impl Writer {
     /// more.
     pub fn step(&mut self) -> bool {
         if let Some(mut read) = self.reads.pop_front() {
+            self.scratch_bytes -= read.job.scratch_bytes();
             match self.store.step(&mut read.job, self.pace.read_rows) {
                 Some(result) => self.finish_read(read.origin, result),
-                None => self.reads.push_back(read),
+                None => self.read_on(read),
             }
         }
         self.step_hash();
-        self.remove() || !self.reads.is_empty() || self.hashes.running.is_some() || !self.hashes.waiting.is_empty()
+        self.remove() || !self.reads.is_empty() || !self.hashes.is_idle()
     }
 
     /// A bounded piece of the removal behind a compaction. What running reads or the committed revision still need waits
@@ -419,7 +418,7 @@ impl Writer {
         if !self.removing {
             return false;
         }
-        let oldest = self.reads.iter().chain(&self.hashes.running).map(|read| read.job.oldest()).min();
+        let oldest = self.reads.iter().map(|read| read.job.oldest()).chain(self.hashes.oldest()).min();
         // The next read will begin at the committed revision.
         let pinned = oldest.map_or(self.committed, |oldest| oldest.min(self.committed));
         let pinned = pinned.min(self.compacted.unwrap_or(Revision::ZERO));

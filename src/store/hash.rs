@@ -32,6 +32,8 @@ pub struct HashJob {
     /// etcd's -1 stands for none.
     compacted: Revision,
     sum: Sum,
+    /// Handles that were gathered and are held.
+    held: usize,
     phase: Phase,
 }
 
@@ -80,7 +82,7 @@ impl HashJob {
         } else {
             Phase::History(above(compacted))
         };
-        HashJob { at, compacted, sum: Sum::new(), phase }
+        HashJob { at, compacted, sum: Sum::new(), held: 0, phase }
     }
 
     /// What a removal must not pass: versions at the compaction, and history above it.
@@ -88,12 +90,19 @@ impl HashJob {
         self.compacted.max(Revision::FIRST)
     }
 
+    /// What it holds beside the store: handles.
+    pub fn scratch_bytes(&self) -> usize {
+        self.held * size_of::<KeyValue>()
+    }
+
     /// One turn. `None`: the budget is spent and there is more to do.
     pub fn turn(&mut self, index: &KeyIndex, history: &History, budget: &mut Budget) -> Option<Hash> {
         loop {
             self.phase = match &mut self.phase {
                 Phase::Gathering(gathering) => {
-                    if !gather(gathering, index, self.at, self.compacted, budget) {
+                    let is_over = gather(gathering, index, self.at, self.compacted, budget);
+                    self.held = gathering.runs.iter().map(Vec::len).sum();
+                    if !is_over {
                         return None;
                     }
                     if gathering.has_visible || gathering.counts_all {
@@ -112,6 +121,7 @@ impl HashJob {
                         self.sum.put(kv);
                         rows.next();
                     }
+                    self.held = 0;
                     Phase::History(above(self.compacted))
                 }
                 Phase::History(next) => {
