@@ -6,6 +6,7 @@
 
 pub mod cluster;
 pub mod errors;
+pub mod health;
 pub mod kv;
 pub mod maintenance;
 pub mod pages;
@@ -30,11 +31,12 @@ use slab::Slab;
 use crate::backend::{Command, Identity, Reply};
 use crate::grpc::status::{Code, Status};
 use crate::metrics;
-use crate::net::{CallHead, CallId, Output};
+use crate::net::{CallHead, CallId, CallKind, Output};
 use crate::pb;
 use crate::store::command::{Answer, Outcome};
 
 use cluster::{ClusterMethod, Member};
+use health::HealthMethod;
 use kv::decode::KvMethod;
 use kv::encode::Response;
 use maintenance::MaintenanceMethod;
@@ -57,6 +59,17 @@ pub enum Method {
     Kv(KvMethod),
     Cluster(ClusterMethod),
     Maintenance(MaintenanceMethod),
+    Health(HealthMethod),
+}
+
+impl Method {
+    /// A watch of the health goes on until its client or the server ends.
+    pub fn kind(self) -> CallKind {
+        match self {
+            Method::Health(HealthMethod::Watch) => CallKind::RequestStream,
+            Method::Kv(_) | Method::Cluster(_) | Method::Maintenance(_) | Method::Health(_) => CallKind::OneRequest,
+        }
+    }
 }
 
 impl Route {
@@ -81,6 +94,7 @@ impl Route {
         Some(Route::Unary(match service {
             "etcdserverpb.Maintenance" => Method::Maintenance(MaintenanceMethod::of(name)?),
             "etcdserverpb.Cluster" => Method::Cluster(ClusterMethod::of(name)?),
+            "grpc.health.v1.Health" => Method::Health(HealthMethod::of(name)?),
             _ => return None,
         }))
     }
@@ -127,6 +141,8 @@ enum Unary {
     Answering(Response),
     /// A short answer, encoded as a whole.
     Short(Bytes),
+    /// The first message of a call that goes on, until it was taken.
+    Subscribed(Option<Bytes>),
     Failed(Status),
     /// The peer has gone; the reply that is still to come is thrown away with the slot.
     Abandoned,
@@ -185,6 +201,17 @@ impl Services {
     pub fn request(&mut self, handle: u32, message: Bytes) -> Option<Command> {
         let call = &mut self.calls[handle as usize];
         let asked = match call.method {
+            Method::Health(method) => {
+                // Nobody reads a second request of a watch.
+                if matches!(call.state, Unary::Waiting) {
+                    call.state = match (method, health::answer(method, message)) {
+                        (HealthMethod::Watch, Ok(message)) => Unary::Subscribed(Some(message)),
+                        (HealthMethod::Check | HealthMethod::List, Ok(message)) => Unary::Short(message),
+                        (_, Err(status)) => Unary::Failed(status),
+                    };
+                }
+                return None;
+            }
             Method::Kv(method) => kv::decode::decode(method, message, &self.limits).map(Asked::Backend),
             Method::Maintenance(method) => maintenance::decode(method, message, self.identity),
             Method::Cluster(method) => cluster::answer(method, message, self.identity, &self.member).map(Asked::Answer),
@@ -202,6 +229,14 @@ impl Services {
                 call.state = Unary::Failed(status);
                 None
             }
+        }
+    }
+
+    /// The client has half-closed. A call that goes on and was never asked anything ends as grpc-go ends it.
+    pub fn end_of_requests(&mut self, handle: u32) {
+        let call = &mut self.calls[handle as usize];
+        if call.method.kind() == CallKind::RequestStream && matches!(call.state, Unary::Waiting) {
+            call.state = Unary::Failed(Status::new(Code::Unknown, "EOF"));
         }
     }
 
@@ -307,6 +342,7 @@ impl Services {
                 self.calls.remove(handle as usize);
                 Output::Last(bytes)
             }
+            Unary::Subscribed(message) => message.take().map_or(Output::Nothing, Output::Bytes),
             Unary::Short(message) => {
                 let message = std::mem::take(message);
                 self.calls.remove(handle as usize);

@@ -584,7 +584,7 @@ impl Handler for Shard {
                 let handle = core.services.open(call, method);
                 let number = method_number(head.path).expect("a method that is served is in the table");
                 core.meter.call_opened(handle, call.connection, number, clock::now());
-                Opened { kind: CallKind::OneRequest, handle }
+                Opened { kind: method.kind(), handle }
             }
             Route::Watch => {
                 let stream = core.hub.open_stream(u64::from(call.connection) << 32 | u64::from(call.stream));
@@ -611,9 +611,12 @@ impl Handler for Shard {
         !core.ending.contains_key(&handle) && core.hub.can_take_requests(StreamId(handle & !WATCH_HANDLE))
     }
 
-    fn end_of_requests(&self, _call: CallId, _handle: u32) {
-        // A unary call is answered when its reply comes. A watch stream that its client has half-closed goes on, as in
-        // etcd: an HTTP gateway sends one create request and then only listens.
+    fn end_of_requests(&self, _call: CallId, handle: u32) {
+        // A watch stream that its client has half-closed goes on, as in etcd: an HTTP gateway sends one create request and
+        // then only listens.
+        if handle & WATCH_HANDLE == 0 {
+            self.core.borrow_mut().services.end_of_requests(handle);
+        }
     }
 
     fn output(&self, _call: CallId, handle: u32, bytes_max: usize) -> Output {

@@ -163,6 +163,8 @@ fn numbers_move_with_what_happens() {
             assert_eq!(moved("tarsier_commit_seconds_count"), 20.0);
             assert!(moved("tarsier_watch_delivery_seconds_count") >= 10.0, "most of them are followed");
             assert_eq!(after["tarsier_watches{state=\"synced\"}"], 1.0);
+            let request = "GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n".len();
+            assert_eq!(moved("tarsier_http1_received_bytes_total"), request as f64);
         }
         watch.reset();
         drop((watch, client));
