@@ -622,7 +622,12 @@ impl Handler for Shard {
     fn output(&self, _call: CallId, handle: u32, bytes_max: usize) -> Output {
         let core = &mut *self.core.borrow_mut();
         if handle & WATCH_HANDLE == 0 {
-            return core.services.output(handle, bytes_max);
+            let output = core.services.output(handle, bytes_max);
+            // The peer has taken the part before it, so there is never more than one in memory.
+            if let Some(command) = core.services.next_part(handle) {
+                self.send(core, handle, command);
+            }
+            return output;
         }
         let stream = StreamId(handle & !WATCH_HANDLE);
         if let Some(bytes) = core.hub.take_output(stream, bytes_max) {

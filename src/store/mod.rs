@@ -254,7 +254,8 @@ impl Store {
     pub fn read(&self, read: &Read, now: Revision) -> Result<ReadJob, Error> {
         let horizon = self.horizon(now);
         match read {
-            Read::Range(range) => self.read_range(range, horizon),
+            Read::Range(range) => self.read_range(range, horizon, RangeJob::new),
+            Read::Part(range) => self.read_range(range, horizon, RangeJob::part),
             Read::Hash { revision } => self.read_hash(*revision, horizon),
             Read::Txn(txn) => {
                 let job = ReadTxnJob::new(txn, horizon);
@@ -263,7 +264,12 @@ impl Store {
         }
     }
 
-    fn read_range(&self, range: &Range, horizon: Horizon) -> Result<ReadJob, Error> {
+    fn read_range(
+        &self,
+        range: &Range,
+        horizon: Horizon,
+        job: impl Fn(&Range, Revision) -> RangeJob,
+    ) -> Result<ReadJob, Error> {
         let now = horizon.current;
         // Outside a transaction 0 and below mean "now". A compaction that is applied but not committed may already lie
         // above "now"; what it forgets is still there, so only a revision that was named is refused.
@@ -274,7 +280,7 @@ impl Store {
         self.check_not_removed(at)?;
         let work = match &range.range {
             KeyRange::One(key) => Work::Ready(Outcome::Range(read_one(&self.index, range, key, at))),
-            KeyRange::Span { .. } | KeyRange::From(_) => Work::Range(Box::new(RangeJob::new(range, at))),
+            KeyRange::Span { .. } | KeyRange::From(_) => Work::Range(Box::new(job(range, at))),
         };
         Ok(ReadJob { now, oldest: at, work })
     }
