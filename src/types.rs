@@ -88,6 +88,14 @@ impl KeyRange {
         matches!(self, KeyRange::Span { start, end } if end <= start)
     }
 
+    /// Bytes of its keys.
+    pub fn bytes(&self) -> usize {
+        match self {
+            KeyRange::One(key) | KeyRange::From(key) => key.len(),
+            KeyRange::Span { start, end } => start.len() + end.len(),
+        }
+    }
+
     pub fn start(&self) -> &Key {
         match self {
             KeyRange::One(key) | KeyRange::From(key) => key,

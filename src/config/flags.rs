@@ -174,6 +174,12 @@ pub const FLAGS: &[Flag] = &[
         "67108864",
         "Bytes of recent changes kept in memory for watches that fall behind, at least 1048576 (1 MiB).",
     ),
+    supported(
+        "memory-limit",
+        "80%",
+        "Memory that the server may hold, in bytes (at least 33554432) or in percent of what the machine or its cgroup has; at \
+         it, what is new is refused and what is held goes on. 0 means no limit.",
+    ),
     supported("log-level", "info", "Least severe level that is logged: debug, info, warn, error, panic or fatal."),
     supported("log-format", "json", "Format of log lines: json or console."),
     supported("log-outputs", "default", "Where log lines go: stderr (the default) or stdout."),
@@ -322,7 +328,7 @@ mod tests {
             ours.remove(at);
         }
         let expected = "max-connections max-connections-per-address max-watches-per-stream max-watches-per-connection \
-            stalled-stream-timeout idle-buffers shards history-limit";
+            stalled-stream-timeout idle-buffers shards history-limit memory-limit";
         assert_eq!(ours, expected.split_whitespace().collect::<Vec<_>>(), "also catches a row that stands twice");
     }
 

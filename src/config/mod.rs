@@ -34,6 +34,8 @@ const TXN_OPERATIONS_MAX: u64 = 1_000_000;
 pub const SHARDS_MAX: u64 = 256;
 /// Below this a single large transaction would turn every watch that is one batch behind into a late one.
 const HISTORY_BYTES_MIN: u64 = 1024 * 1024;
+/// Below this there is hardly room for a client beside the server itself.
+const MEMORY_BYTES_MIN: u64 = 32 * 1024 * 1024;
 /// etcd's floor; a shorter interval is raised to it.
 const PROGRESS_INTERVAL_MIN: Duration = Duration::from_millis(100);
 const PROGRESS_INTERVAL_DEFAULT: Duration = Duration::from_secs(600);
@@ -93,7 +95,27 @@ pub struct Config {
     /// `--history-limit`: bytes of recent changes in memory, default 64 MiB. Watches within it catch up without asking
     /// the writer; more only pays when watchers are often cut off for long.
     pub history_bytes_max: usize,
+    /// `--memory-limit`: default 80% of what the machine or the cgroup has; the rest is the kernel's, for sockets and files.
+    /// `None`: there is no limit.
+    pub memory_limit: Option<MemoryLimit>,
     pub log: LogConfig,
+}
+
+/// How much memory the process may hold.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MemoryLimit {
+    Bytes(u64),
+    /// Of what the machine has, or the cgroup: 1 to 100.
+    Percent(u8),
+}
+
+impl MemoryLimit {
+    pub fn bytes(self, available_bytes: usize) -> usize {
+        match self {
+            MemoryLimit::Bytes(bytes) => usize::try_from(bytes).unwrap_or(usize::MAX),
+            MemoryLimit::Percent(percent) => available_bytes / 100 * usize::from(percent),
+        }
+    }
 }
 
 /// How much history is kept when nobody compacts by hand, in etcd's two modes.
@@ -288,6 +310,7 @@ fn config(source: &Source) -> Result<Config, ConfigError> {
         })?,
         shards: NonZeroUsize::new(number(source, "shards", 0, SHARDS_MAX)? as usize),
         history_bytes_max: number(source, "history-limit", HISTORY_BYTES_MIN, i64::MAX as u64)? as usize,
+        memory_limit: read(source, "memory-limit", memory_limit)?,
         log: log(source)?,
         name,
     })
@@ -305,6 +328,18 @@ fn auto_compaction(source: &Source) -> Result<Option<AutoCompaction>, ConfigErro
     }
     let period = read(source, "auto-compaction-retention", value::hours_or_duration)?;
     Ok(Some(AutoCompaction::Periodic(period)).filter(|_| !period.is_zero()))
+}
+
+fn memory_limit(text: &str) -> Result<Option<MemoryLimit>, String> {
+    if let Some(percent) = text.strip_suffix('%') {
+        let percent = value::whole(percent, 1, 100)?;
+        return Ok(Some(MemoryLimit::Percent(percent as u8)));
+    }
+    match value::whole(text, 0, i64::MAX as u64)? {
+        0 => Ok(None),
+        bytes if bytes < MEMORY_BYTES_MIN => Err(format!("expected at least {MEMORY_BYTES_MIN} bytes")),
+        bytes => Ok(Some(MemoryLimit::Bytes(bytes))),
+    }
 }
 
 fn watch_limits(source: &Source) -> Result<WatchLimits, ConfigError> {

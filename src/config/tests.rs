@@ -58,6 +58,7 @@ fn without_flags_the_defaults_are_etcds_and_nothing_is_warned_of() {
     assert!(!config.idle_buffers_are_kept);
     assert_eq!(config.shards, None);
     assert_eq!(config.history_bytes_max, 64 * 1024 * 1024);
+    assert_eq!(config.memory_limit, Some(MemoryLimit::Percent(80)));
     assert_eq!(config.log, LogConfig { level: LogLevel::Info, format: LogFormat::Json, output: LogOutput::Stderr });
 }
 
@@ -142,6 +143,9 @@ fn unreadable_values_name_flag_value_and_what_was_expected() {
         ("--max-request-bytes 1MB", "--max-request-bytes \"1MB\": expected a whole number from 1 to 1073741824"),
         ("--max-concurrent-streams=0", "--max-concurrent-streams \"0\": expected a whole number from 1 to 4294967295"),
         ("--shards 257", "--shards \"257\": expected a whole number from 0 to 256"),
+        ("--memory-limit 1000", "--memory-limit \"1000\": expected at least 33554432 bytes"),
+        ("--memory-limit 101%", "--memory-limit \"101%\": expected a whole number from 1 to 100"),
+        ("--memory-limit 1G", "--memory-limit \"1G\": expected a whole number from 0 to 9223372036854775807"),
         ("--history-limit 1", "--history-limit \"1\": expected a whole number from 1048576 to 9223372036854775807"),
         (
             "--grpc-keepalive-min-time 5",

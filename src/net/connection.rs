@@ -47,15 +47,6 @@ const CALLS_PER_ROUND: usize = 16;
 const STALL_CHECKS: u8 = 4;
 const STALLED: &str = "tarsier: the client took nothing of what was due to it for too long";
 
-/// What a connection holds, h2's buffers and tables included. Measured as resident memory, huge pages off: connections take
-/// 21.5 kB each with one stream, 30.8 kB with 16 and 53.4 kB with fifty.
-pub const CONNECTION_BYTES: u64 = 20_900;
-/// What of it is given back in silence: a page of h2's read buffer, a page of its write buffer. Measured as above: 8.1 kB
-/// over 1,000 connections, with one stream and with 16, and 8.3 kB over 5,000.
-pub const IDLE_BYTES: u64 = 8_200;
-/// What each stream slot holds: our row of 88 bytes and its mark, and h2's slots with the room they doubled to.
-pub const STREAM_SLOT_BYTES: u64 = 640;
-
 pub struct Connection {
     server: Rc<Server>,
     slot: u32,
@@ -74,6 +65,8 @@ pub struct Connection {
     drain_until: Option<Instant>,
     pause: Option<Nop>,
     has_been_at_stream_limit: bool,
+    /// At the end of the last turn its peer had not taken what was due to it.
+    is_slow: bool,
     /// Its place among those that the process and its address may have, unless it needs none.
     _admitted: Option<Admitted>,
 }
@@ -164,6 +157,7 @@ impl Connection {
             drain_until: None,
             pause: None,
             has_been_at_stream_limit: false,
+            is_slow: false,
             _admitted: admitted,
         }
     }
@@ -189,6 +183,7 @@ impl Connection {
             self.look_at_due_streams();
             if !self.has_more() {
                 self.wire.send(context);
+                self.set_slow(self.wire.is_congested());
                 self.wire.leave_receive_buffer();
                 self.expect_progress_of_the_send();
                 self.rest();
@@ -234,6 +229,13 @@ impl Connection {
             self.wake_from_idle();
             self.quiet.traffic = traffic;
             self.quiet.at = (config.now)().checked_add(config.idle_after);
+        }
+    }
+
+    fn set_slow(&mut self, is_slow: bool) {
+        if std::mem::replace(&mut self.is_slow, is_slow) != is_slow {
+            let slow = &self.server.counters.slow_connections;
+            if is_slow { slow.add(1) } else { slow.subtract(1) }
         }
     }
 
@@ -628,6 +630,7 @@ impl Connection {
     fn close(&mut self) {
         self.state = State::Closing;
         self.wake_from_idle();
+        self.set_slow(false);
         self.deadlines.clear();
         self.pause = None;
         if let Some(alarm) = self.alarm.take() {

@@ -29,7 +29,7 @@ pub struct Counters {
     pub connections_accepted: Count,
     /// Clients that could not be accepted, for want of descriptors mostly.
     pub connections_refused: Count,
-    /// Clients turned away because the process or their address has as many connections as it may.
+    /// Clients turned away because the process or their address has as many connections as it may, or for want of memory.
     pub connections_over_limit: Count,
     /// Peers that spoke neither HTTP/2 nor HTTP/1.1, or broke their rules.
     pub connections_broken: Count,
@@ -54,6 +54,10 @@ pub struct Counters {
     pub frames: [Count; FRAME_TYPES],
     /// Held for requests that have not arrived whole, in bytes.
     pub partial_bytes: Count,
+    /// Gathered for the peers, or in a send that has not ended, in bytes.
+    pub output_bytes: Count,
+    /// Open connections whose peer takes less than is due to it: what the kernel holds for them is at its cap.
+    pub slow_connections: Count,
     /// Received, but not read by h2 yet, since its peer does not read what it is owed, in bytes.
     pub unread_bytes: Count,
     /// Connections that have held as many streams at once as they may.

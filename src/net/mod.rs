@@ -15,6 +15,7 @@
 //! ```
 
 mod connection;
+mod costs;
 pub mod counters;
 mod http1;
 mod idle;
@@ -122,6 +123,11 @@ pub type Page = Pin<Box<dyn Future<Output = Response<Bytes>>>>;
 /// The connection asks and the handler answers at once; what takes longer is announced through [`Ready`]. A handler must
 /// never call back into the connection from inside these methods.
 pub trait Handler {
+    /// Whether there is memory for one more connection.
+    fn has_room(&self) -> bool {
+        true
+    }
+
     /// A call has begun. An error ends it with that status, and its handle is never used.
     fn open(&self, call: CallId, head: &CallHead<'_>) -> Result<Opened, Status>;
 

@@ -56,6 +56,8 @@ struct State {
     bytes_in: u64,
     bytes_out: u64,
     sends_ended: u64,
+    /// The length of the send in flight.
+    sending_bytes: usize,
     buffers: Buffers,
     /// h2's read buffer is to be ended with a frame that it ignores, unless the peer has sent something.
     is_pad_due: bool,
@@ -133,6 +135,7 @@ pub fn open(descriptor: OwnedFd, counters: Rc<Counters>) -> (Plain, Wire) {
         bytes_in: 0,
         bytes_out: 0,
         sends_ended: 0,
+        sending_bytes: 0,
         buffers: Buffers::default(),
         is_pad_due: false,
         is_http1: false,
@@ -279,6 +282,8 @@ impl Wire {
         let mut state = self.state();
         ready!(state.socket.poll_close(context));
         state.input = None;
+        let unsent = std::mem::take(&mut state.sending_bytes) + state.output.len();
+        state.counters.output_bytes.subtract(unsent as u64);
         spare(std::mem::take(&mut state.output));
         Poll::Ready(())
     }
@@ -303,6 +308,7 @@ impl State {
                 return Poll::Ready(Ok(()));
             }
             let output = std::mem::take(&mut self.output);
+            self.sending_bytes = output.len();
             let bytes_out = if self.is_http1 { &self.counters.http1_bytes_out } else { &self.counters.bytes_out };
             bytes_out.add(output.len() as u64);
             self.counters.sends.add(1);
@@ -313,6 +319,7 @@ impl State {
     /// Remembers an error for h2's next write.
     fn poll_completed(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Option<Vec<u8>>>> {
         let sent = ready!(self.socket.poll_sent(context));
+        self.counters.output_bytes.subtract(std::mem::take(&mut self.sending_bytes) as u64);
         match &sent {
             Ok(buffer) => self.sends_ended += u64::from(buffer.is_some()),
             Err(error) => self.failed = Some(error.kind()),
@@ -342,6 +349,7 @@ impl State {
         }
         let taken = slice.len().min(room);
         self.output.extend_from_slice(&slice[..taken]);
+        self.counters.output_bytes.add(taken as u64);
         self.bytes_out += taken as u64;
         taken
     }

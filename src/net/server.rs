@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 
 use rustix::net::{SendFlags, Shutdown};
 
-use super::connection::{self, Connection};
+use super::connection::Connection;
+use super::costs;
 use super::counters::Counters;
 use super::limits::{ConnectionLimits, OverLimit};
-use super::listener::Listener;
+use super::listener::{self, Listener};
 use super::ready::Ready;
 use super::timers::Timers;
 use super::{Door, Handler, IdleBuffers, ring};
@@ -44,6 +45,8 @@ pub struct NetConfig {
     pub keepalive_timeout: Duration,
     /// How long something may be due to a stream that takes no byte of it; `None` waits for ever.
     pub stalled_stream_timeout: Option<Duration>,
+    /// What the kernel may hold for a peer that does not take it.
+    pub send_buffer_bytes: usize,
     pub idle_buffers: IdleBuffers,
     /// Silence after which a connection's buffers count as idle. Shorter would give back what the next event takes again.
     pub idle_after: Duration,
@@ -73,6 +76,7 @@ impl NetConfig {
             keepalive_interval: Some(Duration::from_secs(2 * 3_600)),
             keepalive_timeout: Duration::from_secs(20),
             stalled_stream_timeout: Some(Duration::from_secs(600)),
+            send_buffer_bytes: listener::SEND_BUFFER_BYTES,
             idle_buffers: IdleBuffers::GiveBack,
             idle_after: Duration::from_secs(2),
         }
@@ -120,6 +124,7 @@ impl Server {
 
     /// Accepts clients from a listener until it is closed, and serves them.
     pub fn listen(self: &Rc<Self>, listener: Listener, door: Door) {
+        listener.set_send_buffer_bytes(self.config.send_buffer_bytes);
         self.listeners.borrow_mut().push(listener.clone());
         let server = self.clone();
         ring::spawn(async move {
@@ -151,6 +156,7 @@ impl Server {
         }
         // Whoever looks why clients are turned away must not be turned away with them.
         let admitted = match door {
+            Door::Clients if !self.handler.has_room() => Err(OverLimit::Memory),
             Door::Clients => self.config.limits.admit(peer.ip()).map(Some),
             Door::Pages => Ok(None),
         };
@@ -188,12 +194,12 @@ impl Server {
 
     /// What the connections hold in memory, in bytes, h2's share by measured constants.
     pub fn bytes(&self) -> u64 {
-        let counters = &self.counters;
-        counters.connections_open.get() * connection::CONNECTION_BYTES
-            - counters.idle_connections.get() * connection::IDLE_BYTES
-            + counters.stream_slots.get() * connection::STREAM_SLOT_BYTES
-            + counters.partial_bytes.get()
-            + counters.unread_bytes.get()
+        costs::bytes(&self.counters)
+    }
+
+    /// What the kernel holds for their sockets, in bytes.
+    pub fn socket_bytes(&self) -> u64 {
+        costs::socket_bytes(&self.counters, self.config.send_buffer_bytes)
     }
 
     /// Ends everything in order: no new clients, a GOAWAY on every connection, calls with a stream of requests end with

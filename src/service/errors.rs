@@ -35,6 +35,8 @@ pub enum Refusal {
     Corrupt,
     /// Ours: etcd ends its process when the log cannot be written. A client tries another server, or again later.
     LogRefused,
+    /// Ours: the memory budget. etcd meets the OOM killer.
+    NoMemory,
     RootUserNotExist,
     RootRoleNotExist,
     UserAlreadyExist,
@@ -89,6 +91,7 @@ impl Refusal {
             Refusal::WatchCanceled => (Canceled, "etcdserver: watch canceled"),
             Refusal::RequestTooLarge => (InvalidArgument, "etcdserver: request is too large"),
             Refusal::Corrupt => (DataLoss, "etcdserver: corrupt cluster"),
+            Refusal::NoMemory => (ResourceExhausted, "tarsier: no memory for so large a range, ask for less at a time"),
             Refusal::LogRefused => {
                 (Unavailable, "etcdserver: the disk refuses writes, only reads and watches are served until a restart")
             }
@@ -152,6 +155,7 @@ impl From<Error> for Refusal {
             Error::NoSpace => Refusal::NoSpace,
             Error::Corrupt => Refusal::Corrupt,
             Error::LogRefused => Refusal::LogRefused,
+            Error::NoMemory => Refusal::NoMemory,
         }
     }
 }

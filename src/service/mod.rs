@@ -16,7 +16,9 @@ mod wire;
 #[cfg(test)]
 mod random;
 
+use std::cell::Cell;
 use std::collections::VecDeque;
+use std::rc::Rc;
 
 use bytes::Bytes;
 use slab::Slab;
@@ -100,11 +102,20 @@ pub struct Services {
     preparing: VecDeque<u32>,
     /// Answers that nobody waits for any more. To drop a million rows at once would stall everybody else.
     discarding: VecDeque<Response>,
+    /// What the answers on their way out hold.
+    scratch_bytes: Rc<Cell<usize>>,
 }
 
 impl Services {
     pub fn new(identity: Identity, limits: Limits) -> Services {
-        Services { identity, limits, calls: Slab::new(), preparing: VecDeque::new(), discarding: VecDeque::new() }
+        Services {
+            identity,
+            limits,
+            calls: Slab::new(),
+            preparing: VecDeque::new(),
+            discarding: VecDeque::new(),
+            scratch_bytes: Rc::default(),
+        }
     }
 
     /// What etcd's interceptors check before any service sees the call.
@@ -151,10 +162,12 @@ impl Services {
                 Unary::Short(maintenance::alarms(self.identity, revision, listed.as_slice()))
             }
             Reply::Answer(Ok(answer)) if is_abandoned => {
-                self.discarding.push_back(Response::new(answer, self.identity));
+                self.discarding.push_back(Response::new(answer, self.identity).counted_in(&self.scratch_bytes));
                 Unary::Abandoned
             }
-            Reply::Answer(Ok(answer)) => Unary::Preparing(Response::new(answer, self.identity)),
+            Reply::Answer(Ok(answer)) => {
+                Unary::Preparing(Response::new(answer, self.identity).counted_in(&self.scratch_bytes))
+            }
             Reply::Answer(Err(error)) => Unary::Failed(error.into()),
             Reply::Alarms { revision, alarms } => Unary::Short(maintenance::alarms(self.identity, revision, &alarms)),
             Reply::Status(status) => Unary::Short(maintenance::status(self.identity, &status)),
@@ -254,5 +267,10 @@ impl Services {
     /// Calls under way, and the bytes their rows take.
     pub fn bytes(&self) -> (usize, usize) {
         (self.calls.len(), self.calls.capacity() * size_of::<Call>())
+    }
+
+    /// What the rows of answers on their way out take.
+    pub fn scratch_bytes(&self) -> usize {
+        self.scratch_bytes.get()
     }
 }

@@ -154,6 +154,11 @@ impl Embedded {
         self.told[shard]
     }
 
+    /// See [`Writer::set_memory_room`].
+    pub fn set_memory_room(&mut self, room: usize) {
+        self.writer.set_memory_room(room);
+    }
+
     pub fn writer(&self) -> &Writer {
         &self.writer
     }

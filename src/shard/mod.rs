@@ -9,6 +9,8 @@
 pub mod accounting;
 pub mod auto_compact;
 pub mod board;
+pub mod budget;
+pub mod cgroup;
 pub mod clock;
 mod control;
 pub mod cores;
@@ -23,6 +25,7 @@ pub mod mesh;
 mod pages;
 mod process;
 mod progress;
+mod space;
 mod start;
 mod storage;
 pub mod writer;
@@ -36,7 +39,7 @@ use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::request::Parts as PageRequest;
@@ -54,6 +57,7 @@ use crate::watch::hub::{Hub, HubConfig, StreamId};
 use accounting::Account;
 use auto_compact::AutoCompact;
 use board::Boards;
+use budget::{Budget, CACHES_FULL, Herald, Level};
 use control::Control;
 use embedded::Embedded;
 use intake::Intake as HubIntake;
@@ -74,6 +78,10 @@ const READY_PER_TURN: usize = 4_096;
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
 /// A disk that does not finish the last write by then is left alone; the log is as good as after a kill.
 const LOG_STOP_MAX: Duration = Duration::from_secs(5);
+/// While memory is short, the pages of the allocator are looked through this often, and no more.
+const COLLECT_INTERVAL: Duration = Duration::from_secs(5);
+/// What a further connection takes, its first stream and its socket included.
+const CONNECTION_BYTES: usize = 25_000;
 /// Freed memory that is worth a walk of the allocator through its pages.
 const COLLECT_BYTES: usize = 8 << 20;
 
@@ -118,6 +126,11 @@ pub struct Shard {
     /// The most bytes held since the allocator was last told to give memory back, and those of the last look.
     peak_bytes: Cell<usize>,
     last_bytes: Cell<usize>,
+    budget: Arc<Budget>,
+    /// What connections and their sockets may take before further clients are turned away.
+    connection_bytes_max: Cell<usize>,
+    herald: RefCell<Herald>,
+    collected_at: Cell<Option<Instant>>,
 }
 
 /// What a shard is put together from.
@@ -136,6 +149,7 @@ pub struct Parts {
     pub ready: Ready,
     pub bells: Vec<Doorbell>,
     pub control: Control,
+    pub budget: Arc<Budget>,
     pub boards: Arc<Boards>,
     pub itself: Weak<Shard>,
 }
@@ -173,6 +187,10 @@ impl Shard {
             sleeper: RefCell::default(),
             peak_bytes: Cell::new(0),
             last_bytes: Cell::new(0),
+            budget: parts.budget,
+            connection_bytes_max: Cell::new(usize::MAX),
+            herald: RefCell::new(Herald::default()),
+            collected_at: Cell::new(None),
         }
     }
 
@@ -263,6 +281,7 @@ impl Shard {
     /// A bounded piece of everything that is due. True when there is more.
     fn turn(&self) -> bool {
         let core = &mut *self.core.borrow_mut();
+        self.look_at_budget(core);
         let mut more = self.turn_writer(core);
         more |= self.take_replies(core);
         more |= core.intake.feed(&mut core.hub);
@@ -279,6 +298,19 @@ impl Shard {
             let _ = account.send(self.account(core));
         }
         more
+    }
+
+    /// Tells the others what this shard holds, and what of this shard may grow, how far it may.
+    fn look_at_budget(&self, core: &mut Core) -> Account {
+        let account = self.account(core);
+        let standing = self.budget.tell(self.index, account.sum(), account.socket_bytes);
+        core.hub.set_memory(standing.room, standing.caches, CACHES_FULL);
+        if let Some(embedded) = &mut core.embedded {
+            embedded.set_memory_room(standing.room);
+        }
+        let connection_bytes = account.connection_bytes + account.socket_bytes;
+        self.connection_bytes_max.set(connection_bytes.saturating_add(standing.room));
+        account
     }
 
     /// Shard 0: the log and the commands.
@@ -380,17 +412,51 @@ impl Shard {
         if core.embedded.as_ref().is_some_and(Embedded::is_defragmenting) {
             self.wake();
         }
-        self.give_memory_back(self.account(core).sum());
+        core.hub.keep_house();
+        if self.index == 0 {
+            self.look_at_resident_memory(time);
+        }
+        let bytes = self.look_at_budget(core).sum();
+        self.give_memory_back(bytes, time);
+        // Streams that may ask again are announced in a turn.
+        if core.hub.has_ready() {
+            self.wake();
+        }
         core.progress.until_next(time).min(HOUSEKEEPING_INTERVAL)
     }
 
-    /// After a mass exit, once it is over, has the allocator return what was freed.
-    fn give_memory_back(&self, bytes: usize) {
+    /// After a mass exit, once it is over, has the allocator return what was freed; and now and then while memory is short,
+    /// quiet or not.
+    fn give_memory_back(&self, bytes: usize, time: Instant) {
         let is_quiet = self.last_bytes.replace(bytes) == bytes;
         self.peak_bytes.set(self.peak_bytes.get().max(bytes));
-        if is_quiet && self.peak_bytes.get() - bytes > COLLECT_BYTES {
+        let is_freed = is_quiet && self.peak_bytes.get() - bytes > COLLECT_BYTES;
+        let is_short = self.budget.level() >= Level::Pressed
+            && self.budget.uncounted() > COLLECT_BYTES
+            && self.collected_at.get().is_none_or(|at| time.duration_since(at) >= COLLECT_INTERVAL);
+        if is_freed || is_short {
             memory::collect();
             self.peak_bytes.set(bytes);
+            self.collected_at.set(Some(time));
+        }
+    }
+
+    /// Shard 0: what is resident and not counted, and what an operator should know.
+    fn look_at_resident_memory(&self, time: Instant) {
+        match memory::resident_bytes() {
+            Ok(resident) => self.budget.look(resident),
+            Err(error) => tracing::debug!(%error, "how much memory is resident is unknown"),
+        }
+        let Some(level) = self.herald.borrow_mut().look(time, self.budget.level()) else { return };
+        let (used_bytes, limit_bytes) = (self.budget.used(), self.budget.limit());
+        match level {
+            Level::Plenty => tracing::info!(used_bytes, limit_bytes, "there is memory again"),
+            Level::Noticed => tracing::warn!(used_bytes, limit_bytes, "70% of the memory limit is used"),
+            Level::Pressed => tracing::warn!(used_bytes, limit_bytes, "85% of the memory limit is used, caches shrink"),
+            Level::Full => {
+                let what = "the memory limit is reached: watches, connections, puts and large ranges are refused";
+                tracing::warn!(used_bytes, limit_bytes, "{what}");
+            }
         }
     }
 
@@ -415,7 +481,9 @@ impl Shard {
         if let Some(server) = self.server.borrow().upgrade() {
             account.connections = server.counters().connections_open.get() as usize;
             account.connection_bytes = server.bytes() as usize;
+            account.socket_bytes = server.socket_bytes() as usize;
         }
+        account.scratch_bytes = core.services.scratch_bytes();
         if let Some(embedded) = &core.embedded {
             let store = embedded.writer().store();
             let bytes = store.bytes();
@@ -423,6 +491,7 @@ impl Shard {
             account.store_bytes = bytes.keys + bytes.versions;
             // The recent history of the hubs consists of the same batches; what a compaction forgets leaves all of them.
             account.history_bytes = bytes.history;
+            account.scratch_bytes += embedded.writer().scratch_bytes();
         }
         account
     }
@@ -454,6 +523,12 @@ fn compacted(HistoryError::Compacted(revision): HistoryError) -> Revision {
 }
 
 impl Handler for Shard {
+    fn has_room(&self) -> bool {
+        let Some(server) = self.server.borrow().upgrade() else { return true };
+        // By the numbers of this moment: a burst of connections comes between two turns.
+        (server.bytes() + server.socket_bytes()) as usize + CONNECTION_BYTES <= self.connection_bytes_max.get()
+    }
+
     fn open(&self, call: CallId, head: &CallHead<'_>) -> Result<Opened, Status> {
         let route = Route::of(head.path)?;
         Services::admit(head)?;

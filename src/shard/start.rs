@@ -27,6 +27,7 @@ use crate::service::Limits;
 use crate::shard::accounting::Account;
 use crate::shard::auto_compact::AutoCompact;
 use crate::shard::board::Boards;
+use crate::shard::budget::Budget;
 use crate::shard::control::{self, Control, Order};
 use crate::shard::embedded::Embedded;
 use crate::shard::history::{Appender, Committed, Reader};
@@ -44,6 +45,8 @@ const DRAIN_MAX: Duration = Duration::from_secs(5);
 const START_MAX: Duration = Duration::from_secs(10);
 /// etcd allows a message this much beyond `--max-request-bytes` (grpcOverheadBytes).
 const MESSAGE_OVERHEAD_BYTES: usize = 512 * 1024;
+/// Peers that take nothing, each with a full socket, that a small memory limit has room for.
+const SLOW_PEERS: usize = 4_096;
 /// A port that is taken is tried again for two seconds.
 const TAKEN_PROBES: u32 = 40;
 const TAKEN_PROBE_INTERVAL: Duration = Duration::from_millis(50);
@@ -97,6 +100,7 @@ struct Plan {
     writer: Option<WriterPlan>,
     bells: Vec<Doorbell>,
     control: Control,
+    budget: Arc<Budget>,
     boards: Arc<Boards>,
 }
 
@@ -122,7 +126,8 @@ pub fn run(config: Config) -> Result<(), StartError> {
     let bells = bells.map_err(system("make an eventfd for each shard"))?;
     let Opened { identity, storage, primed } = storage::open(&config, &bells[0]).map_err(StartError::Storage)?;
     let store_bytes = primed.store.bytes().total();
-    let (plans, mut orders) = plan_shards(config, &cores, bells, identity, primed);
+    let budget = budget(&config, bells.len())?;
+    let (plans, mut orders) = plan_shards(config, &cores, bells, identity, primed, &budget);
     let (started_sender, started) = mpsc::channel();
     // The writer's shard first, which has the term of this start on the disk before it is ready.
     let mut threads = Vec::new();
@@ -133,10 +138,11 @@ pub fn run(config: Config) -> Result<(), StartError> {
     // What text, stacks, rings and empty pools take is known only by looking, before the first client takes more.
     let resident = memory::resident_bytes().map_err(system("read how much memory is resident"))?;
     let base = resident.saturating_sub(store_bytes);
+    budget.set_base(base);
     tracing::info!(shards = threads.len(), "ready to serve client requests");
     for signal in signals.forever() {
         if signal == SIGUSR1 {
-            print_account(&mut orders, base);
+            print_account(&mut orders, base, &budget);
             continue;
         }
         tracing::info!(signal = low_level::signal_name(signal).unwrap_or("unknown"), "received signal, shutting down");
@@ -157,6 +163,15 @@ fn drain(orders: &mut Orders, threads: Vec<thread::JoinHandle<()>>) {
     threads.for_each(|thread| thread.join().expect(ends));
     orders.give(&Order::End);
     writer.into_iter().for_each(|thread| thread.join().expect(ends));
+}
+
+/// Says what the process may hold: an operator who reads that watches are refused looks here for the reason.
+fn budget(config: &Config, shards: usize) -> Result<Arc<Budget>, StartError> {
+    let Some(limit) = config.memory_limit else { return Ok(Budget::new(None, shards)) };
+    let available_bytes = memory::available_bytes().map_err(system("read how much memory there is"))?;
+    let limit_bytes = limit.bytes(available_bytes);
+    tracing::info!(limit_bytes, available_bytes, "memory limit");
+    Ok(Budget::new(Some(limit_bytes), shards))
 }
 
 /// Refuses addresses that another process listens on. A predecessor that was killed keeps its sockets for a moment, until
@@ -199,6 +214,7 @@ fn plan_shards(
     bells: Vec<Doorbell>,
     identity: Identity,
     primed: Primed,
+    budget: &Arc<Budget>,
 ) -> (Vec<Plan>, Orders) {
     let config = Arc::new(config);
     let limits = ConnectionLimits::new(config.connections_max, config.connections_per_address_max);
@@ -226,6 +242,7 @@ fn plan_shards(
                 writer: None,
                 bells: bells.clone(),
                 control,
+                budget: Arc::clone(budget),
                 boards: Arc::clone(&boards),
             }
         })
@@ -234,13 +251,16 @@ fn plan_shards(
     (plans, Orders(orders))
 }
 
-fn print_account(orders: &mut Orders, base: usize) {
+fn print_account(orders: &mut Orders, base: usize, budget: &Budget) {
     let (sender, accounts) = mpsc::channel();
     orders.give(&Order::Account(sender));
     let mut sum = Account { base, ..Account::default() };
     for account in accounts.iter() {
         sum.add(&account);
     }
+    let limit = budget.limit().map_or("none".to_owned(), |limit| limit.to_string());
+    let (uncounted, used) = (budget.uncounted(), budget.used());
+    let sum = format!("{sum}{:<16} {:>12} {uncounted:>16}\n{:<16} {:>12} {used:>16}\n", "uncounted", "", "used", limit);
     match memory::resident_bytes() {
         Ok(resident) => eprintln!("{sum}{:<16} {:>12} {resident:>16}", "resident", ""),
         Err(error) => eprintln!("{sum}resident memory is unknown: {error}"),
@@ -297,9 +317,10 @@ async fn serve(plan: Plan, started: Sender<Result<(), StartError>>) {
     let limits = Arc::clone(&plan.limits);
     let is_writer = plan.writer.is_some();
     let bell = plan.bells[plan.index].clone();
+    let budget = Arc::clone(&plan.budget);
     let ready = Ready::new(u8::try_from(plan.index).expect("there are at most 256 shards"));
     let shard = Rc::new_cyclic(|shard| self::shard(plan, ready.clone(), shard.clone()));
-    let server = Server::new(shard.clone(), ready, net_config(&config, limits));
+    let server = Server::new(shard.clone(), ready, net_config(&config, limits, &budget));
     shard.attach(&server);
     shard.spawn_loops(bell);
     // The term of this start is in every answer, so it must be on the disk before the first one: the next start goes on
@@ -318,8 +339,13 @@ async fn serve(plan: Plan, started: Sender<Result<(), StartError>>) {
     }
 }
 
-fn net_config(config: &Config, limits: Arc<ConnectionLimits>) -> NetConfig {
+fn net_config(config: &Config, limits: Arc<ConnectionLimits>, budget: &Budget) -> NetConfig {
     let mut net = NetConfig::new(clock::now);
+    if let (Some(limit), Some(share)) = (budget.limit(), budget.share()) {
+        let send_buffer_bytes = limit / SLOW_PEERS / 2;
+        net.send_buffer_bytes = send_buffer_bytes.clamp(listener::SEND_BUFFER_BYTES_MIN, listener::SEND_BUFFER_BYTES);
+        net.partial_bytes_max = net.partial_bytes_max.min(share as u64 / 8);
+    }
     net.concurrent_streams_max = config.concurrent_streams_max;
     net.request_bytes_max = u32::try_from(config.request_bytes_max + MESSAGE_OVERHEAD_BYTES).unwrap_or(u32::MAX);
     net.limits = limits;
@@ -376,6 +402,7 @@ fn shard(plan: Plan, ready: Ready, itself: Weak<Shard>) -> Shard {
         ready,
         bells: plan.bells,
         control: plan.control,
+        budget: plan.budget,
         boards: plan.boards,
         itself,
     })

@@ -21,6 +21,7 @@ use std::sync::Arc;
 
 use crate::backend::{AlarmFilter, BackendStatus, Command, HistoryError, Reply};
 use crate::shard::mesh::Token;
+use crate::shard::space::{Space, Verdict};
 use crate::store::command::{Answer, Error, Read, Write};
 use crate::store::quota::{self, Quota};
 use crate::store::{Applied, CompactProgress, ReadJob, Store};
@@ -86,15 +87,6 @@ pub struct Release {
     pub alarms: Vec<(Alarm, bool)>,
 }
 
-/// What a write that may put is held to beside the alarms.
-struct Space {
-    quota: Quota,
-    /// Whose alarm it is.
-    member: u64,
-    /// The disk has no room for the log to grow into.
-    is_short: bool,
-}
-
 struct RunningRead {
     origin: Origin,
     job: ReadJob,
@@ -114,6 +106,8 @@ pub struct Writer {
     /// The disk has refused the log.
     refusing: bool,
     reads: VecDeque<RunningRead>,
+    /// What the running reads hold beside the store.
+    scratch_bytes: usize,
     removing: bool,
     waiting_for_removal: Vec<Waiting>,
     outbox: VecDeque<(Origin, Reply)>,
@@ -140,7 +134,8 @@ impl Writer {
             committed: revision,
             compacted,
             alarms: store.alarms().collect(),
-            space: Space { quota: Quota::default(), member: 0, is_short: false },
+            space: Space::new(Quota::default(), 0),
+            scratch_bytes: 0,
             refusing: false,
             reads: VecDeque::new(),
             // A restart may have come before the last compaction's removal was done.
@@ -155,7 +150,7 @@ impl Writer {
 
     /// Holds the store to a quota; the alarm that says it is reached names this member.
     pub fn with_quota(mut self, quota: Quota, member: u64) -> Writer {
-        self.space = Space { quota, member, is_short: false };
+        self.space = Space::new(quota, member);
         self
     }
 
@@ -165,8 +160,18 @@ impl Writer {
         self.space.is_short = is_short;
     }
 
+    /// From here on the store may grow by so many bytes, and so may what reads hold, before puts and large reads are refused.
+    pub fn set_memory_room(&mut self, room: usize) {
+        self.space.set_memory_room(self.store.bytes().total(), self.scratch_bytes, room);
+    }
+
     pub fn store(&self) -> &Store {
         &self.store
+    }
+
+    /// What the running reads hold beside the store, in bytes.
+    pub fn scratch_bytes(&self) -> usize {
+        self.scratch_bytes
     }
 
     /// Takes one command of a shard. Its reply comes out of [`Writer::next_reply`] when it may be told.
@@ -217,9 +222,10 @@ impl Writer {
     fn apply(&mut self, write: &Write, time: Time) -> Applied {
         let cost_bytes = quota::cost_bytes(write);
         let used_bytes = self.store.bytes().total() as u64;
-        let has_space = self.space.quota.admits(used_bytes, cost_bytes) && (cost_bytes == 0 || !self.space.is_short);
-        if has_space {
-            return self.store.apply(write, time);
+        match self.space.judge(used_bytes, cost_bytes) {
+            Verdict::Admitted => return self.store.apply(write, time),
+            Verdict::NoMemory => return Applied { answer: Err(Error::NoSpace), entry: None },
+            Verdict::Alarm => {}
         }
         let alarm = Alarm { member: self.space.member, kind: AlarmKind::NoSpace };
         let raised = self.store.apply(&Write::Alarm { alarm, active: true }, time);
@@ -250,10 +256,20 @@ impl Writer {
         match self.store.read(read, self.committed) {
             Ok(mut job) => match self.store.step(&mut job, self.pace.read_rows) {
                 Some(result) => self.finish_read(origin, result),
-                None => self.reads.push_back(RunningRead { origin, job }),
+                None => self.read_on(RunningRead { origin, job }),
             },
             Err(error) => self.finish_read(origin, Err(error)),
         }
+    }
+
+    /// A read that takes several turns holds rows meanwhile. One for which there is no memory ends here.
+    fn read_on(&mut self, read: RunningRead) {
+        let scratch_bytes = read.job.scratch_bytes();
+        if !self.space.admits_scratch(self.scratch_bytes + scratch_bytes) {
+            return self.finish_read(read.origin, Err(Error::NoMemory));
+        }
+        self.scratch_bytes += scratch_bytes;
+        self.reads.push_back(read);
     }
 
     fn finish_read(&mut self, origin: Origin, result: Result<Answer, Error>) {
@@ -370,9 +386,10 @@ impl Writer {
     /// A bounded piece of the long work: one turn of one read, and one of the removal. True when there is more.
     pub fn step(&mut self) -> bool {
         if let Some(mut read) = self.reads.pop_front() {
+            self.scratch_bytes -= read.job.scratch_bytes();
             match self.store.step(&mut read.job, self.pace.read_rows) {
                 Some(result) => self.finish_read(read.origin, result),
-                None => self.reads.push_back(read),
+                None => self.read_on(read),
             }
         }
         self.remove() || !self.reads.is_empty()

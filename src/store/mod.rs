@@ -362,6 +362,15 @@ impl ReadJob {
     pub fn oldest(&self) -> Revision {
         self.oldest
     }
+
+    /// What it holds beside what the store holds, in bytes.
+    pub fn scratch_bytes(&self) -> usize {
+        match &self.work {
+            Work::Ready(_) => 0,
+            Work::Range(range) => range.scratch_bytes(),
+            Work::Txn(txn) => txn.scratch_bytes(),
+        }
+    }
 }
 
 #[cfg(test)]

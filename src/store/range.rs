@@ -116,6 +116,11 @@ impl RangeJob {
         RangeJob { request: request.clone(), order, collect_max, collected: 0, count: 0, phase }
     }
 
+    /// What the rows that are collected take, their versions aside: those are the store's.
+    pub fn scratch_bytes(&self) -> usize {
+        self.collected * size_of::<KeyValue>()
+    }
+
     /// One turn. `None`: the budget is spent and there is more to do.
     pub fn turn(&mut self, index: &KeyIndex, budget: &mut Budget) -> Option<Rows> {
         if let Phase::Walking { walk, runs } = &mut self.phase {

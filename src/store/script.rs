@@ -240,7 +240,7 @@ fn show(answer: &Result<Answer, Error>) -> String {
         Err(Error::LeaseNotFound { lease }) => format!("lease {} not found", lease.0),
         Err(Error::NoSpace) => "no space".to_owned(),
         Err(Error::Corrupt) => "corrupt".to_owned(),
-        Err(Error::LogRefused) => unreachable!("a store has no log"),
+        Err(Error::LogRefused | Error::NoMemory) => unreachable!("a store has no log, and knows no limit"),
         Ok(Answer { result: Outcome::Compact, .. }) => "ok".to_owned(),
         Ok(Answer { revision, result }) => format!("{revision}{}", show_outcome(result)),
     }

@@ -15,6 +15,8 @@ const EMPTY_RANGE: &str = "mvcc: watcher range is empty";
 const DUPLICATE_ID: &str = "mvcc: duplicate watch ID provided on the WatchStream";
 /// Ours: a shard names groups in 30 bits.
 const TOO_MANY: &str = "tarsier: too many different watches";
+/// Ours: the memory budget. The client is told so rather than the stream ended, so that its other watches go on.
+const NO_MEMORY: &str = "tarsier: no memory for a further watch";
 /// Ours: the limits that an operator may set.
 const STREAM_FULL: &str = "tarsier: too many watches on this stream";
 const CONNECTION_FULL: &str = "tarsier: too many watches on this connection";
@@ -54,6 +56,10 @@ impl Hub {
         }
         if let Some(reason) = self.limit_reached(stream) {
             return self.send_head(stream, refused(reason));
+        }
+        if !self.has_room_for(create.range.bytes()) {
+            self.streams.pause_refused(stream);
+            return self.send_head(stream, refused(NO_MEMORY));
         }
         let Some(group) = self.groups.intern(&create.range, create.options()) else {
             return self.send_head(stream, refused(TOO_MANY));
