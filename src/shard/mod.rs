@@ -28,6 +28,7 @@ mod progress;
 mod space;
 mod start;
 mod storage;
+mod supervisor;
 pub mod writer;
 
 pub use start::run;
