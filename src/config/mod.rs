@@ -39,6 +39,7 @@ const MEMORY_BYTES_MIN: u64 = 32 * 1024 * 1024;
 /// etcd's floor; a shorter interval is raised to it.
 const PROGRESS_INTERVAL_MIN: Duration = Duration::from_millis(100);
 const PROGRESS_INTERVAL_DEFAULT: Duration = Duration::from_secs(600);
+const WARN_AFTER_UNARY_DEFAULT: Duration = Duration::from_millis(300);
 /// grpc-go raises a shorter ping interval of a server to this.
 const KEEPALIVE_INTERVAL_MIN: Duration = Duration::from_secs(1);
 
@@ -95,6 +96,10 @@ pub struct Config {
     /// `--history-limit`: bytes of recent changes in memory, default 64 MiB. Watches within it catch up without asking
     /// the writer; more only pays when watchers are often cut off for long.
     pub history_bytes_max: usize,
+    /// `--metrics extensive`: the times of calls by method are kept and shown, 5 KB a shard.
+    pub metrics_are_extensive: bool,
+    /// `--warning-apply-duration` and `--warning-unary-request-duration`: default 100 ms and 300 ms as in etcd.
+    pub warn_after: WarnAfter,
     /// `--memory-limit`: default 80% of what the machine or the cgroup has; the rest is the kernel's, for sockets and files.
     /// `None`: there is no limit.
     pub memory_limit: Option<MemoryLimit>,
@@ -116,6 +121,13 @@ impl MemoryLimit {
             MemoryLimit::Percent(percent) => available_bytes / 100 * usize::from(percent),
         }
     }
+}
+
+/// After how long a request counts as slow. etcd has a line for each.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct WarnAfter {
+    pub apply: Duration,
+    pub unary: Duration,
 }
 
 /// How much history is kept when nobody compacts by hand, in etcd's two modes.
@@ -310,6 +322,18 @@ fn config(source: &Source) -> Result<Config, ConfigError> {
         })?,
         shards: NonZeroUsize::new(number(source, "shards", 0, SHARDS_MAX)? as usize),
         history_bytes_max: number(source, "history-limit", HISTORY_BYTES_MIN, i64::MAX as u64)? as usize,
+        metrics_are_extensive: read(source, "metrics", |detail| match detail {
+            "basic" => Ok(false),
+            "extensive" => Ok(true),
+            _ => Err("expected basic or extensive"),
+        })?,
+        warn_after: WarnAfter {
+            apply: read(source, "warning-apply-duration", value::duration)?,
+            unary: match read(source, "warning-unary-request-duration", value::duration)? {
+                Duration::ZERO => WARN_AFTER_UNARY_DEFAULT,
+                duration => duration,
+            },
+        },
         memory_limit: read(source, "memory-limit", memory_limit)?,
         log: log(source)?,
         name,

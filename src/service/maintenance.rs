@@ -17,6 +17,8 @@ use crate::types::{Alarm, AlarmKind, ETCD_API_VERSION, Revision};
 /// What etcd names the format of its database by. It goes with the API version; ours has another format, which no client
 /// reads.
 pub const STORAGE_VERSION: &str = "3.7.0";
+/// What the members agreed to be compatible with.
+pub const CLUSTER_VERSION: &str = "3.7";
 
 /// The calls that are served.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -25,7 +25,9 @@ use slab::Slab;
 
 use crate::backend::{Command, Identity, Reply};
 use crate::grpc::status::{Code, Status};
+use crate::metrics;
 use crate::net::{CallHead, CallId, Output};
+use crate::pb;
 use crate::store::command::{Answer, Outcome};
 
 use kv::decode::KvMethod;
@@ -70,6 +72,31 @@ impl Route {
             _ => Err(errors::unknown_path(path)),
         }
     }
+}
+
+/// The number by which calls of a path are counted: its place in the table of all methods.
+pub fn method_number(path: &str) -> Option<u8> {
+    let at = pb::METHODS.binary_search_by_key(&path, |method| method.path).ok()?;
+    u8::try_from(at).ok()
+}
+
+/// The path of a method by its number.
+pub fn method_path(number: u8) -> &'static str {
+    pb::METHODS.get(usize::from(number)).map_or("", |method| method.path)
+}
+
+/// All methods in the order of their numbers, as metrics label them. What is not served yet is there too: boards take sums
+/// over all of them.
+pub fn methods() -> Vec<metrics::Method> {
+    let kind = |method: &pb::Method| match method.kind() {
+        pb::Kind::Unary => "unary",
+        pb::Kind::ServerStream => "server_stream",
+        pb::Kind::ClientStream => "client_stream",
+        pb::Kind::Bidi => "bidi_stream",
+    };
+    let method =
+        |row: &'static pb::Method| metrics::Method { service: row.service(), name: row.name(), kind: kind(row) };
+    pb::METHODS.iter().map(method).collect()
 }
 
 /// Where a unary call stands.

@@ -51,6 +51,11 @@ pub fn resident_bytes() -> io::Result<usize> {
     kilobytes("/proc/self/status", "VmRSS:")
 }
 
+/// Virtual memory of this process in bytes.
+pub fn virtual_bytes() -> io::Result<usize> {
+    kilobytes("/proc/self/status", "VmSize:")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

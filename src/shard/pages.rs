@@ -68,12 +68,14 @@ impl Shard {
         match asked {
             Asked::Version => pages::version(),
             Asked::Variables => pages::variables(&process::arguments(), process::descriptors_max()),
+            Asked::Metrics => pages::metrics(self.write_metrics().await),
             Asked::Health { excluded } => {
                 let mut findings = self.look_at_alarms().await;
                 if pages::illness(&findings, &excluded).is_none() {
                     findings.read_failed = self.try_to_read().await.err();
                 }
                 let illness = pages::illness(&findings, &excluded);
+                self.core.borrow_mut().meter.health_checked(illness.is_none());
                 if let Some(reason) = &illness {
                     tracing::warn!(%peer, reason, "/health error");
                 }

@@ -238,7 +238,21 @@ impl Writer {
         Reply::Alarms { revision: self.committed, alarms: alarms.collect() }
     }
 
-    fn status(&self) -> BackendStatus {
+    /// The last group that was sealed, and the last that may be told.
+    pub fn sealed_position(&self) -> Position {
+        Position(self.open.position.0 - 1)
+    }
+
+    pub fn committed_position(&self) -> Position {
+        Position(self.sealed.front().unwrap_or(&self.open).position.0 - 1)
+    }
+
+    /// Groups of writes that are applied and may not be told yet.
+    pub fn groups_under_way(&self) -> usize {
+        self.sealed.len() + usize::from(!self.open.entries.is_empty())
+    }
+
+    pub fn status(&self) -> BackendStatus {
         // Nothing is kept that is not in use: memory that is freed has been given back. An empty store has a size too.
         let bytes = self.store.bytes().total().max(1) as u64;
         BackendStatus {
@@ -246,7 +260,7 @@ impl Writer {
             size_bytes: bytes,
             used_bytes: bytes,
             quota_bytes: self.space.quota.bytes,
-            position: self.sealed.front().unwrap_or(&self.open).position.0 - 1,
+            position: self.committed_position().0,
             alarms: self.alarms.iter().copied().collect(),
             is_refusing_writes: self.refusing,
         }
