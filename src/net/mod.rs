@@ -25,6 +25,7 @@ mod plain;
 mod ready;
 pub mod ring;
 pub mod server;
+mod settings;
 mod socket;
 mod stream;
 mod timers;
@@ -130,6 +131,12 @@ pub trait Handler {
 
     /// A call has begun. An error ends it with that status, and its handle is never used.
     fn open(&self, call: CallId, head: &CallHead<'_>) -> Result<Opened, Status>;
+
+    /// The number by which calls of this path are counted, at most [`counters::METHODS_MAX`]; asked once for a call that was
+    /// opened.
+    fn method(&self, _path: &str) -> Option<u8> {
+        None
+    }
 
     /// One whole request message, without its five-byte prefix.
     fn message(&self, call: CallId, handle: u32, message: Bytes) -> Intake;

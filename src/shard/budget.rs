@@ -96,6 +96,10 @@ impl Budget {
         self.limit.map(|limit| limit / self.shards.len())
     }
 
+    pub fn base(&self) -> usize {
+        self.base.load(Ordering::Relaxed)
+    }
+
     pub fn set_base(&self, bytes: usize) {
         self.base.store(bytes, Ordering::Relaxed);
     }

@@ -56,6 +56,11 @@ pub fn resident_bytes() -> io::Result<usize> {
         .ok_or_else(|| io::Error::other("/proc/self/statm is malformed"))
 }
 
+/// Virtual memory of this process in bytes.
+pub fn virtual_bytes() -> io::Result<usize> {
+    kilobytes("/proc/self/status", "VmSize:")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -18,10 +18,13 @@ pub mod cores;
 pub mod costs;
 pub mod durability;
 pub mod embedded;
+pub mod hashes;
 pub mod history;
 pub mod intake;
 pub mod memory;
 pub mod mesh;
+mod meter;
+mod numbers;
 mod pages;
 mod process;
 mod progress;
@@ -48,12 +51,14 @@ use crate::backend::{Command, HistoryError, Identity, Reply};
 use crate::grpc::status::Status;
 use crate::net::ring::{self, Doorbell};
 use crate::net::{CallHead, CallId, CallKind, Door, Handler, Intake, Opened, Output, Page, Ready, Server};
+use crate::service::cluster::Member;
 use crate::service::errors::Refusal;
-use crate::service::{Limits, Route, Services, watch};
+use crate::service::{Limits, Route, Services, method_number, method_path, watch};
 use crate::store::command::{Answer, Error, Write};
 use crate::types::{Revision, WatchLimits};
 use crate::wal::LogFailure;
 use crate::watch::hub::{Hub, HubConfig, StreamId};
+use crate::watch::refusal::Why;
 
 use accounting::Account;
 use auto_compact::AutoCompact;
@@ -63,6 +68,8 @@ use control::Control;
 use embedded::Embedded;
 use intake::Intake as HubIntake;
 use mesh::{Link, Request as Sent, Response, Token};
+use meter::Meter;
+use numbers::About;
 use pages::{QUESTION, Questions};
 use progress::ProgressTimers;
 
@@ -109,6 +116,7 @@ struct Core {
     ending: HashMap<u32, Status>,
     /// What the pages of plain HTTP ask.
     questions: Questions,
+    meter: Meter,
     progress: ProgressTimers,
     /// On shard 0, when history is to be forgotten by itself.
     auto_compact: Option<AutoCompact>,
@@ -123,6 +131,7 @@ pub struct Shard {
     bells: Vec<Doorbell>,
     control: Control,
     boards: Arc<Boards>,
+    about: About,
     /// Itself: an answer that takes its time keeps it.
     itself: Weak<Shard>,
     /// The connections of this shard, for the account alone: they call in, nobody calls out.
@@ -147,6 +156,7 @@ pub struct Shard {
 pub struct Parts {
     pub index: usize,
     pub identity: Identity,
+    pub member: Arc<Member>,
     pub limits: Limits,
     pub watch_limits: WatchLimits,
     pub history_bytes_max: usize,
@@ -161,6 +171,8 @@ pub struct Parts {
     pub control: Control,
     pub budget: Arc<Budget>,
     pub boards: Arc<Boards>,
+    pub meter: Meter,
+    pub about: About,
     pub itself: Weak<Shard>,
 }
 
@@ -175,12 +187,13 @@ impl Shard {
         };
         let core = Core {
             hub: Hub::new(config, parts.intake.received()),
-            services: Services::new(parts.identity, parts.limits),
+            services: Services::new(parts.identity, parts.member, parts.limits),
             link: parts.link,
             intake: parts.intake,
             embedded: parts.embedded,
             ending: HashMap::new(),
             questions: Questions::default(),
+            meter: parts.meter,
             progress: ProgressTimers::new(parts.progress_interval),
             auto_compact: parts.auto_compact,
         };
@@ -191,6 +204,7 @@ impl Shard {
             bells: parts.bells,
             control: parts.control,
             boards: parts.boards,
+            about: parts.about,
             itself: parts.itself,
             server: RefCell::default(),
             woken: Cell::new(false),
@@ -296,18 +310,29 @@ impl Shard {
         self.look_at_budget(core);
         let mut more = self.turn_writer(core);
         more |= self.take_replies(core);
+        core.meter.before_feed(core.hub.revision(), core.hub.counters().events_sent, &self.boards, clock::now);
         more |= core.intake.feed(&mut core.hub);
         more |= core.hub.turn(HUB_WORK_PER_TURN);
         if let Some(from) = core.hub.next_history_request() {
             self.send(core, HISTORY_TOKEN, Command::History { from });
         }
         more |= self.announce(core);
+        if !core.hub.has_ready() {
+            more |= core.meter.after_turn(core.hub.revision(), core.hub.counters().events_sent);
+        }
+        while let Some(refusal) = core.hub.next_refusal() {
+            let peer = self.ready.peer((refusal.token >> 32) as u32);
+            core.meter.log_refusal(refusal, peer, clock::now());
+        }
         while let Some(stream) = core.hub.next_progress_stream() {
             core.progress.start(stream, clock::now());
         }
         while let Some(account) = self.control.next_account() {
             // Nobody waits any more when the send fails: then nobody wants the account.
             let _ = account.send(self.account(core));
+        }
+        if let Some(question) = self.boards.question(self.index) {
+            self.boards.answer(self.index, question, &self.numbers(core));
         }
         more
     }
@@ -341,7 +366,10 @@ impl Shard {
     /// Shard 0: the log and the commands.
     fn turn_writer(&self, core: &mut Core) -> bool {
         let Some(embedded) = &mut core.embedded else { return false };
+        let begun = clock::now();
         let more = embedded.turn(clock::wall(), COMMANDS_PER_TURN);
+        let (sealed, committed) = (embedded.writer().sealed_position(), embedded.writer().committed_position());
+        core.meter.writer_turned(sealed, committed, core.intake.committed(), begun, &self.boards);
         match embedded.take_failure() {
             None => {}
             Some(refused @ LogFailure::Refused(_)) => {
@@ -363,6 +391,7 @@ impl Shard {
     }
 
     fn take_replies(&self, core: &mut Core) -> bool {
+        let mut now = None;
         for _ in 0..REPLIES_PER_TURN {
             let Some(Response { token, reply }) = core.link.receive() else { break };
             match (token, reply) {
@@ -370,6 +399,10 @@ impl Shard {
                 (COMPACTION_TOKEN, Reply::Answer(answer)) => end_compaction(core, &answer),
                 (token, reply) if token & QUESTION != 0 => core.questions.reply(token, reply),
                 (token, reply) => {
+                    if let Reply::Answer(answer) = &reply {
+                        core.meter.answered(answer);
+                    }
+                    self.call_answered(core, token, *now.get_or_insert_with(clock::now));
                     if let Some(call) = core.services.reply(token, reply) {
                         self.ready.ready(call);
                     }
@@ -383,6 +416,12 @@ impl Shard {
             self.wake_writer();
         }
         core.link.has_response() || core.services.has_work()
+    }
+
+    fn call_answered(&self, core: &mut Core, handle: u32, now: Instant) {
+        if let Some(slow) = core.meter.call_answered(handle, now) {
+            core.meter.log_slow(&slow, method_path(slow.method), self.ready.peer(slow.connection));
+        }
     }
 
     fn announce(&self, core: &mut Core) -> bool {
@@ -402,6 +441,8 @@ impl Shard {
                 self.wake();
             }
             Err(status) => {
+                core.hub.refused(stream.0, Why::Request("a message that is no watch request"));
+                self.wake();
                 core.ending.insert(stream.0 | WATCH_HANDLE, status);
                 self.ready.ready(call);
                 return Intake::Pause;
@@ -422,6 +463,10 @@ impl Shard {
         let core = &mut *self.core.borrow_mut();
         let time = clock::now();
         self.boards.turned(self.index, time);
+        core.meter.keep_house(time);
+        if let Some(server) = self.server.borrow().upgrade() {
+            server.keep_house(time);
+        }
         while let Some(stream) = core.progress.next_due(time) {
             if core.hub.progress_due(stream) {
                 self.wake();
@@ -491,6 +536,7 @@ impl Shard {
     fn account(&self, core: &Core) -> Account {
         let (hub, counters) = (core.hub.bytes(), core.hub.counters());
         let (calls, call_bytes) = core.services.bytes();
+        let call_bytes = call_bytes + core.meter.bytes();
         let mut account = Account {
             calls,
             call_bytes,
@@ -559,7 +605,12 @@ impl Handler for Shard {
         Services::admit(head)?;
         let core = &mut *self.core.borrow_mut();
         Ok(match route {
-            Route::Unary(method) => Opened { kind: CallKind::OneRequest, handle: core.services.open(call, method) },
+            Route::Unary(method) => {
+                let handle = core.services.open(call, method);
+                let number = method_number(head.path).expect("a method that is served is in the table");
+                core.meter.call_opened(handle, call.connection, number, clock::now());
+                Opened { kind: method.kind(), handle }
+            }
             Route::Watch if self.connection_bytes() > self.stream_bytes_max.get() => {
                 return Err(Refusal::NoStreamMemory.into());
             }
@@ -573,8 +624,9 @@ impl Handler for Shard {
     fn message(&self, call: CallId, handle: u32, message: Bytes) -> Intake {
         let core = &mut *self.core.borrow_mut();
         if handle & WATCH_HANDLE == 0 {
-            if let Some(command) = core.services.request(handle, message) {
-                self.send(core, handle, command);
+            match core.services.request(handle, message) {
+                Some(command) => self.send(core, handle, command),
+                None => self.call_answered(core, handle, clock::now()),
             }
             return Intake::Continue;
         }
@@ -587,9 +639,12 @@ impl Handler for Shard {
         !core.ending.contains_key(&handle) && core.hub.can_take_requests(StreamId(handle & !WATCH_HANDLE))
     }
 
-    fn end_of_requests(&self, _call: CallId, _handle: u32) {
-        // A unary call is answered when its reply comes. A watch stream that its client has half-closed goes on, as in
-        // etcd: an HTTP gateway sends one create request and then only listens.
+    fn end_of_requests(&self, _call: CallId, handle: u32) {
+        // A watch stream that its client has half-closed goes on, as in etcd: an HTTP gateway sends one create request and
+        // then only listens.
+        if handle & WATCH_HANDLE == 0 {
+            self.core.borrow_mut().services.end_of_requests(handle);
+        }
     }
 
     fn output(&self, _call: CallId, handle: u32, bytes_max: usize) -> Output {
@@ -616,6 +671,7 @@ impl Handler for Shard {
     fn closed(&self, _call: CallId, handle: u32) {
         let core = &mut *self.core.borrow_mut();
         if handle & WATCH_HANDLE == 0 {
+            core.meter.call_closed(handle);
             core.services.closed(handle);
             if core.services.has_work() {
                 self.wake();
@@ -624,6 +680,10 @@ impl Handler for Shard {
         }
         core.ending.remove(&handle);
         self.close_stream(core, StreamId(handle & !WATCH_HANDLE));
+    }
+
+    fn method(&self, path: &str) -> Option<u8> {
+        method_number(path)
     }
 
     fn page(&self, door: Door, peer: SocketAddr, request: PageRequest) -> Page {
