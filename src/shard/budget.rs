@@ -26,6 +26,9 @@ use std::time::{Duration, Instant};
 
 /// Room of a process without a limit: more than any machine has, and far from overflow when others are added to it.
 const UNLIMITED: usize = usize::MAX / 4;
+/// What the checkpoint takes to write what was put: the batches of one commit, and the pages of its database. With a small
+/// limit no more than a quarter of it is kept free for that.
+const CHECKPOINT_BYTES: usize = 48 << 20;
 /// Caches in full, in [`Standing::caches`].
 pub const CACHES_FULL: usize = 256;
 /// One line a level in this time.
@@ -69,6 +72,8 @@ pub enum Level {
 pub struct Standing {
     /// What this shard may add in one place.
     pub room: usize,
+    /// The same for the store: less, by what the checkpoint takes to write what was put.
+    pub store_room: usize,
     /// The same for what carries the refusals: a watch stream must be there before its watches can be refused on it. Half of
     /// what is set aside.
     pub reserve: usize,
@@ -113,7 +118,8 @@ impl Budget {
 
     pub fn standing(&self) -> Standing {
         let Some(limit) = self.limit else {
-            return Standing { room: UNLIMITED, reserve: UNLIMITED, caches: CACHES_FULL };
+            let (room, store_room, reserve) = (UNLIMITED, UNLIMITED, UNLIMITED);
+            return Standing { room, store_room, reserve, caches: CACHES_FULL };
         };
         let used = self.used();
         let room = full_at(limit).saturating_sub(used);
@@ -123,7 +129,8 @@ impl Budget {
         // Twice: a shard has a hub beside its connections, and the writer's has the store.
         let share = |bytes: usize| bytes / (2 * self.shards.len());
         let reserve = (limit - limit / 32).saturating_sub(used);
-        Standing { room: share(room), reserve: share(reserve), caches }
+        let store_room = room.saturating_sub(CHECKPOINT_BYTES.min(limit / 4));
+        Standing { room: share(room), store_room: share(store_room), reserve: share(reserve), caches }
     }
 
     fn resident(&self) -> usize {
@@ -197,11 +204,11 @@ mod tests {
     fn what_any_shard_holds_takes_from_the_room_of_all() {
         let budget = Budget::new(Some(1_600), 2);
         budget.set_base(100);
-        assert_eq!(budget.tell(0, 400, 0), Standing { room: 250, reserve: 262, caches: CACHES_FULL });
+        assert_eq!(budget.tell(0, 400, 0), Standing { room: 250, store_room: 150, reserve: 262, caches: CACHES_FULL });
         assert_eq!(budget.tell(1, 500, 100).room, 100);
         assert_eq!(budget.tell(0, 400, 0).room, 100);
         assert_eq!((budget.used(), budget.level()), (1_100, Level::Plenty));
-        assert_eq!(budget.tell(0, 820, 0), Standing { room: 0, reserve: 7, caches: 0 });
+        assert_eq!(budget.tell(0, 820, 0), Standing { room: 0, store_room: 0, reserve: 7, caches: 0 });
         assert_eq!(budget.level(), Level::Full);
         assert_eq!(budget.tell(0, 0, 0).room, 200, "what is freed is room again");
         let unlimited = Budget::new(None, 1);

@@ -88,9 +88,6 @@ const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
 const LOG_STOP_MAX: Duration = Duration::from_secs(5);
 /// How long a shard that turns goes by what was resident before.
 const RESIDENT_LOOK_INTERVAL: Duration = Duration::from_millis(10);
-/// What the checkpoint takes to write what was put: the batches of one commit and the pages of its database. Puts are
-/// refused while there is no room for that beside them.
-const CHECKPOINT_BYTES: usize = 48 << 20;
 /// While memory is short, the pages of the allocator are looked through this often, and no more.
 const COLLECT_INTERVAL: Duration = Duration::from_secs(5);
 /// What a further connection takes, its first stream and its socket included.
@@ -354,8 +351,7 @@ impl Shard {
         }
         core.hub.set_memory(standing.room, standing.caches, CACHES_FULL);
         if let Some(embedded) = &mut core.embedded {
-            let margin = self.budget.limit().map_or(0, |limit| CHECKPOINT_BYTES.min(limit / 4));
-            embedded.set_memory_room(standing.room.saturating_sub(margin));
+            embedded.set_memory_room(standing.store_room);
         }
         let connection_bytes = account.connection_bytes + account.socket_bytes;
         self.connection_bytes_max.set(connection_bytes.saturating_add(standing.room));
@@ -517,6 +513,14 @@ impl Shard {
         server.map_or(0, |server| (server.bytes() + server.socket_bytes()) as usize)
     }
 
+    /// As [`Handler::has_room`], for a watch stream.
+    fn admits_stream(&self, core: &mut Core) -> bool {
+        self.connection_bytes() <= self.stream_bytes_max.get() || {
+            self.look_at_budget(core);
+            self.connection_bytes() <= self.stream_bytes_max.get()
+        }
+    }
+
     /// Shard 0: what an operator should know.
     fn tell_of_memory(&self, time: Instant) {
         let Some(level) = self.herald.borrow_mut().look(time, self.budget.level()) else { return };
@@ -597,7 +601,12 @@ fn compacted(HistoryError::Compacted(revision): HistoryError) -> Revision {
 
 impl Handler for Shard {
     fn has_room(&self) -> bool {
-        self.connection_bytes() + CONNECTION_BYTES <= self.connection_bytes_max.get()
+        let admits = || self.connection_bytes() + CONNECTION_BYTES <= self.connection_bytes_max.get();
+        // A burst of connections comes between two turns, and the bound is what the last turn knew.
+        admits() || {
+            self.look_at_budget(&mut self.core.borrow_mut());
+            admits()
+        }
     }
 
     fn open(&self, call: CallId, head: &CallHead<'_>) -> Result<Opened, Status> {
@@ -611,9 +620,7 @@ impl Handler for Shard {
                 core.meter.call_opened(handle, call.connection, number, clock::now());
                 Opened { kind: method.kind(), handle }
             }
-            Route::Watch if self.connection_bytes() > self.stream_bytes_max.get() => {
-                return Err(Refusal::NoStreamMemory.into());
-            }
+            Route::Watch if !self.admits_stream(core) => return Err(Refusal::NoStreamMemory.into()),
             Route::Watch => {
                 let stream = core.hub.open_stream(u64::from(call.connection) << 32 | u64::from(call.stream));
                 Opened { kind: CallKind::RequestStream, handle: stream.0 | WATCH_HANDLE }
