@@ -4,6 +4,7 @@
 //! message becomes a command for the backend, a reply becomes bytes for the peer. Watch streams are not kept here: they are
 //! rows of the watch hub, and [`watch`] only translates for them.
 
+pub mod cluster;
 pub mod errors;
 pub mod health;
 pub mod kv;
@@ -12,6 +13,8 @@ pub mod pages;
 pub mod watch;
 pub mod watch_request;
 
+mod downgrade;
+mod message;
 mod wire;
 
 #[cfg(test)]
@@ -20,6 +23,7 @@ mod random;
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use slab::Slab;
@@ -31,6 +35,7 @@ use crate::net::{CallHead, CallId, CallKind, Output};
 use crate::pb;
 use crate::store::command::{Answer, Outcome};
 
+use cluster::{ClusterMethod, Member};
 use health::HealthMethod;
 use kv::decode::KvMethod;
 use kv::encode::Response;
@@ -52,6 +57,7 @@ pub enum Route {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Method {
     Kv(KvMethod),
+    Cluster(ClusterMethod),
     Maintenance(MaintenanceMethod),
     Health(HealthMethod),
 }
@@ -61,7 +67,7 @@ impl Method {
     pub fn kind(self) -> CallKind {
         match self {
             Method::Health(HealthMethod::Watch) => CallKind::RequestStream,
-            Method::Kv(_) | Method::Maintenance(_) | Method::Health(_) => CallKind::OneRequest,
+            Method::Kv(_) | Method::Cluster(_) | Method::Maintenance(_) | Method::Health(_) => CallKind::OneRequest,
         }
     }
 }
@@ -77,17 +83,28 @@ impl Route {
             "/etcdserverpb.KV/DeleteRange" => Ok(Route::Unary(Method::Kv(KvMethod::DeleteRange))),
             "/etcdserverpb.KV/Compact" => Ok(Route::Unary(Method::Kv(KvMethod::Compact))),
             "/etcdserverpb.Watch/Watch" => Ok(Route::Watch),
-            "/etcdserverpb.Maintenance/Alarm" => Ok(Route::Unary(Method::Maintenance(MaintenanceMethod::Alarm))),
-            "/etcdserverpb.Maintenance/Status" => Ok(Route::Unary(Method::Maintenance(MaintenanceMethod::Status))),
-            "/etcdserverpb.Maintenance/Defragment" => {
-                Ok(Route::Unary(Method::Maintenance(MaintenanceMethod::Defragment)))
-            }
-            "/grpc.health.v1.Health/Check" => Ok(Route::Unary(Method::Health(HealthMethod::Check))),
-            "/grpc.health.v1.Health/List" => Ok(Route::Unary(Method::Health(HealthMethod::List))),
-            "/grpc.health.v1.Health/Watch" => Ok(Route::Unary(Method::Health(HealthMethod::Watch))),
-            _ => Err(errors::unknown_path(path)),
+            _ => Route::of_others(path).ok_or_else(|| errors::unknown_path(path)),
         }
     }
+}
+
+impl Route {
+    fn of_others(path: &str) -> Option<Route> {
+        let (service, name) = path.strip_prefix('/')?.split_once('/')?;
+        Some(Route::Unary(match service {
+            "etcdserverpb.Maintenance" => Method::Maintenance(MaintenanceMethod::of(name)?),
+            "etcdserverpb.Cluster" => Method::Cluster(ClusterMethod::of(name)?),
+            "grpc.health.v1.Health" => Method::Health(HealthMethod::of(name)?),
+            _ => return None,
+        }))
+    }
+}
+
+/// What becomes of a request that is in order.
+pub enum Asked {
+    Backend(Command),
+    /// It can be answered without the backend, with this message.
+    Answer(Bytes),
 }
 
 /// The number by which calls of a path are counted: its place in the table of all methods.
@@ -142,6 +159,7 @@ struct Call {
 /// The unary calls of one shard.
 pub struct Services {
     identity: Identity,
+    member: Arc<Member>,
     limits: Limits,
     calls: Slab<Call>,
     preparing: VecDeque<u32>,
@@ -152,9 +170,10 @@ pub struct Services {
 }
 
 impl Services {
-    pub fn new(identity: Identity, limits: Limits) -> Services {
+    pub fn new(identity: Identity, member: Arc<Member>, limits: Limits) -> Services {
         Services {
             identity,
+            member,
             limits,
             calls: Slab::new(),
             preparing: VecDeque::new(),
@@ -178,10 +197,10 @@ impl Services {
         u32::try_from(index).expect("a shard has fewer than 4 G calls, since each holds a stream")
     }
 
-    /// The request of a call: a command for the backend, or a refusal that the call answers with.
+    /// The request of a call: a command for the backend, or an answer that is at hand.
     pub fn request(&mut self, handle: u32, message: Bytes) -> Option<Command> {
         let call = &mut self.calls[handle as usize];
-        let command = match call.method {
+        let asked = match call.method {
             Method::Health(method) => {
                 // Nobody reads a second request of a watch.
                 if matches!(call.state, Unary::Waiting) {
@@ -193,13 +212,18 @@ impl Services {
                 }
                 return None;
             }
-            Method::Kv(method) => kv::decode::decode(method, message, &self.limits),
-            Method::Maintenance(method) => maintenance::decode(method, message),
+            Method::Kv(method) => kv::decode::decode(method, message, &self.limits).map(Asked::Backend),
+            Method::Maintenance(method) => maintenance::decode(method, message, self.identity),
+            Method::Cluster(method) => cluster::answer(method, message, self.identity, &self.member).map(Asked::Answer),
         };
-        match command {
-            Ok(command) => {
+        match asked {
+            Ok(Asked::Backend(command)) => {
                 call.submitted = true;
                 Some(command)
+            }
+            Ok(Asked::Answer(message)) => {
+                call.state = Unary::Short(message);
+                None
             }
             Err(status) => {
                 call.state = Unary::Failed(status);
@@ -225,6 +249,13 @@ impl Services {
             Reply::Answer(Ok(Answer { revision, result: Outcome::Alarm(listed) })) => {
                 Unary::Short(maintenance::alarms(self.identity, revision, listed.as_slice()))
             }
+            Reply::Answer(Ok(Answer { revision, result: Outcome::Hash(hash) })) => {
+                let header = message::header(self.identity, revision);
+                Unary::Short(match call.method {
+                    Method::Maintenance(MaintenanceMethod::HashKv) => maintenance::hash_kv(header, &hash),
+                    _ => maintenance::hash(header, &hash),
+                })
+            }
             Reply::Answer(Ok(answer)) if is_abandoned => {
                 self.discarding.push_back(Response::new(answer, self.identity).counted_in(&self.scratch_bytes));
                 Unary::Abandoned
@@ -234,7 +265,12 @@ impl Services {
             }
             Reply::Answer(Err(error)) => Unary::Failed(error.into()),
             Reply::Alarms { revision, alarms } => Unary::Short(maintenance::alarms(self.identity, revision, &alarms)),
-            Reply::Status(status) => Unary::Short(maintenance::status(self.identity, &status)),
+            Reply::Status(status) => Unary::Short(match call.method {
+                Method::Maintenance(MaintenanceMethod::Downgrade) => {
+                    downgrade::canceled(self.identity, status.revision)
+                }
+                _ => maintenance::status(self.identity, &status),
+            }),
             Reply::Defragmented(Ok(())) => Unary::Short(maintenance::defragmented()),
             Reply::Defragmented(Err(reason)) => Unary::Failed(errors::defragment_failed(reason)),
             Reply::History(_) => unreachable!("the shard keeps history for its hub"),

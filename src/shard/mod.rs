@@ -18,6 +18,7 @@ pub mod cores;
 pub mod costs;
 pub mod durability;
 pub mod embedded;
+pub mod hashes;
 pub mod history;
 pub mod intake;
 pub mod memory;
@@ -50,6 +51,7 @@ use crate::backend::{Command, HistoryError, Identity, Reply};
 use crate::grpc::status::Status;
 use crate::net::ring::{self, Doorbell};
 use crate::net::{CallHead, CallId, CallKind, Door, Handler, Intake, Opened, Output, Page, Ready, Server};
+use crate::service::cluster::Member;
 use crate::service::{Limits, Route, Services, method_number, method_path, watch};
 use crate::store::command::{Answer, Error, Write};
 use crate::types::{Revision, WatchLimits};
@@ -144,6 +146,7 @@ pub struct Shard {
 pub struct Parts {
     pub index: usize,
     pub identity: Identity,
+    pub member: Arc<Member>,
     pub limits: Limits,
     pub watch_limits: WatchLimits,
     pub history_bytes_max: usize,
@@ -174,7 +177,7 @@ impl Shard {
         };
         let core = Core {
             hub: Hub::new(config, parts.intake.received()),
-            services: Services::new(parts.identity, parts.limits),
+            services: Services::new(parts.identity, parts.member, parts.limits),
             link: parts.link,
             intake: parts.intake,
             embedded: parts.embedded,
