@@ -612,18 +612,18 @@ impl Handler for Shard {
     fn open(&self, call: CallId, head: &CallHead<'_>) -> Result<Opened, Status> {
         let route = Route::of(head.path)?;
         Services::admit(head)?;
+        let number = method_number(head.path).expect("a method that is served is in the table");
         let core = &mut *self.core.borrow_mut();
         Ok(match route {
             Route::Unary(method) => {
                 let handle = core.services.open(call, method);
-                let number = method_number(head.path).expect("a method that is served is in the table");
                 core.meter.call_opened(handle, call.connection, number, clock::now());
-                Opened { kind: method.kind(), handle }
+                Opened { kind: method.kind(), handle, method: number }
             }
             Route::Watch if !self.admits_stream(core) => return Err(Refusal::NoStreamMemory.into()),
             Route::Watch => {
                 let stream = core.hub.open_stream(u64::from(call.connection) << 32 | u64::from(call.stream));
-                Opened { kind: CallKind::RequestStream, handle: stream.0 | WATCH_HANDLE }
+                Opened { kind: CallKind::RequestStream, handle: stream.0 | WATCH_HANDLE, method: number }
             }
         })
     }
@@ -687,10 +687,6 @@ impl Handler for Shard {
         }
         core.ending.remove(&handle);
         self.close_stream(core, StreamId(handle & !WATCH_HANDLE));
-    }
-
-    fn method(&self, path: &str) -> Option<u8> {
-        method_number(path)
     }
 
     fn page(&self, door: Door, peer: SocketAddr, request: PageRequest) -> Page {
