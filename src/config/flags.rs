@@ -195,7 +195,11 @@ pub const FLAGS: &[Flag] = &[
     supported("log-outputs", "default", "Where log lines go: stderr (the default) or stdout."),
     supported("logger", "zap", "Only zap is accepted: log lines have the keys that etcd's have."),
     // Members and raft.
-    harmless("initial-advertise-peer-urls", "http://localhost:2380", NO_PEERS),
+    harmless(
+        "initial-advertise-peer-urls",
+        "http://localhost:2380",
+        "this is a single server: its member is listed with these URLs, but nothing listens there",
+    ),
     harmless("listen-peer-urls", "http://localhost:2380", NO_PEERS),
     harmless("initial-cluster", "", "this is a single server, and its only member is itself"),
     harmless("initial-cluster-token", "etcd-cluster", NO_PEERS),

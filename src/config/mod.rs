@@ -54,6 +54,9 @@ pub struct Config {
     pub listen_metrics: Vec<ListenAddress>,
     /// `--advertise-client-urls`, default the URLs of `--listen-client-urls` as they were written.
     pub advertise_client_urls: Vec<String>,
+    /// `--initial-advertise-peer-urls`, default that of etcd. Nothing listens there: this is what the one member is listed
+    /// with, as tools tell members apart by it.
+    pub advertise_peer_urls: Vec<String>,
     /// `--data-dir`, default `default.tarsier`: not etcd's `default.etcd`, whose files we could not read.
     pub data_dir: PathBuf,
     /// `--wal-dir`: where the log is, if not in the data directory.
@@ -285,6 +288,11 @@ fn config(source: &Source) -> Result<Config, ConfigError> {
     Ok(Config {
         listen_metrics: read(source, "listen-metrics-urls", |urls| listen::listen_addresses_beside(urls, &listen))?,
         listen,
+        advertise_peer_urls: text(source, "initial-advertise-peer-urls")
+            .split(',')
+            .map(str::trim)
+            .map(str::to_owned)
+            .collect(),
         advertise_client_urls: match source.given.get("advertise-client-urls") {
             Some(_) => read(source, "advertise-client-urls", listen::advertised_urls)?,
             None => listen_urls.split(',').map(|url| url.trim().to_owned()).collect(),

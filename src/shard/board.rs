@@ -64,10 +64,18 @@ impl Boards {
 
     /// The shard that has not turned for the longest time, if that is too long.
     pub fn hanging(&self, now: Instant) -> Option<(usize, Duration)> {
-        let now = self.milliseconds(now);
-        let ages = self.boards.iter().map(|board| now.saturating_sub(board.turned_at.load(Ordering::Relaxed)));
-        let ages = ages.map(Duration::from_millis).enumerate();
+        let ages = (0..self.boards.len()).map(|shard| (shard, self.age(shard, now)));
         ages.max_by_key(|(_, age)| *age).filter(|(_, age)| *age > HANGS_AFTER)
+    }
+
+    /// Nobody need wait for this shard.
+    pub fn hangs(&self, shard: usize, now: Instant) -> bool {
+        self.age(shard, now) > HANGS_AFTER
+    }
+
+    fn age(&self, shard: usize, now: Instant) -> Duration {
+        let turned_at = self.boards[shard].turned_at.load(Ordering::Relaxed);
+        Duration::from_millis(self.milliseconds(now).saturating_sub(turned_at))
     }
 
     fn milliseconds(&self, now: Instant) -> u64 {
@@ -135,6 +143,7 @@ mod tests {
         boards.turned(0, at(5));
         boards.turned(2, at(7));
         assert_eq!(boards.hanging(at(8)), Some((1, Duration::from_secs(8))));
+        assert!(boards.hangs(1, at(8)) && !boards.hangs(0, at(8)));
         boards.turned(1, at(8));
         assert_eq!(boards.hanging(at(10)), None);
         assert_eq!(boards.hanging(at(11)), Some((0, Duration::from_secs(6))));

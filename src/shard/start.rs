@@ -23,6 +23,7 @@ use crate::net::limits::ConnectionLimits;
 use crate::net::listener::{self, ListenError, Listener};
 use crate::net::ring::{Doorbell, Ring, RingRefused};
 use crate::net::{Door, IdleBuffers, NetConfig, Ready, Server};
+use crate::service::cluster::Member;
 use crate::service::{self, Limits};
 use crate::shard::accounting::Account;
 use crate::shard::auto_compact::AutoCompact;
@@ -405,6 +406,11 @@ fn shard(plan: Plan, ready: Ready, itself: Weak<Shard>) -> Shard {
     Shard::new(Parts {
         index: plan.index,
         identity: plan.identity,
+        member: Arc::new(Member {
+            name: config.name.clone(),
+            peer_urls: config.advertise_peer_urls.clone(),
+            client_urls: config.advertise_client_urls.clone(),
+        }),
         limits: Limits { request_bytes_max: config.request_bytes_max, txn_ops_max: config.txn_operations_max },
         watch_limits: config.watch_limits,
         history_bytes_max: config.history_bytes_max,
