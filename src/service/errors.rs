@@ -37,6 +37,9 @@ pub enum Refusal {
     LogRefused,
     /// Ours: the memory budget. etcd meets the OOM killer.
     NoMemory,
+    /// Ours, of a code that etcd's clients give to their callers: they would try again after some milliseconds if it were
+    /// UNAVAILABLE.
+    NoStreamMemory,
     RootUserNotExist,
     RootRoleNotExist,
     UserAlreadyExist,
@@ -95,6 +98,7 @@ impl Refusal {
             Refusal::WatchCanceled => (Canceled, "etcdserver: watch canceled"),
             Refusal::RequestTooLarge => (InvalidArgument, "etcdserver: request is too large"),
             Refusal::Corrupt => (DataLoss, "etcdserver: corrupt cluster"),
+            Refusal::NoStreamMemory => (ResourceExhausted, "tarsier: no memory for a further watch stream"),
             Refusal::NoMemory => (ResourceExhausted, "tarsier: no memory for so large a range, ask for less at a time"),
             Refusal::LogRefused => {
                 (Unavailable, "etcdserver: the disk refuses writes, only reads and watches are served until a restart")

@@ -37,6 +37,7 @@ use crate::shard::mesh::{self, Link};
 use crate::shard::meter::Meter;
 use crate::shard::numbers::About;
 use crate::shard::storage::{self, Opened, Primed, StorageError};
+use crate::shard::supervisor::{State, Supervisor};
 use crate::shard::writer::{Pace, Writer};
 use crate::shard::{Parts, Shard, clock, cores, memory};
 use crate::store::quota::{self, Quota};
@@ -151,7 +152,9 @@ pub fn run(config: Config) -> Result<(), StartError> {
     let resident = memory::resident_bytes().map_err(system("read how much memory is resident"))?;
     let base = resident.saturating_sub(store_bytes);
     budget.set_base(base);
+    let supervisor = Supervisor::of_this_process();
     tracing::info!(shards = threads.len(), "ready to serve client requests");
+    supervisor.tell(State::Ready);
     for signal in signals.forever() {
         if signal == SIGUSR1 {
             print_account(&mut orders, base, &budget);
@@ -160,6 +163,7 @@ pub fn run(config: Config) -> Result<(), StartError> {
         tracing::info!(signal = low_level::signal_name(signal).unwrap_or("unknown"), "received signal, shutting down");
         break;
     }
+    supervisor.tell(State::Stopping);
     drain(&mut orders, threads);
     storage.close();
     tracing::info!("all connections closed");
