@@ -35,13 +35,14 @@ use crate::net::{CallHead, CallId, CallKind, Output};
 use crate::pb;
 use crate::store::command::{Answer, Outcome};
 
-use cluster::{ClusterMethod, Member};
+use cluster::ClusterMethod;
 use health::HealthMethod;
 use kv::decode::KvMethod;
 use kv::encode::Response;
 use kv::range_stream::RangeStream;
 use maintenance::MaintenanceMethod;
 
+pub use cluster::Member;
 pub use kv::decode::Limits;
 
 /// Rows of a large answer that are measured before the next answer has its turn: some 50 us of work.
@@ -379,7 +380,7 @@ impl Services {
         }
     }
 
-    /// Asks for the next part of an answer whose last one has left.
+    /// Asks for the next part of an answer, once its peer has taken the one before: never more than one is in memory.
     pub fn next_part(&mut self, handle: u32) -> Option<Command> {
         let call = self.calls.get_mut(handle as usize)?;
         let parts = call.parts.as_ref().filter(|_| matches!(call.state, Unary::Waiting) && !call.submitted)?;
