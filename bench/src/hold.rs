@@ -1,5 +1,6 @@
 //! `hold`: keep very many watches open, say what they cost the server, and prove that each gets its events.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -7,12 +8,14 @@ use std::time::{Duration, Instant};
 use clap::Args;
 
 use crate::caller::{self, Caller};
+use crate::cgroup::{self, MemoryGroup};
 use crate::check::{Put, Verdict, events_due};
 use crate::fault::{Fault, Result};
 use crate::fleet::{Fleet, Pace, Progress};
 use crate::keys::{KeyChoice, Plan};
 use crate::process::{self, Process};
 use crate::screen::{Bar, count, megabytes};
+use crate::server::{Program, Server, Side};
 
 #[derive(Args, Clone, Debug)]
 pub struct HoldArgs {
@@ -43,6 +46,21 @@ pub struct HoldArgs {
     /// The server's process; found by its port when it runs on this host
     #[arg(long)]
     pid: Option<u32>,
+    /// Start this tarsier on an empty directory, in place of a server that runs already
+    #[arg(long, conflicts_with_all = ["endpoint", "pid"])]
+    tarsier: Option<PathBuf>,
+    /// Start it in a memory cgroup of this size, such as 1GiB
+    #[arg(long, requires = "tarsier", value_parser = cgroup::parse_bytes)]
+    memory_cgroup: Option<u64>,
+    /// Further flags for it, separated by spaces
+    #[arg(long, requires = "tarsier", default_value = "", allow_hyphen_values = true)]
+    tarsier_flags: String,
+    /// Port of 127.0.0.1 for it
+    #[arg(long, default_value_t = 23500)]
+    port: u16,
+    /// Where its data directory is made
+    #[arg(long)]
+    data_dir_root: Option<PathBuf>,
     /// Keys to put once each when all watches are held; 0 for none
     #[arg(long, default_value_t = 1_000)]
     puts: u32,
@@ -92,6 +110,20 @@ impl HoldArgs {
             seed: self.seed,
         }
     }
+
+    /// Starts the server that is to be measured, when one was named, and says what memory it may take.
+    async fn start(&self) -> Result<Option<Server>> {
+        let Some(path) = &self.tarsier else { return Ok(None) };
+        let group = self.memory_cgroup.map(MemoryGroup::new).transpose().map_err(Fault::Refused)?;
+        let flags = self.tarsier_flags.split_whitespace().map(str::to_owned).collect();
+        let data_root = self.data_dir_root.clone().unwrap_or_else(std::env::temp_dir);
+        let program = Program { side: Side::Tarsier, path: path.clone(), flags, port: self.port, data_root };
+        let server = program.start_in(group).await?;
+        if let Some(group) = server.memory_group() {
+            println!("memory cgroup of the server: {}", megabytes(group.limit_bytes()));
+        }
+        Ok(Some(server))
+    }
 }
 
 /// Runs it. Must be called inside a `LocalSet`.
@@ -99,11 +131,16 @@ pub async fn run(args: HoldArgs) -> Result<()> {
     let plan = args.plan();
     plan.check().map_err(Fault::Refused)?;
     process::check_files(u64::from(plan.connections), "this many connections")?;
-    let endpoint: Arc<str> = args.endpoint.as_str().into();
+    let started = args.start().await?;
+    let endpoint: Arc<str> = started.as_ref().map_or(args.endpoint.as_str().into(), |server| server.endpoint.clone());
     let patience = Duration::from_secs(args.patience);
     let caller = caller::wait_until_ready(&endpoint, Duration::from_secs(3), || Ok(())).await?;
-    let server = find_server(&args)?;
-    let watched = Watched { server, own: Process::own() };
+    let server = match &started {
+        Some(server) => Some(server.process),
+        None => find_server(&args),
+    };
+    check_server_files(server, args.connections)?;
+    let watched = Watched { server, own: Process::own(), started };
     watched.print("before")?;
 
     let held_from = Instant::now();
@@ -136,28 +173,31 @@ pub async fn run(args: HoldArgs) -> Result<()> {
     Ok(())
 }
 
-fn find_server(args: &HoldArgs) -> Result<Option<Process>> {
+fn find_server(args: &HoldArgs) -> Option<Process> {
     let local = ["127.0.0.1:", "localhost:", "[::1]:"].iter().any(|host| args.endpoint.starts_with(host));
     let port = args.endpoint.rsplit(':').next().and_then(|port| port.parse().ok());
-    let server = match args.pid {
+    match args.pid {
         Some(id) => Some(Process { id }),
         None => port.filter(|_| local).and_then(Process::listening_on),
-    };
-    if let Some(server) = server {
-        let limit = server.files_max()?;
-        let needed = u64::from(args.connections) + 20;
-        if limit < needed {
-            let text = format!("the server (process {}) may open {limit} files; {needed} are needed", server.id);
-            return Err(Fault::Refused(text));
-        }
     }
-    Ok(server)
+}
+
+fn check_server_files(server: Option<Process>, connections: u32) -> Result<()> {
+    let Some(server) = server else { return Ok(()) };
+    let (limit, needed) = (server.files_max()?, u64::from(connections) + 20);
+    if limit < needed {
+        let text = format!("the server (process {}) may open {limit} files; {needed} are needed", server.id);
+        return Err(Fault::Refused(text));
+    }
+    Ok(())
 }
 
 /// The processes whose cost is printed.
 struct Watched {
     server: Option<Process>,
     own: Process,
+    /// The server, if this run has started it.
+    started: Option<Server>,
 }
 
 impl Watched {
@@ -169,8 +209,21 @@ impl Watched {
         if let Some(server) = self.server {
             print_cost(&format!("server {}", server.id), when, server)?;
         }
-        print_cost("load client", when, self.own)
+        print_cost("load client", when, self.own)?;
+        self.started.as_ref().and_then(Server::memory_group).map_or(Ok(()), print_group)
     }
+}
+
+/// What the kernel counts for the server, with the buffers of its sockets. Version 1 of cgroups counts those apart.
+fn print_group(group: &MemoryGroup) -> Result<()> {
+    let usage = group.usage().map_err(Fault::Refused)?;
+    let [now, peak, file] = [usage.now_bytes, usage.peak_bytes, usage.file_bytes].map(megabytes);
+    let [sockets, sockets_peak] = [usage.socket_bytes, usage.socket_peak_bytes].map(megabytes);
+    println!(
+        "its cgroup: {now} (files {file}), peak {peak}; sockets {sockets}, peak {sockets_peak}; {} times at the limit, {} killed",
+        usage.at_limit, usage.killed
+    );
+    Ok(())
 }
 
 fn print_cost(who: &str, when: &str, process: Process) -> Result<()> {

@@ -12,12 +12,13 @@
 //!      ─► compare ─┤   load (calls in a loop)  │
 //!                  │   caller (single calls) ──┘
 //!                  └─► check (the judge)  keys (who watches what)  process (what the kernel knows)
-//!          compare ──► scenes, bystander ─► server (started and stopped)  meter (what it cost)  disk  report
+//!          compare ──► scenes, bystander ─► server (started and stopped)  cgroup  meter (what it cost)  disk  report
 //!      ─► soak ──────► proof (trials of durability) ─► server  caller  link  disk
 //! ```
 
 mod bystander;
 mod caller;
+mod cgroup;
 mod check;
 mod compare;
 mod disk;

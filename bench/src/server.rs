@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use crate::caller::{self, Caller};
+use crate::cgroup::MemoryGroup;
 use crate::disk::Disk;
 use crate::fault::{Fault, Result};
 use crate::process::Process;
@@ -77,24 +78,34 @@ impl Program {
 
     /// Starts it on a data directory that `prepare` makes at the path it is given.
     pub async fn start_on(&self, prepare: impl FnOnce(&Path)) -> Result<Server> {
+        self.start_with(prepare, None).await
+    }
+
+    /// Starts it on an empty directory inside a memory cgroup, where it stays when it is started again.
+    pub async fn start_in(&self, group: Option<MemoryGroup>) -> Result<Server> {
+        self.start_with(|_| {}, group).await
+    }
+
+    async fn start_with(&self, prepare: impl FnOnce(&Path), group: Option<MemoryGroup>) -> Result<Server> {
         self.check_port()?;
         let directory = TemporaryDirectory::new(&self.data_root)?;
         prepare(&directory.path.join(DATA));
-        let child = self.spawn(&directory.path)?;
+        let child = self.spawn(&directory.path, group.as_ref())?;
         let process = Process { id: child.id() };
         let endpoint: Arc<str> = format!("127.0.0.1:{}", self.port).into();
-        let mut server = Server { side: self.side, process, endpoint, program: self.clone(), child, directory };
+        let mut server = Server { side: self.side, process, endpoint, program: self.clone(), child, directory, group };
         server.wait_until_ready().await?;
         Ok(server)
     }
 
-    fn spawn(&self, directory: &Path) -> Result<Child> {
+    fn spawn(&self, directory: &Path, group: Option<&MemoryGroup>) -> Result<Child> {
         let log = directory.join("log");
         let no_log = |cause| Fault::Refused(format!("{} cannot be written: {cause}", log.display()));
         let output = File::options().create(true).append(true).open(&log).map_err(no_log)?;
         let errors = output.try_clone().map_err(no_log)?;
         let data = directory.join(DATA);
-        let spawned = Command::new(&self.path)
+        let mut command = group.map_or_else(|| Command::new(&self.path), |group| group.command(&self.path));
+        let spawned = command
             .args(self.flags(&data.to_string_lossy()))
             .stdin(Stdio::null())
             .stdout(output)
@@ -119,6 +130,8 @@ pub struct Server {
     program: Program,
     child: Child,
     directory: TemporaryDirectory,
+    /// Dropped behind the process.
+    group: Option<MemoryGroup>,
 }
 
 impl Server {
@@ -134,6 +147,11 @@ impl Server {
             }
             Err(cause) => Err(Fault::ServerDied(format!("{} cannot be waited for: {cause}", self.side.name()))),
         }
+    }
+
+    /// The memory cgroup it runs in, if it was given one.
+    pub fn memory_group(&self) -> Option<&MemoryGroup> {
+        self.group.as_ref()
     }
 
     /// Everything that its processes have printed.
@@ -194,7 +212,7 @@ impl Server {
 
     /// Starts it again on the same directory and port, without waiting for it. It must have ended.
     pub fn spawn_again(&mut self) -> Result<()> {
-        self.child = self.program.spawn(&self.directory.path)?;
+        self.child = self.program.spawn(&self.directory.path, self.group.as_ref())?;
         self.process = Process { id: self.child.id() };
         Ok(())
     }

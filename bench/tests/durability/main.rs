@@ -15,6 +15,9 @@ mod binary;
 #[path = "../../src/caller.rs"]
 #[allow(dead_code, reason = "the load generator uses the rest")]
 mod caller;
+#[path = "../../src/cgroup.rs"]
+#[allow(dead_code, reason = "the load generator uses the rest")]
+mod cgroup;
 mod damage;
 #[path = "../../src/disk.rs"]
 #[allow(dead_code, reason = "the load generator uses the rest")]
