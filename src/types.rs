@@ -4,6 +4,7 @@
 
 pub mod encode;
 mod key_value;
+pub mod lines;
 
 use std::fmt;
 use std::sync::Arc;
@@ -89,6 +90,14 @@ impl KeyRange {
     /// A span whose end does not lie above its start holds no key. A read of it is legal and finds nothing.
     pub fn is_empty(&self) -> bool {
         matches!(self, KeyRange::Span { start, end } if end <= start)
+    }
+
+    /// Bytes of its keys.
+    pub fn bytes(&self) -> usize {
+        match self {
+            KeyRange::One(key) | KeyRange::From(key) => key.len(),
+            KeyRange::Span { start, end } => start.len() + end.len(),
+        }
     }
 
     pub fn start(&self) -> &Key {

@@ -62,14 +62,13 @@ const NO_PEERS: &str = "this is a single server, there are no peers";
 const NO_RAFT: &str = "this is a single server, there is no raft";
 const OWN_LOG: &str = "the log is as long as the checkpoint needs it, and its old files are used again";
 const OWN_FILES: &str = "the files are of another kind than etcd's database";
-const NO_HTTP: &str = "no HTTP pages are served yet";
+const NO_GATEWAY: &str = "the JSON gateway is not built yet";
 const NO_TRACING: &str = "distributed tracing is not built yet, no spans are sent";
 const NO_ROTATION: &str = "logs go to stderr or stdout only, so there is no file to rotate";
 const NO_TLS: &str = "TLS is not built yet, only http is served";
 const NO_TLS_HARMLESS: &str = "TLS is not built yet, so there is nothing it would apply to";
 const NO_AUTH: &str = "users and tokens are not built yet, so there is nothing it would apply to";
 const NO_DISCOVERY: &str = "this is a single server, there is no cluster to discover";
-const NO_SLOW_LOG: &str = "slow requests are not logged yet";
 const NO_CHECKS: &str = "there are no other members to compare data with";
 const OWN_COMPACTION: &str = "compaction runs in bounded steps of its own";
 
@@ -85,6 +84,11 @@ pub const FLAGS: &[Flag] = &[
         "advertise-client-urls",
         "",
         "Comma-separated URLs that clients are told. Default: those of --listen-client-urls.",
+    ),
+    supported(
+        "listen-metrics-urls",
+        "",
+        "Comma-separated URLs to serve /metrics, /health, /livez and /readyz on, beside the URLs for clients.",
     ),
     supported("data-dir", "default.tarsier", "Directory of the log and the checkpoint. It is made if it is missing."),
     supported(
@@ -174,12 +178,33 @@ pub const FLAGS: &[Flag] = &[
         "67108864",
         "Bytes of recent changes kept in memory for watches that fall behind, at least 1048576 (1 MiB).",
     ),
+    supported("metrics", "basic", "Detail of /metrics: basic, or extensive, which adds how long calls took by method."),
+    supported(
+        "warning-apply-duration",
+        "100ms",
+        "Duration after which a request is logged as slow: apply request took too long.",
+    ),
+    supported(
+        "warning-unary-request-duration",
+        "300ms",
+        "The same for the line that etcd writes of a slow call; only the smaller of the two matters. 0 means 300ms.",
+    ),
+    supported(
+        "memory-limit",
+        "80%",
+        "Memory that the server may hold, in bytes (at least 33554432) or in percent of what the machine or its cgroup has; at \
+         it, what is new is refused and what is held goes on. 0 means no limit.",
+    ),
     supported("log-level", "info", "Least severe level that is logged: debug, info, warn, error, panic or fatal."),
     supported("log-format", "json", "Format of log lines: json or console."),
     supported("log-outputs", "default", "Where log lines go: stderr (the default) or stdout."),
     supported("logger", "zap", "Only zap is accepted: log lines have the keys that etcd's have."),
     // Members and raft.
-    harmless("initial-advertise-peer-urls", "http://localhost:2380", NO_PEERS),
+    harmless(
+        "initial-advertise-peer-urls",
+        "http://localhost:2380",
+        "this is a single server: its member is listed with these URLs, but nothing listens there",
+    ),
     harmless("listen-peer-urls", "http://localhost:2380", NO_PEERS),
     harmless("initial-cluster", "", "this is a single server, and its only member is itself"),
     harmless("initial-cluster-token", "etcd-cluster", NO_PEERS),
@@ -261,17 +286,13 @@ pub const FLAGS: &[Flag] = &[
     harmless("compact-hash-check-time", "1m", NO_CHECKS),
     harmless("feature-gates", "", "etcd's feature gates name features of etcd's own"),
     // Pages, metrics, tracing, log.
-    harmless("listen-client-http-urls", "", NO_HTTP),
-    harmless("listen-metrics-urls", "", "metrics and health pages are not built yet, nothing listens there"),
-    harmless("metrics", "basic", "metrics are not built yet"),
-    switch(harmless("enable-grpc-gateway", "true", NO_HTTP)),
-    switch(harmless("enable-pprof", "false", NO_HTTP)),
-    harmless("cors", "*", NO_HTTP),
-    harmless("host-whitelist", "*", NO_HTTP),
+    harmless("listen-client-http-urls", "", "gRPC and plain HTTP share the URLs for clients"),
+    switch(harmless("enable-grpc-gateway", "true", NO_GATEWAY)),
+    switch(harmless("enable-pprof", "false", "there is no Go runtime to profile")),
+    harmless("cors", "*", NO_GATEWAY),
+    harmless("host-whitelist", "*", NO_GATEWAY),
     switch(harmless("enable-log-rotation", "false", NO_ROTATION)),
     harmless("log-rotation-config-json", "", NO_ROTATION),
-    harmless("warning-unary-request-duration", "300ms", NO_SLOW_LOG),
-    harmless("warning-apply-duration", "100ms", NO_SLOW_LOG),
     switch(harmless("enable-distributed-tracing", "false", NO_TRACING)),
     harmless("distributed-tracing-address", "localhost:4317", NO_TRACING),
     harmless("distributed-tracing-service-name", "etcd", NO_TRACING),
@@ -323,7 +344,7 @@ mod tests {
             ours.remove(at);
         }
         let expected = "max-connections max-connections-per-address max-watches-per-stream max-watches-per-connection \
-            stalled-stream-timeout scrub-interval idle-buffers shards history-limit";
+            stalled-stream-timeout scrub-interval idle-buffers shards history-limit memory-limit";
         assert_eq!(ours, expected.split_whitespace().collect::<Vec<_>>(), "also catches a row that stands twice");
     }
 

@@ -28,6 +28,19 @@ pub fn listen_addresses(urls: &str) -> Result<Vec<ListenAddress>, String> {
     Ok(addresses)
 }
 
+/// The same of a list that may be empty and has no address of `others`. Listeners of one process share a port in silence,
+/// and clients would come to either.
+pub fn listen_addresses_beside(urls: &str, others: &[ListenAddress]) -> Result<Vec<ListenAddress>, String> {
+    if urls.is_empty() {
+        return Ok(Vec::new());
+    }
+    let addresses = listen_addresses(urls)?;
+    match addresses.iter().find(|wanted| others.iter().any(|other| other.address == wanted.address)) {
+        Some(taken) => Err(format!("{} is an address for clients already", taken.address)),
+        None => Ok(addresses),
+    }
+}
+
 /// The URLs that clients are told, checked but not resolved: a name may well mean something only to them.
 pub fn advertised_urls(urls: &str) -> Result<Vec<String>, String> {
     urls.split(',')
@@ -128,6 +141,16 @@ mod tests {
         check("127.0.0.1:2379", "error: \"127.0.0.1:2379\": expected a URL such as http://127.0.0.1:2379");
         check("http://::1:2379", "error: \"http://::1:2379\": expected a URL such as http://127.0.0.1:2379");
         check("http://127.0.0.1:1,", "error: \"\": expected a URL such as http://127.0.0.1:2379");
+    }
+
+    #[test]
+    fn pages_have_addresses_of_their_own_or_none() {
+        let clients = listen_addresses("http://localhost:2379").expect("an address");
+        assert_eq!(listen_addresses_beside("", &clients), Ok(Vec::new()));
+        assert_eq!(listen_addresses_beside("http://127.0.0.1:2381", &clients).map(|list| list.len()), Ok(1));
+        let taken = listen_addresses_beside("http://10.0.0.1:1,http://127.0.0.1:2379", &clients);
+        assert_eq!(taken, Err("127.0.0.1:2379 is an address for clients already".to_owned()));
+        assert!(listen_addresses_beside("https://127.0.0.1:2381", &clients).is_err());
     }
 
     #[test]

@@ -34,9 +34,12 @@ const TXN_OPERATIONS_MAX: u64 = 1_000_000;
 pub const SHARDS_MAX: u64 = 256;
 /// Below this a single large transaction would turn every watch that is one batch behind into a late one.
 const HISTORY_BYTES_MIN: u64 = 1024 * 1024;
+/// Below this there is hardly room for a client beside the server itself.
+const MEMORY_BYTES_MIN: u64 = 32 * 1024 * 1024;
 /// etcd's floor; a shorter interval is raised to it.
 const PROGRESS_INTERVAL_MIN: Duration = Duration::from_millis(100);
 const PROGRESS_INTERVAL_DEFAULT: Duration = Duration::from_secs(600);
+const WARN_AFTER_UNARY_DEFAULT: Duration = Duration::from_millis(300);
 /// grpc-go raises a shorter ping interval of a server to this.
 const KEEPALIVE_INTERVAL_MIN: Duration = Duration::from_secs(1);
 
@@ -47,8 +50,13 @@ pub struct Config {
     pub name: String,
     /// `--listen-client-urls`, default `http://localhost:2379`. Never empty, no address twice.
     pub listen: Vec<ListenAddress>,
+    /// `--listen-metrics-urls`: where pages are served beside the addresses for clients. None by default, as in etcd.
+    pub listen_metrics: Vec<ListenAddress>,
     /// `--advertise-client-urls`, default the URLs of `--listen-client-urls` as they were written.
     pub advertise_client_urls: Vec<String>,
+    /// `--initial-advertise-peer-urls`, default that of etcd. Nothing listens there: this is what the one member is listed
+    /// with, as tools tell members apart by it.
+    pub advertise_peer_urls: Vec<String>,
     /// `--data-dir`, default `default.tarsier`: not etcd's `default.etcd`, whose files we could not read.
     pub data_dir: PathBuf,
     /// `--wal-dir`: where the log is, if not in the data directory.
@@ -94,7 +102,38 @@ pub struct Config {
     /// `--history-limit`: bytes of recent changes in memory, default 64 MiB. Watches within it catch up without asking
     /// the writer; more only pays when watchers are often cut off for long.
     pub history_bytes_max: usize,
+    /// `--metrics extensive`: the times of calls by method are kept and shown, 5 KB a shard.
+    pub metrics_are_extensive: bool,
+    /// `--warning-apply-duration` and `--warning-unary-request-duration`: default 100 ms and 300 ms as in etcd.
+    pub warn_after: WarnAfter,
+    /// `--memory-limit`: default 80% of what the machine or the cgroup has; the rest is the kernel's, for sockets and files.
+    /// `None`: there is no limit.
+    pub memory_limit: Option<MemoryLimit>,
     pub log: LogConfig,
+}
+
+/// How much memory the process may hold.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MemoryLimit {
+    Bytes(u64),
+    /// Of what the machine has, or the cgroup: 1 to 100.
+    Percent(u8),
+}
+
+impl MemoryLimit {
+    pub fn bytes(self, available_bytes: usize) -> usize {
+        match self {
+            MemoryLimit::Bytes(bytes) => usize::try_from(bytes).unwrap_or(usize::MAX),
+            MemoryLimit::Percent(percent) => available_bytes / 100 * usize::from(percent),
+        }
+    }
+}
+
+/// After how long a request counts as slow. etcd has a line for each.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct WarnAfter {
+    pub apply: Duration,
+    pub unary: Duration,
 }
 
 /// How much history is kept when nobody compacts by hand, in etcd's two modes.
@@ -244,12 +283,19 @@ fn version() -> String {
 
 fn config(source: &Source) -> Result<Config, ConfigError> {
     let listen_urls = text(source, "listen-client-urls");
+    let listen = read(source, "listen-client-urls", listen::listen_addresses)?;
     let name =
         read(source, "name", |name| Some(name.to_owned()).filter(|name| !name.is_empty()).ok_or("expected a name"))?;
     check_members(source, &name)?;
     read(source, "logger", |logger| if logger == "zap" { Ok(()) } else { Err("expected zap") })?;
     Ok(Config {
-        listen: read(source, "listen-client-urls", listen::listen_addresses)?,
+        listen_metrics: read(source, "listen-metrics-urls", |urls| listen::listen_addresses_beside(urls, &listen))?,
+        listen,
+        advertise_peer_urls: text(source, "initial-advertise-peer-urls")
+            .split(',')
+            .map(str::trim)
+            .map(str::to_owned)
+            .collect(),
         advertise_client_urls: match source.given.get("advertise-client-urls") {
             Some(_) => read(source, "advertise-client-urls", listen::advertised_urls)?,
             None => listen_urls.split(',').map(|url| url.trim().to_owned()).collect(),
@@ -288,6 +334,19 @@ fn config(source: &Source) -> Result<Config, ConfigError> {
         })?,
         shards: NonZeroUsize::new(number(source, "shards", 0, SHARDS_MAX)? as usize),
         history_bytes_max: number(source, "history-limit", HISTORY_BYTES_MIN, i64::MAX as u64)? as usize,
+        metrics_are_extensive: read(source, "metrics", |detail| match detail {
+            "basic" => Ok(false),
+            "extensive" => Ok(true),
+            _ => Err("expected basic or extensive"),
+        })?,
+        warn_after: WarnAfter {
+            apply: read(source, "warning-apply-duration", value::duration)?,
+            unary: match read(source, "warning-unary-request-duration", value::duration)? {
+                Duration::ZERO => WARN_AFTER_UNARY_DEFAULT,
+                duration => duration,
+            },
+        },
+        memory_limit: read(source, "memory-limit", memory_limit)?,
         log: log(source)?,
         name,
     })
@@ -305,6 +364,18 @@ fn auto_compaction(source: &Source) -> Result<Option<AutoCompaction>, ConfigErro
     }
     let period = read(source, "auto-compaction-retention", value::hours_or_duration)?;
     Ok(Some(AutoCompaction::Periodic(period)).filter(|_| !period.is_zero()))
+}
+
+fn memory_limit(text: &str) -> Result<Option<MemoryLimit>, String> {
+    if let Some(percent) = text.strip_suffix('%') {
+        let percent = value::whole(percent, 1, 100)?;
+        return Ok(Some(MemoryLimit::Percent(percent as u8)));
+    }
+    match value::whole(text, 0, i64::MAX as u64)? {
+        0 => Ok(None),
+        bytes if bytes < MEMORY_BYTES_MIN => Err(format!("expected at least {MEMORY_BYTES_MIN} bytes")),
+        bytes => Ok(Some(MemoryLimit::Bytes(bytes))),
+    }
 }
 
 fn watch_limits(source: &Source) -> Result<WatchLimits, ConfigError> {

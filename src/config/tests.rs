@@ -59,6 +59,7 @@ fn without_flags_the_defaults_are_etcds_and_nothing_is_warned_of() {
     assert!(!config.idle_buffers_are_kept);
     assert_eq!(config.shards, None);
     assert_eq!(config.history_bytes_max, 64 * 1024 * 1024);
+    assert_eq!(config.memory_limit, Some(MemoryLimit::Percent(80)));
     assert_eq!(config.log, LogConfig { level: LogLevel::Info, format: LogFormat::Json, output: LogOutput::Stderr });
 }
 
@@ -143,6 +144,9 @@ fn unreadable_values_name_flag_value_and_what_was_expected() {
         ("--max-request-bytes 1MB", "--max-request-bytes \"1MB\": expected a whole number from 1 to 1073741824"),
         ("--max-concurrent-streams=0", "--max-concurrent-streams \"0\": expected a whole number from 1 to 4294967295"),
         ("--shards 257", "--shards \"257\": expected a whole number from 0 to 256"),
+        ("--memory-limit 1000", "--memory-limit \"1000\": expected at least 33554432 bytes"),
+        ("--memory-limit 101%", "--memory-limit \"101%\": expected a whole number from 1 to 100"),
+        ("--memory-limit 1G", "--memory-limit \"1G\": expected a whole number from 0 to 9223372036854775807"),
         ("--history-limit 1", "--history-limit \"1\": expected a whole number from 1048576 to 9223372036854775807"),
         (
             "--grpc-keepalive-min-time 5",
@@ -251,7 +255,8 @@ fn the_unit_of_a_single_etcd_starts_unchanged() {
         --logger=zap --log-level=warn --log-format console --enable-pprof --metrics extensive";
     let (config, warnings) = served(line);
     assert_eq!(config.name, "infra0");
-    assert_eq!(config.listen.len(), 2);
+    assert_eq!((config.listen.len(), config.listen_metrics.len()), (2, 1));
+    assert!(config.metrics_are_extensive);
     assert_eq!(config.advertise_client_urls, ["http://10.0.1.10:2379"]);
     assert_eq!(config.log.level, LogLevel::Warn);
     assert_eq!((config.fsync, config.quota_backend_bytes), (false, Some(8 << 30)));
@@ -268,11 +273,9 @@ fn the_unit_of_a_single_etcd_starts_unchanged() {
             "--initial-advertise-peer-urls",
             "--initial-cluster",
             "--initial-cluster-token",
-            "--listen-metrics-urls",
             "--listen-peer-urls",
             "--max-snapshots",
             "--max-wals",
-            "--metrics",
             "--socket-reuse-address",
             "--socket-reuse-port",
         ]
@@ -297,7 +300,7 @@ fn kubeadms_line_is_refused_for_its_tls_and_starts_once_that_is_taken_out() {
         "--advertise-client-urls=http://10.0.0.2:2379 --listen-client-urls=http://127.0.0.1:2379,http://10.0.0.2:2379";
     let (config, warnings) = served(&format!("{plain} {peers}"));
     assert_eq!(config.watch_progress_interval, Duration::from_secs(5));
-    assert_eq!(warnings.len(), 9, "{warnings:?}");
+    assert_eq!(warnings.len(), 8, "{warnings:?}");
 }
 
 #[test]

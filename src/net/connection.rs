@@ -1,13 +1,13 @@
-//! One HTTP/2 connection: one task that drives h2 and all of its streams.
+//! One connection: one task that drives h2 and all of its streams, or hyper for a peer that speaks HTTP/1.1.
 //!
 //! A *turn* is one poll of the task: complete the send in flight, let h2 read a few frames, look at the streams that are
 //! due (h2 or the handler named them), let h2 write, and so on for a bounded number of rounds; then everything gathered
 //! leaves in one send. A turn that ends with work left passes through the ring, so that others run and operations are
 //! submitted in between.
 //!
-//! States: *shaking hands* until the peer's preface is there, *open*, and *closing*: h2 is dropped, every call still open
-//! has been reported to the handler, the socket is shut down, and the task ends once no operation is in flight. Nothing
-//! is freed while the kernel may still write to it.
+//! States: *new* until the peer's first bytes tell its protocol; *shaking hands* and *open* are those of HTTP/2, *http1* and
+//! *lingering* the other's; *closing*: h2 is dropped, every call still open has been reported to the handler, the socket is
+//! shut down, and the task ends once no operation is in flight. Nothing is freed while the kernel may still write to it.
 
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -16,21 +16,22 @@ use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use h2::server::{Builder, Connection as H2, Handshake, SendResponse};
+use h2::server::{Connection as H2, Handshake, SendResponse};
 use h2::{Ping, PingPong, RecvStream};
 use http::{Request, StatusCode};
 use slab::Slab;
 
+use super::http1::{self, Http1};
 use super::limits::Admitted;
-use super::plain::{self, Plain, Wire};
+use super::plain::{self, Plain, Protocol, Wire};
 use super::ready::Due;
 use super::ring::Nop;
 use super::server::{Drain, NetConfig, Server};
 use super::stream::{Broken, Look, Row, Surroundings};
-use super::{CallHead, CallId, CallKind, IdleBuffers};
+use super::{CallHead, CallId, CallKind, Door, IdleBuffers, settings};
 use crate::backend::Caller;
 use crate::grpc::head::{Head, Refusal};
 use crate::grpc::status::{Code, Status};
@@ -45,15 +46,6 @@ const CALLS_PER_ROUND: usize = 16;
 /// Checks in the time after which a stream is stalled: it is found between once and once and a quarter of that time.
 const STALL_CHECKS: u8 = 4;
 const STALLED: &str = "tarsier: the client took nothing of what was due to it for too long";
-
-/// What a connection holds, h2's buffers and tables included. Measured as resident memory, huge pages off: connections take
-/// 21.5 kB each with one stream, 30.8 kB with 16 and 53.4 kB with fifty.
-pub const CONNECTION_BYTES: u64 = 20_900;
-/// What of it is given back in silence: a page of h2's read buffer, a page of its write buffer. Measured as above: 8.1 kB
-/// over 1,000 connections, with one stream and with 16, and 8.3 kB over 5,000.
-pub const IDLE_BYTES: u64 = 8_200;
-/// What each stream slot holds: our row of 88 bytes and its mark, and h2's slots with the room they doubled to.
-pub const STREAM_SLOT_BYTES: u64 = 640;
 
 pub struct Connection {
     server: Rc<Server>,
@@ -73,15 +65,23 @@ pub struct Connection {
     drain_until: Option<Instant>,
     pause: Option<Nop>,
     has_been_at_stream_limit: bool,
-    /// Its place among those that the process and its address may have.
-    _admitted: Admitted,
+    /// At the end of the last turn its peer had not taken what was due to it.
+    is_slow: bool,
+    /// Its place among those that the process and its address may have, unless it needs none.
+    _admitted: Option<Admitted>,
 }
 
 // A connection has one state, which lies in its task: a box would only add to what it holds.
 #[allow(clippy::large_enum_variant)]
 enum State {
+    New(Plain),
     Shaking(Handshake<Plain, Bytes>),
     Open(H2<Plain, Bytes>),
+    /// In a box, so that the connections that matter have no room set aside for it.
+    Http1(Box<Http1>),
+    /// The last answer has left; what the peer still sends is taken and thrown away. To close over bytes that nobody has
+    /// read resets the connection, and the reset can overtake the answer that says why.
+    Lingering,
     Closing,
 }
 
@@ -120,29 +120,44 @@ enum LivenessStep {
     CutHandshake,
     Ask,
     CutUnlessAnswered,
+    LookAtHttp1,
+    EndLingering,
 }
 
 impl Connection {
-    pub fn new(server: Rc<Server>, slot: u32, client: OwnedFd, peer: SocketAddr, admitted: Admitted) -> Connection {
+    pub fn new(
+        server: Rc<Server>,
+        slot: u32,
+        client: OwnedFd,
+        peer: SocketAddr,
+        (door, admitted): (Door, Option<Admitted>),
+    ) -> Connection {
         let (plain, wire) = plain::open(client, server.counters.clone());
-        let handshake = builder(server.config.concurrent_streams_max).handshake(plain);
-        let at = (server.config.now)() + server.config.handshake_timeout;
+        let now = (server.config.now)();
+        let (state, at, step) = match door {
+            Door::Clients => (State::New(plain), now + server.config.handshake_timeout, LivenessStep::CutHandshake),
+            Door::Pages => {
+                let http1 = Box::new(Http1::new(server.clone(), plain, wire.clone(), door, peer));
+                (State::Http1(http1), now + http1::look_interval(&server.config), LivenessStep::LookAtHttp1)
+            }
+        };
         Connection {
             server,
             slot,
             peer,
             wire,
-            state: State::Shaking(handshake),
+            state,
             rows: Slab::new(),
             rows_high_water: 0,
             deadlines: BTreeSet::new(),
-            liveness: Liveness { at, step: LivenessStep::CutHandshake, bytes_in: 0, pings: None },
+            liveness: Liveness { at, step, bytes_in: 0, pings: None },
             quiet: Quiet::default(),
             stall: Stall::default(),
             alarm: None,
             drain_until: None,
             pause: None,
             has_been_at_stream_limit: false,
+            is_slow: false,
             _admitted: admitted,
         }
     }
@@ -161,13 +176,14 @@ impl Connection {
         }
         for _ in 0..ROUNDS_PER_TURN {
             self.wire.send_completed(context);
-            if self.poll_h2(context).is_ready() {
+            if self.poll_protocol(context).is_ready() {
                 self.close();
                 return self.wire.poll_close(context);
             }
             self.look_at_due_streams();
             if !self.has_more() {
                 self.wire.send(context);
+                self.set_slow(self.wire.is_congested());
                 self.wire.leave_receive_buffer();
                 self.expect_progress_of_the_send();
                 self.rest();
@@ -216,6 +232,13 @@ impl Connection {
         }
     }
 
+    fn set_slow(&mut self, is_slow: bool) {
+        if std::mem::replace(&mut self.is_slow, is_slow) != is_slow {
+            let slow = &self.server.counters.slow_connections;
+            if is_slow { slow.add(1) } else { slow.subtract(1) }
+        }
+    }
+
     fn wake_from_idle(&mut self) {
         if std::mem::take(&mut self.quiet.have_given_back) {
             self.server.counters.idle_connections.subtract(1);
@@ -233,6 +256,57 @@ impl Connection {
         }
     }
 
+    /// Lets h2 or hyper read and write. Ready at the end of the connection.
+    fn poll_protocol(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        if let State::New(_) = self.state {
+            match self.wire.poll_protocol(context) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(protocol)) => self.begin(protocol),
+                Poll::Ready(Err(_)) => return Poll::Ready(()),
+            }
+        }
+        if let State::Http1(http1) = &mut self.state {
+            if http1.poll(context).is_pending() {
+                return Poll::Pending;
+            }
+            self.state = State::Lingering;
+            self.look_at_the_peer_in(http1::LINGER, LivenessStep::EndLingering);
+        }
+        if let State::Lingering = self.state {
+            return match self.wire.poll_discard(context) {
+                Poll::Ready(true) => Poll::Ready(()),
+                Poll::Ready(false) => {
+                    context.waker().wake_by_ref();
+                    Poll::Pending
+                }
+                Poll::Pending => Poll::Pending,
+            };
+        }
+        self.poll_h2(context)
+    }
+
+    /// The peer's first bytes are here.
+    fn begin(&mut self, protocol: Protocol) {
+        let State::New(plain) = std::mem::replace(&mut self.state, State::Closing) else {
+            unreachable!("a connection begins once")
+        };
+        self.state = match protocol {
+            Protocol::Http2 => {
+                State::Shaking(settings::builder(self.server.config.concurrent_streams_max).handshake(plain))
+            }
+            Protocol::Http1 => {
+                self.look_at_the_peer_in(http1::look_interval(&self.server.config), LivenessStep::LookAtHttp1);
+                let (server, wire) = (self.server.clone(), self.wire.clone());
+                State::Http1(Box::new(Http1::new(server, plain, wire, Door::Clients, self.peer)))
+            }
+        };
+    }
+
+    fn look_at_the_peer_in(&mut self, time: Duration, step: LivenessStep) {
+        self.liveness.at = (self.server.config.now)() + time;
+        self.liveness.step = step;
+    }
+
     /// Lets h2 read and write, and opens the calls that it brings. Ready at the end of the connection.
     fn poll_h2(&mut self, context: &mut Context<'_>) -> Poll<()> {
         self.wire.allow_frames();
@@ -242,7 +316,7 @@ impl Connection {
                 Poll::Ready(Ok(open)) => self.opened(open),
                 Poll::Ready(Err(error)) => {
                     self.server.counters.connections_broken.add(1);
-                    tracing::debug!(peer = %self.peer, %error, "no HTTP/2 preface");
+                    tracing::debug!(peer = %self.peer, %error, "no HTTP/2 handshake");
                     return Poll::Ready(());
                 }
             }
@@ -302,6 +376,8 @@ impl Connection {
             Err(status) => return row.end_with(StatusCode::OK, &status),
         };
         row.open(opened.kind, opened.handle);
+        row.method = opened.method;
+        self.server.counters.methods.started(row.method);
         if let Some(timeout) = head.timeout {
             // A time that the clock cannot say never comes.
             row.deadline = (self.server.config.now)().checked_add(timeout);
@@ -373,7 +449,10 @@ impl Connection {
         }
         match look {
             // The handler has ended the call and given its handle away, whatever the row still holds.
-            Look::Ended => self.remove(stream),
+            Look::Ended(code) => {
+                self.server.counters.methods.handled(row.method, code);
+                self.remove(stream);
+            }
             Look::Broken(by) => self.break_off(stream, by),
             _ if partial.get() > self.server.config.partial_bytes_max && row.held_bytes() > 0 => {
                 let text = "too many requests are arriving at once";
@@ -385,10 +464,15 @@ impl Connection {
     }
 
     fn break_off(&mut self, stream: u32, by: Broken) {
-        let handle = self.rows[stream as usize].handle;
+        let Row { handle, method, .. } = self.rows[stream as usize];
         self.remove(stream);
-        if by == Broken::ByPeer {
-            self.server.counters.calls_reset.add(1);
+        let counters = &self.server.counters;
+        match by {
+            Broken::ByUs(code) => counters.methods.handled(method, code),
+            Broken::ByPeer => {
+                counters.methods.handled(method, Code::Canceled);
+                counters.calls_reset.add(1);
+            }
         }
         self.server.handler.closed(self.call(stream), handle);
     }
@@ -405,7 +489,7 @@ impl Connection {
     /// Ends a call with a status of ours, and tells the handler.
     fn end_call(&mut self, stream: u32, status: &Status) {
         self.rows[stream as usize].end(status);
-        self.break_off(stream, Broken::ByUs);
+        self.break_off(stream, Broken::ByUs(status.code));
     }
 
     /// Everything that happens because time passes: deadlines, keep-alive, and the end of the server.
@@ -471,6 +555,7 @@ impl Connection {
         self.stall.stuck_checks = if is_stuck { self.stall.stuck_checks + 1 } else { 0 };
         if self.stall.stuck_checks > STALL_CHECKS {
             self.server.counters.connections_stalled.add(1);
+            self.server.log_stalled(self.peer, "connection ended");
             return self.cut("its peer has taken nothing for too long");
         }
         let mut stalled = Vec::new();
@@ -483,7 +568,7 @@ impl Connection {
         }
         self.server.counters.streams_stalled.add(stalled.len() as u64);
         for stream in stalled {
-            tracing::debug!(peer = %self.peer, stream, "stream ended, it took nothing of what was due");
+            self.server.log_stalled(self.peer, "stream ended");
             self.end_call(stream, &Status::new(Code::Unavailable, STALLED));
         }
         self.expect_progress_of_the_send();
@@ -495,6 +580,14 @@ impl Connection {
         self.liveness.bytes_in = self.wire.bytes_in();
         match self.liveness.step {
             LivenessStep::CutHandshake => self.cut("no HTTP/2 preface in time"),
+            LivenessStep::EndLingering => self.cut("its peer goes on sending behind the last answer"),
+            LivenessStep::LookAtHttp1 => {
+                let State::Http1(http1) = &mut self.state else { unreachable!("the step belongs to the state") };
+                match http1.look(config.handshake_timeout) {
+                    Some(why) => self.cut(why),
+                    None => self.liveness.at = now + http1::look_interval(config),
+                }
+            }
             LivenessStep::CutUnlessAnswered if !has_spoken => self.cut("no answer to a keep-alive ping"),
             LivenessStep::Ask if !has_spoken => {
                 self.liveness.at = now + config.keepalive_timeout;
@@ -526,9 +619,10 @@ impl Connection {
         self.drain_until = Some(drain.until);
         match &mut self.state {
             State::Open(open) => open.graceful_shutdown(),
+            State::Http1(http1) => http1.end(),
             // It has no call; there is nothing to wait for.
-            State::Shaking(_) => return self.cut("the server ends"),
-            State::Closing => return,
+            State::New(_) | State::Shaking(_) => return self.cut("the server ends"),
+            State::Lingering | State::Closing => return,
         }
         let streams = self.rows.iter().filter(|(_, row)| row.kind == CallKind::RequestStream);
         let streams: Vec<u32> = streams.map(|(stream, _)| stream as u32).collect();
@@ -549,6 +643,7 @@ impl Connection {
     fn close(&mut self) {
         self.state = State::Closing;
         self.wake_from_idle();
+        self.set_slow(false);
         self.deadlines.clear();
         self.pause = None;
         if let Some(alarm) = self.alarm.take() {
@@ -558,6 +653,7 @@ impl Connection {
             self.server.counters.partial_bytes.subtract(row.held_bytes() as u64);
             self.server.counters.streams_open.subtract(1);
             self.server.counters.calls_reset.add(1);
+            self.server.counters.methods.handled(row.method, Code::Canceled);
             self.server.handler.closed(self.call(stream as u32), row.handle);
         }
         self.server.counters.stream_slots.subtract(self.rows_high_water as u64);
@@ -592,21 +688,4 @@ impl Future for Connection {
         }
         polled
     }
-}
-
-/// The settings of h2, each with its reason.
-fn builder(concurrent_streams_max: u32) -> Builder {
-    let mut builder = Builder::new();
-    builder
-        .max_concurrent_streams(concurrent_streams_max)
-        // Metadata is a token and a few flags. This also shrinks h2's allowance of CONTINUATION frames.
-        .max_header_list_size(16 * 1_024)
-        // The default ends a client that pipelines some 150 small requests. This is a whole window of the smallest
-        // legal messages.
-        .data_frame_budget(4 << 20)
-        // Counted over the connection's whole life; the default ends clients that live for weeks.
-        .max_local_error_reset_streams(Some(16_384))
-        // Each stream may queue this much; what is beyond stays with the handler.
-        .max_send_buffer_size(32 * 1_024);
-    builder
 }

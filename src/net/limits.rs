@@ -52,6 +52,8 @@ impl Half {
 pub enum OverLimit {
     Connections,
     Address,
+    /// There is no memory for it.
+    Memory,
 }
 
 impl OverLimit {
@@ -59,6 +61,7 @@ impl OverLimit {
         match self {
             OverLimit::Connections => "tarsier: too many connections",
             OverLimit::Address => "tarsier: too many connections from this address",
+            OverLimit::Memory => "tarsier: no memory for a further connection",
         }
     }
 

@@ -22,7 +22,14 @@ use super::ring::Accept;
 /// Clients that the kernel keeps until they are accepted: a whole fleet that reconnects at once.
 const BACKLOG: i32 = 4_096;
 /// The kernel doubles this for its own overhead, and caps it by `net.core.wmem_max`.
-const SEND_BUFFER_BYTES: usize = 256 * 1_024;
+pub const SEND_BUFFER_BYTES: usize = 256 * 1_024;
+/// Less would cut the answers to large ranges into many sends.
+pub const SEND_BUFFER_BYTES_MIN: usize = 32 * 1_024;
+
+/// What the kernel holds at most for a socket whose send buffer was set so: what it counts is twice that.
+pub fn send_buffer_bytes_max(send_buffer_bytes: usize) -> usize {
+    2 * send_buffer_bytes
+}
 const BACK_OFF_MIN: Duration = Duration::from_millis(10);
 const BACK_OFF_MAX: Duration = Duration::from_millis(100);
 
@@ -120,6 +127,12 @@ impl Listener {
 
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// What the kernel may hold for each client that is accepted from here on. A kernel that refuses leaves what
+    /// [`Listener::bind`] has set.
+    pub(super) fn set_send_buffer_bytes(&self, bytes: usize) {
+        let _ = rustix::net::sockopt::set_socket_send_buffer_size(&*self.socket, bytes);
     }
 
     /// Refuses clients from here on and ends [`Listener::accept_all`]; the accept in flight completes with an error.

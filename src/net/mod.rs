@@ -4,18 +4,20 @@
 //! one thread, so nothing here is `Send` and nothing is locked.
 //!
 //! From the kernel up: [`ring`] (operations), [`listener`], `socket`, `plain` (frame meter, write gathering), `idle` (what
-//! becomes of h2's buffers while a connection is silent), `connection` (one task that drives h2 and all its streams), `stream` (a row for each call), [`server`] (what the
+//! becomes of h2's buffers while a connection is silent), `http1` (hyper, for peers that speak no HTTP/2), `connection` (one task that drives h2 and all its streams), `stream` (a row for each call), [`server`] (what the
 //! connections of a shard share). A shard is put together so, inside of [`ring::Ring::run`]:
 //!
 //! ```ignore
 //! let ready = Ready::new(shard);                                   // the handler announces calls with a clone of it
 //! let server = Server::new(handler, ready, NetConfig::new(clock::now));
-//! server.listen(Listener::bind(address)?);                         // serves from here on
+//! server.listen(Listener::bind(address)?, Door::Clients);          // serves from here on
 //! server.drain(status, Duration::from_secs(5)).await;              // closes listeners, ends calls, ends connections
 //! ```
 
 mod connection;
+mod costs;
 pub mod counters;
+mod http1;
 mod idle;
 pub mod limits;
 pub mod listener;
@@ -23,13 +25,19 @@ mod plain;
 mod ready;
 pub mod ring;
 pub mod server;
+mod settings;
 mod socket;
 mod stream;
 mod timers;
 
+use std::future::{Future, ready};
+use std::net::SocketAddr;
+use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::request::Parts;
+use http::{Response, StatusCode};
 
 use crate::backend::Caller;
 use crate::grpc::status::Status;
@@ -75,6 +83,8 @@ pub enum CallKind {
 pub struct Opened {
     pub kind: CallKind,
     pub handle: u32,
+    /// The number by which it is counted, at most [`counters::METHODS_MAX`]. One beyond is not counted.
+    pub method: u8,
 }
 
 /// Whether the handler can take more request messages of this call now.
@@ -99,11 +109,28 @@ pub enum Output {
     Last(Bytes),
 }
 
+/// Which listener a client came through.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Door {
+    /// gRPC, and plain HTTP as well.
+    Clients,
+    /// `--listen-metrics-urls`: HTTP/1.1 alone.
+    Pages,
+}
+
+/// The answer to a request of plain HTTP, once there is one.
+pub type Page = Pin<Box<dyn Future<Output = Response<Bytes>>>>;
+
 /// Who serves the calls of a shard's connections.
 ///
 /// The connection asks and the handler answers at once; what takes longer is announced through [`Ready`]. A handler must
 /// never call back into the connection from inside these methods.
 pub trait Handler {
+    /// Whether there is memory for one more connection.
+    fn has_room(&self) -> bool {
+        true
+    }
+
     /// A call has begun. An error ends it with that status, and its handle is never used.
     fn open(&self, call: CallId, head: &CallHead<'_>) -> Result<Opened, Status>;
 
@@ -124,6 +151,13 @@ pub trait Handler {
     /// The call is over without a word from the handler: reset, vanished, timed out. The handle is free from here on. Not
     /// called behind [`Output::End`] and [`Output::Last`]: there the handler knows.
     fn closed(&self, call: CallId, handle: u32);
+
+    /// Answers a request of HTTP/1.1. Nobody reads its body.
+    fn page(&self, _door: Door, _peer: SocketAddr, _request: Parts) -> Page {
+        let mut nothing = Response::new(Bytes::new());
+        *nothing.status_mut() = StatusCode::NOT_FOUND;
+        Box::pin(ready(nothing))
+    }
 }
 
 #[cfg(test)]

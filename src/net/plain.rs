@@ -1,6 +1,6 @@
 //! What lies between h2 and the socket, in plaintext: the frame meter, write gathering, and the give-back of h2's buffers.
-//! It is also the place where HTTP/1.1 would be told apart (in front of the meter's preface); today a peer without the
-//! HTTP/2 preface is refused by h2.
+//! It is also the place where HTTP/1.1 is told apart: [`Wire::poll_protocol`] looks at the first bytes and leaves them where
+//! they are, for h2 or for [`http1`](super::http1) to read.
 //!
 //! h2 owns a [`Plain`] and speaks `AsyncRead` and `AsyncWrite` to it; the connection keeps the [`Wire`], the other handle
 //! on the same state. Writes are gathered: h2 asks for a flush after each large DATA frame, and `poll_flush` only notes
@@ -34,11 +34,14 @@ const OUTPUT_BYTES_BEHIND_MAX: usize = 16 * 1_024;
 const SPARE_BYTES_MAX: usize = 80 * 1_024;
 /// Send buffers that a shard keeps for the next sends.
 const SPARES_MAX: usize = 32;
+/// What is thrown away at a time of a peer that still sends and is no longer heard.
+const RECEIVES_PER_DISCARD: usize = 16;
 
 /// h2's half.
 pub struct Plain(Rc<RefCell<State>>);
 
 /// The connection's half.
+#[derive(Clone)]
 pub struct Wire(Rc<RefCell<State>>);
 
 struct State {
@@ -53,10 +56,34 @@ struct State {
     bytes_in: u64,
     bytes_out: u64,
     sends_ended: u64,
+    /// The length of the send in flight.
+    sending_bytes: usize,
     buffers: Buffers,
     /// h2's read buffer is to be ended with a frame that it ignores, unless the peer has sent something.
     is_pad_due: bool,
+    /// There are no frames here, and what comes and goes is not counted as gRPC's.
+    is_http1: bool,
     failed: Option<io::ErrorKind>,
+}
+
+/// What a peer speaks, by its first bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Protocol {
+    Http1,
+    Http2,
+}
+
+/// What an HTTP/2 peer sends before its first frame (RFC 9113, section 3.4). It was chosen so that no request of HTTP/1.1
+/// begins so.
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// `None` as long as both are possible.
+fn protocol(begin: &[u8]) -> Option<Protocol> {
+    let common = begin.len().min(PREFACE.len());
+    if begin[..common] != PREFACE[..common] {
+        return Some(Protocol::Http1);
+    }
+    (common == PREFACE.len()).then_some(Protocol::Http2)
 }
 
 /// Bytes from the peer that h2 has not read yet.
@@ -108,8 +135,10 @@ pub fn open(descriptor: OwnedFd, counters: Rc<Counters>) -> (Plain, Wire) {
         bytes_in: 0,
         bytes_out: 0,
         sends_ended: 0,
+        sending_bytes: 0,
         buffers: Buffers::default(),
         is_pad_due: false,
+        is_http1: false,
         failed: None,
     }));
     (Plain(state.clone()), Wire(state))
@@ -118,6 +147,45 @@ pub fn open(descriptor: OwnedFd, counters: Rc<Counters>) -> (Plain, Wire) {
 impl Wire {
     fn state(&self) -> RefMut<'_, State> {
         self.0.borrow_mut()
+    }
+
+    /// Waits for as many bytes as tell the protocol, at most those of the preface. They stay to be read.
+    ///
+    /// # Errors
+    /// When the peer ends before that, or the socket fails.
+    pub fn poll_protocol(&self, context: &mut Context<'_>) -> Poll<io::Result<Protocol>> {
+        let state = &mut *self.state();
+        loop {
+            let begin = state.input.as_deref().unwrap_or_default();
+            if let Some(protocol) = protocol(begin) {
+                let bytes = begin.len();
+                state.is_http1 = protocol == Protocol::Http1;
+                state.count_received(bytes);
+                return Poll::Ready(Ok(protocol));
+            }
+            let received = ready!(state.socket.poll_receive(context))?;
+            if received.is_empty() {
+                return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+            }
+            state.input = Some(match state.input.take() {
+                None => Input::Pooled(received),
+                Some(before) => Input::Own(Unread::new(&[&before[..], &received[..]].concat(), &state.counters)),
+            });
+        }
+    }
+
+    /// Throws away what comes until the peer has ended; ready then, or when a good deal of it has come and others should
+    /// have their turn (`false`).
+    pub fn poll_discard(&self, context: &mut Context<'_>) -> Poll<bool> {
+        let state = &mut *self.state();
+        state.input = None;
+        for _ in 0..RECEIVES_PER_DISCARD {
+            match ready!(state.poll_received(context)) {
+                Ok(received) if !received.is_empty() => {}
+                Ok(_) | Err(_) => return Poll::Ready(true),
+            }
+        }
+        Poll::Ready(false)
     }
 
     /// Before each poll of h2: it may read the next few frames. True when it was stopped by their number before.
@@ -217,6 +285,8 @@ impl Wire {
         let mut state = self.state();
         ready!(state.socket.poll_close(context));
         state.input = None;
+        let unsent = std::mem::take(&mut state.sending_bytes) + state.output.len();
+        state.counters.output_bytes.subtract(unsent as u64);
         spare(std::mem::take(&mut state.output));
         Poll::Ready(())
     }
@@ -241,7 +311,9 @@ impl State {
                 return Poll::Ready(Ok(()));
             }
             let output = std::mem::take(&mut self.output);
-            self.counters.bytes_out.add(output.len() as u64);
+            self.sending_bytes = output.len();
+            let bytes_out = if self.is_http1 { &self.counters.http1_bytes_out } else { &self.counters.bytes_out };
+            bytes_out.add(output.len() as u64);
             self.counters.sends.add(1);
             self.socket.send(output);
         }
@@ -250,6 +322,7 @@ impl State {
     /// Remembers an error for h2's next write.
     fn poll_completed(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Option<Vec<u8>>>> {
         let sent = ready!(self.socket.poll_sent(context));
+        self.counters.output_bytes.subtract(std::mem::take(&mut self.sending_bytes) as u64);
         match &sent {
             Ok(buffer) => self.sends_ended += u64::from(buffer.is_some()),
             Err(error) => self.failed = Some(error.kind()),
@@ -279,6 +352,7 @@ impl State {
         }
         let taken = slice.len().min(room);
         self.output.extend_from_slice(&slice[..taken]);
+        self.counters.output_bytes.add(taken as u64);
         self.bytes_out += taken as u64;
         taken
     }
@@ -321,7 +395,57 @@ impl AsyncRead for Plain {
     }
 }
 
+impl Plain {
+    /// For HTTP/1.1, which has no frames to count: hands over at most `bytes_max` bytes; none at the end of the stream.
+    pub fn poll_read_http1(
+        &self,
+        context: &mut Context<'_>,
+        bytes_max: usize,
+        take: impl FnOnce(&[u8]),
+    ) -> Poll<io::Result<()>> {
+        let state = &mut *self.0.borrow_mut();
+        state.is_http1 = true;
+        if state.input.is_none() {
+            let received = ready!(state.poll_received(context))?;
+            if received.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            state.input = Some(Input::Pooled(received));
+        }
+        let Some(input) = &state.input else { unreachable!("it was filled above") };
+        let bytes = &input[state.input_taken..];
+        let taken = bytes.len().min(bytes_max);
+        take(&bytes[..taken]);
+        state.input_taken += taken;
+        if state.input_taken == input.len() {
+            state.input = None;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Ready when everything has left and the peer has been told that nothing follows. It may still send.
+    pub fn poll_end_sending(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let state = &mut *self.0.borrow_mut();
+        ready!(state.poll_send(context))?;
+        Poll::Ready(state.socket.end_sending())
+    }
+}
+
 impl State {
+    /// The next bytes of the socket, counted; the caller keeps them, and begins to read them at their start.
+    fn poll_received(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Received>> {
+        let received = ready!(self.socket.poll_receive(context))?;
+        self.count_received(received.len());
+        self.input_taken = 0;
+        Poll::Ready(Ok(received))
+    }
+
+    fn count_received(&mut self, bytes: usize) {
+        self.bytes_in += bytes as u64;
+        let bytes_in = if self.is_http1 { &self.counters.http1_bytes_in } else { &self.counters.bytes_in };
+        bytes_in.add(bytes as u64);
+    }
+
     fn poll_read(&mut self, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let state = self;
         if state.frames_left == 0 {
@@ -330,7 +454,7 @@ impl State {
             return Poll::Pending;
         }
         if state.input.is_none() {
-            let Poll::Ready(received) = state.socket.poll_receive(context) else {
+            let Poll::Ready(received) = state.poll_received(context) else {
                 let pads = std::mem::take(&mut state.is_pad_due) && state.meter.is_at_boundary();
                 return if pads && idle::pad(into) { Poll::Ready(Ok(())) } else { Poll::Pending };
             };
@@ -338,10 +462,7 @@ impl State {
             if received.is_empty() {
                 return Poll::Ready(Ok(()));
             }
-            state.bytes_in += received.len() as u64;
-            state.counters.bytes_in.add(received.len() as u64);
             state.input = Some(Input::Pooled(received));
-            state.input_taken = 0;
         }
         let Some(input) = &state.input else { unreachable!("it was filled above") };
         let bytes = &input[state.input_taken..];
@@ -402,8 +523,7 @@ struct Meter {
     is_amid_headers: bool,
 }
 
-/// Of the connection preface (RFC 9113, section 3.4), in front of the first frame.
-const PREFACE_BYTES: u8 = 24;
+const PREFACE_BYTES: u8 = PREFACE.len() as u8;
 const HEADERS: u8 = 1;
 const PUSH_PROMISE: u8 = 5;
 const CONTINUATION: u8 = 9;
@@ -462,6 +582,19 @@ impl Meter {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn http2_is_known_by_its_whole_preface_and_http1_by_the_first_byte_that_differs() {
+        for length in 0..PREFACE.len() {
+            assert_eq!(protocol(&PREFACE[..length]), None, "{length}");
+            let mut other = PREFACE[..=length].to_vec();
+            other[length] ^= 1;
+            assert_eq!(protocol(&other), Some(Protocol::Http1), "{length}");
+        }
+        assert_eq!(protocol(PREFACE), Some(Protocol::Http2));
+        assert_eq!(protocol(&[&PREFACE[..], &[0; 100]].concat()), Some(Protocol::Http2));
+        assert_eq!(protocol(b"GET /health HTTP/1.1\r\n"), Some(Protocol::Http1));
+    }
 
     #[test]
     fn the_meter_counts_frames_however_they_are_cut() {

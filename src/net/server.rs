@@ -11,14 +11,16 @@ use std::time::{Duration, Instant};
 
 use rustix::net::{SendFlags, Shutdown};
 
-use super::connection::{self, Connection};
+use super::connection::Connection;
+use super::costs;
 use super::counters::Counters;
 use super::limits::{ConnectionLimits, OverLimit};
-use super::listener::Listener;
+use super::listener::{self, Listener};
 use super::ready::Ready;
 use super::timers::Timers;
-use super::{Handler, IdleBuffers, ring};
+use super::{Door, Handler, IdleBuffers, ring};
 use crate::grpc::status::Status;
+use crate::types::lines::LineBudget;
 
 /// The limits of connections and calls. Every field has a default that suits an etcd server.
 #[derive(Clone, Debug)]
@@ -44,6 +46,8 @@ pub struct NetConfig {
     pub keepalive_timeout: Duration,
     /// How long something may be due to a stream that takes no byte of it; `None` waits for ever.
     pub stalled_stream_timeout: Option<Duration>,
+    /// What the kernel may hold for a peer that does not take it.
+    pub send_buffer_bytes: usize,
     pub idle_buffers: IdleBuffers,
     /// Silence after which a connection's buffers count as idle. Shorter would give back what the next event takes again.
     pub idle_after: Duration,
@@ -73,6 +77,7 @@ impl NetConfig {
             keepalive_interval: Some(Duration::from_secs(2 * 3_600)),
             keepalive_timeout: Duration::from_secs(20),
             stalled_stream_timeout: Some(Duration::from_secs(600)),
+            send_buffer_bytes: listener::SEND_BUFFER_BYTES,
             idle_buffers: IdleBuffers::GiveBack,
             idle_after: Duration::from_secs(2),
         }
@@ -91,6 +96,7 @@ pub struct Server {
     emptied: RefCell<Option<Waker>>,
     has_timers: Cell<bool>,
     told_of_limit: Cell<Option<Instant>>,
+    stall_lines: Cell<LineBudget>,
 }
 
 /// The end of all connections.
@@ -115,22 +121,24 @@ impl Server {
             emptied: RefCell::default(),
             has_timers: Cell::new(false),
             told_of_limit: Cell::new(None),
+            stall_lines: Cell::default(),
         })
     }
 
     /// Accepts clients from a listener until it is closed, and serves them.
-    pub fn listen(self: &Rc<Self>, listener: Listener) {
+    pub fn listen(self: &Rc<Self>, listener: Listener, door: Door) {
+        listener.set_send_buffer_bytes(self.config.send_buffer_bytes);
         self.listeners.borrow_mut().push(listener.clone());
         let server = self.clone();
         ring::spawn(async move {
             let counters = server.counters.clone();
-            let accepted = |client, peer| server.serve(client, peer);
+            let accepted = |client, peer| server.serve(client, peer, door);
             listener.accept_all(accepted, || counters.connections_refused.add(1)).await;
         });
     }
 
     /// Serves one client that is connected already.
-    pub fn serve(self: &Rc<Self>, client: OwnedFd, peer: SocketAddr) {
+    pub fn serve(self: &Rc<Self>, client: OwnedFd, peer: SocketAddr, door: Door) {
         if !self.has_timers.replace(true) {
             let server = self.clone();
             ring::spawn(async move {
@@ -138,7 +146,7 @@ impl Server {
             });
         }
         let is_full = self.counters.connections_open.get() >= self.config.connections_max;
-        let slot = if is_full || self.drain.borrow().is_some() { None } else { self.ready.add() };
+        let slot = if is_full || self.drain.borrow().is_some() { None } else { self.ready.add(peer) };
         let Some(slot) = slot else {
             self.counters.connections_refused.add(1);
             return;
@@ -149,7 +157,13 @@ impl Server {
             let timeout = u32::try_from(self.config.keepalive_timeout.as_millis()).unwrap_or(u32::MAX);
             let _ = rustix::net::sockopt::set_tcp_user_timeout(&client, timeout);
         }
-        let admitted = match self.config.limits.admit(peer.ip()) {
+        // Whoever looks why clients are turned away must not be turned away with them.
+        let admitted = match door {
+            Door::Clients if !self.handler.has_room() => Err(OverLimit::Memory),
+            Door::Clients => self.config.limits.admit(peer.ip()).map(Some),
+            Door::Pages => Ok(None),
+        };
+        let admitted = match admitted {
             Ok(admitted) => admitted,
             Err(limit) => {
                 self.ready.remove(slot);
@@ -158,12 +172,15 @@ impl Server {
         };
         self.counters.connections_accepted.add(1);
         self.counters.connections_open.add(1);
-        ring::spawn(Connection::new(self.clone(), slot, client, peer, admitted));
+        ring::spawn(Connection::new(self.clone(), slot, client, peer, (door, admitted)));
     }
 
     /// The socket is new and its buffer empty, so the kernel takes the few bytes at once or never.
     fn turn_away(&self, client: &OwnedFd, peer: SocketAddr, limit: OverLimit) {
-        self.counters.connections_over_limit.add(1);
+        match limit {
+            OverLimit::Connections | OverLimit::Address => self.counters.connections_over_limit.add(1),
+            OverLimit::Memory => self.counters.connections_without_memory.add(1),
+        }
         let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
         if rustix::net::send(client, &limit.goaway(), flags).is_ok() {
             // The end of the stream goes out behind them; a reset in its place could overtake them.
@@ -177,18 +194,36 @@ impl Server {
         }
     }
 
+    /// One line for a peer that takes nothing, unless there were many.
+    pub(super) fn log_stalled(&self, peer: SocketAddr, what: &'static str) {
+        let mut lines = self.stall_lines.get();
+        if let Some(left_out) = lines.admit((self.config.now)()) {
+            tracing::warn!(remote = %peer, reason = "its client took nothing of what was due to it", left_out, "{what}");
+        }
+        self.stall_lines.set(lines);
+    }
+
+    /// Tells how many lines were left out, when no line came to tell. To be called from time to time.
+    pub fn keep_house(&self, now: Instant) {
+        let mut lines = self.stall_lines.get();
+        if let Some(left_out) = lines.untold(now) {
+            tracing::warn!(left_out, of = "stalled streams", "lines were left out");
+        }
+        self.stall_lines.set(lines);
+    }
+
     pub fn counters(&self) -> &Rc<Counters> {
         &self.counters
     }
 
     /// What the connections hold in memory, in bytes, h2's share by measured constants.
     pub fn bytes(&self) -> u64 {
-        let counters = &self.counters;
-        counters.connections_open.get() * connection::CONNECTION_BYTES
-            - counters.idle_connections.get() * connection::IDLE_BYTES
-            + counters.stream_slots.get() * connection::STREAM_SLOT_BYTES
-            + counters.partial_bytes.get()
-            + counters.unread_bytes.get()
+        costs::bytes(&self.counters)
+    }
+
+    /// What the kernel holds for their sockets, in bytes.
+    pub fn socket_bytes(&self) -> u64 {
+        costs::socket_bytes(&self.counters, self.config.send_buffer_bytes)
     }
 
     /// Ends everything in order: no new clients, a GOAWAY on every connection, calls with a stream of requests end with

@@ -98,6 +98,11 @@ impl Socket {
         Poll::Ready(Ok(None))
     }
 
+    /// Tells the peer that nothing follows what was sent. It may still send.
+    pub fn end_sending(&self) -> io::Result<()> {
+        rustix::net::shutdown(&*self.descriptor, Shutdown::Write).map_err(io::Error::from)
+    }
+
     /// Ends both directions at once, whatever is in flight, and is ready when nothing is.
     pub fn poll_close(&mut self, context: &mut Context<'_>) -> Poll<()> {
         if !self.is_shut {

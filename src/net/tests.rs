@@ -21,7 +21,7 @@ use slab::Slab;
 
 use super::listener::Listener;
 use super::ring::{self, Doorbell, Ring};
-use super::{CallHead, CallId, CallKind, Handler, IdleBuffers, Intake, NetConfig, Opened, Output, Ready, Server};
+use super::{CallHead, CallId, CallKind, Door, Handler, IdleBuffers, Intake, NetConfig, Opened, Output, Ready, Server};
 use crate::grpc::frame;
 use crate::grpc::status::{Code, Status};
 
@@ -64,7 +64,7 @@ impl Handler for Echo {
             });
         }
         let new = Call { path: head.path.to_owned(), queue: VecDeque::new(), is_half_closed: false, is_paused: false };
-        Ok(Opened { kind, handle: self.calls.borrow_mut().insert(new) as u32 })
+        Ok(Opened { kind, method: 0, handle: self.calls.borrow_mut().insert(new) as u32 })
     }
 
     fn message(&self, call: CallId, handle: u32, message: Bytes) -> Intake {
@@ -189,7 +189,7 @@ fn start(adjust: impl FnOnce(&mut NetConfig) + Send + 'static) -> Running {
             let server = Server::new(echo.clone(), ready, config);
             let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
             tell.send(listener.address()).unwrap();
-            server.listen(listener);
+            server.listen(listener, Door::Clients);
             let counters = server.counters().clone();
             ring::spawn(async move {
                 loop {

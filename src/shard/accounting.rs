@@ -2,7 +2,9 @@
 //!
 //! Our own memory is counted as it comes and goes. What h2, the runtime and the allocator add for a connection is a
 //! measured constant, and `base` is what was resident when the server became ready. The sum lies within a tenth of the
-//! resident memory; SIGUSR1 prints both.
+//! resident memory; SIGUSR1 prints both. What the kernel holds for sockets is not resident, and so stands apart: a constant
+//! each, and the cap where a peer does not take what is due to it. Each shard adds its numbers up in every turn, for
+//! [`super::budget`].
 //!
 //! # Costs
 //!
@@ -53,6 +55,10 @@ pub struct Account {
     /// Keys and their versions.
     pub store_keys: usize,
     pub store_bytes: usize,
+    /// Rows that reads have collected, and those of answers on their way out.
+    pub scratch_bytes: usize,
+    /// What the kernel holds for the sockets. Not part of the sum.
+    pub socket_bytes: usize,
 }
 
 impl Account {
@@ -67,6 +73,7 @@ impl Account {
             + self.backlog_bytes
             + self.history_bytes
             + self.store_bytes
+            + self.scratch_bytes
     }
 
     pub fn add(&mut self, other: &Account) {
@@ -87,6 +94,8 @@ impl Account {
         self.history_bytes += other.history_bytes;
         self.store_keys += other.store_keys;
         self.store_bytes += other.store_bytes;
+        self.scratch_bytes += other.scratch_bytes;
+        self.socket_bytes += other.socket_bytes;
     }
 }
 
@@ -104,12 +113,14 @@ impl fmt::Display for Account {
             ("backlog", None, self.backlog_bytes),
             ("history", None, self.history_bytes),
             ("store", Some(self.store_keys), self.store_bytes),
+            ("scratch", None, self.scratch_bytes),
         ];
         writeln!(f, "{:<16} {:>12} {:>16}", "class", "count", "bytes")?;
         for (class, count, bytes) in rows {
             let count = count.map(|count| count.to_string()).unwrap_or_default();
             writeln!(f, "{class:<16} {count:>12} {bytes:>16}")?;
         }
-        writeln!(f, "{:<16} {:>12} {:>16}", "sum", "", self.sum())
+        writeln!(f, "{:<16} {:>12} {:>16}", "sum", "", self.sum())?;
+        writeln!(f, "{:<16} {:>12} {:>16}", "sockets", self.connections, self.socket_bytes)
     }
 }

@@ -8,6 +8,9 @@
 
 pub mod accounting;
 pub mod auto_compact;
+pub mod board;
+pub mod budget;
+pub mod cgroup;
 pub mod clock;
 mod control;
 pub mod cores;
@@ -15,13 +18,20 @@ pub mod cores;
 pub mod costs;
 pub mod durability;
 pub mod embedded;
+pub mod hashes;
 pub mod history;
 pub mod intake;
 pub mod memory;
 pub mod mesh;
+mod meter;
+mod numbers;
+mod pages;
+mod process;
 mod progress;
+mod space;
 mod start;
 mod storage;
+mod supervisor;
 pub mod writer;
 
 pub use start::run;
@@ -29,28 +39,39 @@ pub use start::run;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
 use std::task::{Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use http::request::Parts as PageRequest;
 
 use crate::backend::{Command, HistoryError, Identity, Reply};
 use crate::grpc::status::Status;
 use crate::net::ring::{self, Doorbell};
-use crate::net::{CallHead, CallId, CallKind, Handler, Intake, Opened, Output, Ready, Server};
-use crate::service::{Limits, Route, Services, watch};
+use crate::net::{CallHead, CallId, CallKind, Door, Handler, Intake, Opened, Output, Page, Ready, Server};
+use crate::service::cluster::Member;
+use crate::service::errors::Refusal;
+use crate::service::{Limits, Route, Services, method_number, method_path, watch};
 use crate::store::command::{Answer, Error, Write};
 use crate::types::{Revision, WatchLimits};
 use crate::wal::LogFailure;
 use crate::watch::hub::{Hub, HubConfig, StreamId};
+use crate::watch::refusal::Why;
 
 use accounting::Account;
 use auto_compact::AutoCompact;
+use board::Boards;
+use budget::{Budget, CACHES_FULL, Herald, Level};
 use control::Control;
 use embedded::Embedded;
 use intake::Intake as HubIntake;
 use mesh::{Link, Request as Sent, Response, Token};
+use meter::Meter;
+use numbers::About;
+use pages::{QUESTION, Questions};
 use progress::ProgressTimers;
 
 /// Commands the writer takes in one turn, over all shards. Beyond it the other work of shard 0 would wait too long.
@@ -66,10 +87,16 @@ const READY_PER_TURN: usize = 4_096;
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
 /// A disk that does not finish the last write by then is left alone; the log is as good as after a kill.
 const LOG_STOP_MAX: Duration = Duration::from_secs(5);
+/// How long a shard that turns goes by what was resident before.
+const RESIDENT_LOOK_INTERVAL: Duration = Duration::from_millis(10);
+/// While memory is short, the pages of the allocator are looked through this often, and no more.
+const COLLECT_INTERVAL: Duration = Duration::from_secs(5);
+/// What a further connection takes, its first stream and its socket included.
+const CONNECTION_BYTES: usize = 25_000;
 /// Freed memory that is worth a walk of the allocator through its pages.
 const COLLECT_BYTES: usize = 8 << 20;
 
-/// The request for history that the hub has under way; calls have the indexes below.
+/// The request for history that the hub has under way. Calls have the indexes from 0, and pages those from [`QUESTION`].
 const HISTORY_TOKEN: Token = Token::MAX;
 /// The compaction that nobody asked for.
 const COMPACTION_TOKEN: Token = Token::MAX - 1;
@@ -85,6 +112,9 @@ struct Core {
     embedded: Option<Embedded>,
     /// Watch streams that end with a status once what is queued for them has left.
     ending: HashMap<u32, Status>,
+    /// What the pages of plain HTTP ask.
+    questions: Questions,
+    meter: Meter,
     progress: ProgressTimers,
     /// On shard 0, when history is to be forgotten by itself.
     auto_compact: Option<AutoCompact>,
@@ -98,6 +128,10 @@ pub struct Shard {
     /// Rings the shard of that index.
     bells: Vec<Doorbell>,
     control: Control,
+    boards: Arc<Boards>,
+    about: About,
+    /// Itself: an answer that takes its time keeps it.
+    itself: Weak<Shard>,
     /// The connections of this shard, for the account alone: they call in, nobody calls out.
     server: RefCell<Weak<Server>>,
     woken: Cell<bool>,
@@ -105,12 +139,22 @@ pub struct Shard {
     /// The most bytes held since the allocator was last told to give memory back, and those of the last look.
     peak_bytes: Cell<usize>,
     last_bytes: Cell<usize>,
+    budget: Arc<Budget>,
+    /// What connections and their sockets may take before further clients are turned away.
+    connection_bytes_max: Cell<usize>,
+    /// The same, before further watch streams are refused.
+    stream_bytes_max: Cell<usize>,
+    herald: RefCell<Herald>,
+    /// When this shard last asked the kernel how much is resident.
+    looked_at: Cell<Option<Instant>>,
+    collected_at: Cell<Option<Instant>>,
 }
 
 /// What a shard is put together from.
 pub struct Parts {
     pub index: usize,
     pub identity: Identity,
+    pub member: Arc<Member>,
     pub limits: Limits,
     pub watch_limits: WatchLimits,
     pub history_bytes_max: usize,
@@ -123,6 +167,11 @@ pub struct Parts {
     pub ready: Ready,
     pub bells: Vec<Doorbell>,
     pub control: Control,
+    pub budget: Arc<Budget>,
+    pub boards: Arc<Boards>,
+    pub meter: Meter,
+    pub about: About,
+    pub itself: Weak<Shard>,
 }
 
 impl Shard {
@@ -136,11 +185,13 @@ impl Shard {
         };
         let core = Core {
             hub: Hub::new(config, parts.intake.received()),
-            services: Services::new(parts.identity, parts.limits),
+            services: Services::new(parts.identity, parts.member, parts.limits),
             link: parts.link,
             intake: parts.intake,
             embedded: parts.embedded,
             ending: HashMap::new(),
+            questions: Questions::default(),
+            meter: parts.meter,
             progress: ProgressTimers::new(parts.progress_interval),
             auto_compact: parts.auto_compact,
         };
@@ -150,11 +201,20 @@ impl Shard {
             ready: parts.ready,
             bells: parts.bells,
             control: parts.control,
+            boards: parts.boards,
+            about: parts.about,
+            itself: parts.itself,
             server: RefCell::default(),
             woken: Cell::new(false),
             sleeper: RefCell::default(),
             peak_bytes: Cell::new(0),
             last_bytes: Cell::new(0),
+            budget: parts.budget,
+            connection_bytes_max: Cell::new(usize::MAX),
+            stream_bytes_max: Cell::new(usize::MAX),
+            herald: RefCell::new(Herald::default()),
+            looked_at: Cell::new(None),
+            collected_at: Cell::new(None),
         }
     }
 
@@ -245,14 +305,23 @@ impl Shard {
     /// A bounded piece of everything that is due. True when there is more.
     fn turn(&self) -> bool {
         let core = &mut *self.core.borrow_mut();
+        self.look_at_budget(core);
         let mut more = self.turn_writer(core);
         more |= self.take_replies(core);
+        core.meter.before_feed(core.hub.revision(), core.hub.counters().events_sent, &self.boards, clock::now);
         more |= core.intake.feed(&mut core.hub);
         more |= core.hub.turn(HUB_WORK_PER_TURN);
         if let Some(from) = core.hub.next_history_request() {
             self.send(core, HISTORY_TOKEN, Command::History { from });
         }
         more |= self.announce(core);
+        if !core.hub.has_ready() {
+            more |= core.meter.after_turn(core.hub.revision(), core.hub.counters().events_sent);
+        }
+        while let Some(refusal) = core.hub.next_refusal() {
+            let peer = self.ready.peer((refusal.token >> 32) as u32);
+            core.meter.log_refusal(refusal, peer, clock::now());
+        }
         while let Some(stream) = core.hub.next_progress_stream() {
             core.progress.start(stream, clock::now());
         }
@@ -260,13 +329,44 @@ impl Shard {
             // Nobody waits any more when the send fails: then nobody wants the account.
             let _ = account.send(self.account(core));
         }
+        if let Some(question) = self.boards.question(self.index) {
+            self.boards.answer(self.index, question, &self.numbers(core));
+        }
         more
+    }
+
+    /// Tells the others what this shard holds, and what of this shard may grow, how far it may.
+    fn look_at_budget(&self, core: &mut Core) -> Account {
+        let account = self.account(core);
+        let mut standing = self.budget.tell(self.index, account.sum(), account.socket_bytes);
+        let time = clock::now();
+        if self.budget.limit().is_some()
+            && self.looked_at.get().is_none_or(|at| time.duration_since(at) >= RESIDENT_LOOK_INTERVAL)
+        {
+            self.looked_at.set(Some(time));
+            match memory::resident_bytes() {
+                Ok(resident) => self.budget.look(resident),
+                Err(error) => tracing::debug!(%error, "how much memory is resident is unknown"),
+            }
+            standing = self.budget.standing();
+        }
+        core.hub.set_memory(standing.room, standing.caches, CACHES_FULL);
+        if let Some(embedded) = &mut core.embedded {
+            embedded.set_memory_room(standing.store_room);
+        }
+        let connection_bytes = account.connection_bytes + account.socket_bytes;
+        self.connection_bytes_max.set(connection_bytes.saturating_add(standing.room));
+        self.stream_bytes_max.set(connection_bytes.saturating_add(standing.reserve));
+        account
     }
 
     /// Shard 0: the log and the commands.
     fn turn_writer(&self, core: &mut Core) -> bool {
         let Some(embedded) = &mut core.embedded else { return false };
+        let begun = clock::now();
         let more = embedded.turn(clock::wall(), COMMANDS_PER_TURN);
+        let (sealed, committed) = (embedded.writer().sealed_position(), embedded.writer().committed_position());
+        core.meter.writer_turned(sealed, committed, core.intake.committed(), begun, &self.boards);
         match embedded.take_failure() {
             None => {}
             Some(refused @ LogFailure::Refused(_)) => {
@@ -288,12 +388,18 @@ impl Shard {
     }
 
     fn take_replies(&self, core: &mut Core) -> bool {
+        let mut now = None;
         for _ in 0..REPLIES_PER_TURN {
             let Some(Response { token, reply }) = core.link.receive() else { break };
             match (token, reply) {
                 (HISTORY_TOKEN, Reply::History(history)) => core.hub.handle_history(history.map_err(compacted)),
                 (COMPACTION_TOKEN, Reply::Answer(answer)) => end_compaction(core, &answer),
+                (token, reply) if token & QUESTION != 0 => core.questions.reply(token, reply),
                 (token, reply) => {
+                    if let Reply::Answer(answer) = &reply {
+                        core.meter.answered(answer);
+                    }
+                    self.call_answered(core, token, *now.get_or_insert_with(clock::now));
                     if let Some(call) = core.services.reply(token, reply) {
                         self.ready.ready(call);
                     }
@@ -307,6 +413,12 @@ impl Shard {
             self.wake_writer();
         }
         core.link.has_response() || core.services.has_work()
+    }
+
+    fn call_answered(&self, core: &mut Core, handle: u32, now: Instant) {
+        if let Some(slow) = core.meter.call_answered(handle, now) {
+            core.meter.log_slow(&slow, method_path(slow.method), self.ready.peer(slow.connection));
+        }
     }
 
     fn announce(&self, core: &mut Core) -> bool {
@@ -326,6 +438,8 @@ impl Shard {
                 self.wake();
             }
             Err(status) => {
+                core.hub.refused(stream.0, Why::Request("a message that is no watch request"));
+                self.wake();
                 core.ending.insert(stream.0 | WATCH_HANDLE, status);
                 self.ready.ready(call);
                 return Intake::Pause;
@@ -345,6 +459,11 @@ impl Shard {
     fn keep_house(&self) -> Duration {
         let core = &mut *self.core.borrow_mut();
         let time = clock::now();
+        self.boards.turned(self.index, time);
+        core.meter.keep_house(time);
+        if let Some(server) = self.server.borrow().upgrade() {
+            server.keep_house(time);
+        }
         while let Some(stream) = core.progress.next_due(time) {
             if core.hub.progress_due(stream) {
                 self.wake();
@@ -360,17 +479,61 @@ impl Shard {
         if core.embedded.as_ref().is_some_and(Embedded::is_defragmenting) {
             self.wake();
         }
-        self.give_memory_back(self.account(core).sum());
+        core.hub.keep_house();
+        if self.index == 0 {
+            self.tell_of_memory(time);
+        }
+        let bytes = self.look_at_budget(core).sum();
+        self.give_memory_back(bytes, time);
+        // Streams that may ask again are announced in a turn.
+        if core.hub.has_ready() {
+            self.wake();
+        }
         core.progress.until_next(time).min(HOUSEKEEPING_INTERVAL)
     }
 
-    /// After a mass exit, once it is over, has the allocator return what was freed.
-    fn give_memory_back(&self, bytes: usize) {
+    /// After a mass exit, once it is over, has the allocator return what was freed; and now and then while memory is short,
+    /// quiet or not.
+    fn give_memory_back(&self, bytes: usize, time: Instant) {
         let is_quiet = self.last_bytes.replace(bytes) == bytes;
         self.peak_bytes.set(self.peak_bytes.get().max(bytes));
-        if is_quiet && self.peak_bytes.get() - bytes > COLLECT_BYTES {
+        let is_freed = is_quiet && self.peak_bytes.get() - bytes > COLLECT_BYTES;
+        let is_short = self.budget.level() >= Level::Pressed
+            && self.budget.uncounted() > COLLECT_BYTES
+            && self.collected_at.get().is_none_or(|at| time.duration_since(at) >= COLLECT_INTERVAL);
+        if is_freed || is_short {
             memory::collect();
             self.peak_bytes.set(bytes);
+            self.collected_at.set(Some(time));
+        }
+    }
+
+    /// By the numbers of this moment: a burst of connections or streams comes between two turns.
+    fn connection_bytes(&self) -> usize {
+        let server = self.server.borrow().upgrade();
+        server.map_or(0, |server| (server.bytes() + server.socket_bytes()) as usize)
+    }
+
+    /// As [`Handler::has_room`], for a watch stream.
+    fn admits_stream(&self, core: &mut Core) -> bool {
+        self.connection_bytes() <= self.stream_bytes_max.get() || {
+            self.look_at_budget(core);
+            self.connection_bytes() <= self.stream_bytes_max.get()
+        }
+    }
+
+    /// Shard 0: what an operator should know.
+    fn tell_of_memory(&self, time: Instant) {
+        let Some(level) = self.herald.borrow_mut().look(time, self.budget.level()) else { return };
+        let (used_bytes, limit_bytes) = (self.budget.used(), self.budget.limit());
+        match level {
+            Level::Plenty => tracing::info!(used_bytes, limit_bytes, "there is memory again"),
+            Level::Noticed => tracing::warn!(used_bytes, limit_bytes, "70% of the memory limit is used"),
+            Level::Pressed => tracing::warn!(used_bytes, limit_bytes, "85% of the memory limit is used, caches shrink"),
+            Level::Full => {
+                let what = "the memory limit is reached: watches, connections, puts and large ranges are refused";
+                tracing::warn!(used_bytes, limit_bytes, "{what}");
+            }
         }
     }
 
@@ -378,6 +541,7 @@ impl Shard {
     fn account(&self, core: &Core) -> Account {
         let (hub, counters) = (core.hub.bytes(), core.hub.counters());
         let (calls, call_bytes) = core.services.bytes();
+        let call_bytes = call_bytes + core.meter.bytes();
         let mut account = Account {
             calls,
             call_bytes,
@@ -395,7 +559,9 @@ impl Shard {
         if let Some(server) = self.server.borrow().upgrade() {
             account.connections = server.counters().connections_open.get() as usize;
             account.connection_bytes = server.bytes() as usize;
+            account.socket_bytes = server.socket_bytes() as usize;
         }
+        account.scratch_bytes = core.services.scratch_bytes();
         if let Some(embedded) = &core.embedded {
             let store = embedded.writer().store();
             let bytes = store.bytes();
@@ -403,6 +569,7 @@ impl Shard {
             account.store_bytes = bytes.keys + bytes.versions;
             // The recent history of the hubs consists of the same batches; what a compaction forgets leaves all of them.
             account.history_bytes = bytes.history;
+            account.scratch_bytes += embedded.writer().scratch_bytes();
         }
         account
     }
@@ -434,15 +601,30 @@ fn compacted(HistoryError::Compacted(revision): HistoryError) -> Revision {
 }
 
 impl Handler for Shard {
+    fn has_room(&self) -> bool {
+        let admits = || self.connection_bytes() + CONNECTION_BYTES <= self.connection_bytes_max.get();
+        // A burst of connections comes between two turns, and the bound is what the last turn knew.
+        admits() || {
+            self.look_at_budget(&mut self.core.borrow_mut());
+            admits()
+        }
+    }
+
     fn open(&self, call: CallId, head: &CallHead<'_>) -> Result<Opened, Status> {
         let route = Route::of(head.path)?;
         Services::admit(head)?;
+        let number = method_number(head.path).expect("a method that is served is in the table");
         let core = &mut *self.core.borrow_mut();
         Ok(match route {
-            Route::Unary(method) => Opened { kind: CallKind::OneRequest, handle: core.services.open(call, method) },
+            Route::Unary(method) => {
+                let handle = core.services.open(call, method);
+                core.meter.call_opened(handle, call.connection, number, clock::now());
+                Opened { kind: method.kind(), handle, method: number }
+            }
+            Route::Watch if !self.admits_stream(core) => return Err(Refusal::NoStreamMemory.into()),
             Route::Watch => {
                 let stream = core.hub.open_stream(u64::from(call.connection) << 32 | u64::from(call.stream));
-                Opened { kind: CallKind::RequestStream, handle: stream.0 | WATCH_HANDLE }
+                Opened { kind: CallKind::RequestStream, handle: stream.0 | WATCH_HANDLE, method: number }
             }
         })
     }
@@ -450,8 +632,9 @@ impl Handler for Shard {
     fn message(&self, call: CallId, handle: u32, message: Bytes) -> Intake {
         let core = &mut *self.core.borrow_mut();
         if handle & WATCH_HANDLE == 0 {
-            if let Some(command) = core.services.request(handle, message) {
-                self.send(core, handle, command);
+            match core.services.request(handle, message) {
+                Some(command) => self.send(core, handle, command),
+                None => self.call_answered(core, handle, clock::now()),
             }
             return Intake::Continue;
         }
@@ -464,9 +647,12 @@ impl Handler for Shard {
         !core.ending.contains_key(&handle) && core.hub.can_take_requests(StreamId(handle & !WATCH_HANDLE))
     }
 
-    fn end_of_requests(&self, _call: CallId, _handle: u32) {
-        // A unary call is answered when its reply comes. A watch stream that its client has half-closed goes on, as in
-        // etcd: an HTTP gateway sends one create request and then only listens.
+    fn end_of_requests(&self, _call: CallId, handle: u32) {
+        // A watch stream that its client has half-closed goes on, as in etcd: an HTTP gateway sends one create request and
+        // then only listens.
+        if handle & WATCH_HANDLE == 0 {
+            self.core.borrow_mut().services.end_of_requests(handle);
+        }
     }
 
     fn output(&self, _call: CallId, handle: u32, bytes_max: usize) -> Output {
@@ -493,6 +679,7 @@ impl Handler for Shard {
     fn closed(&self, _call: CallId, handle: u32) {
         let core = &mut *self.core.borrow_mut();
         if handle & WATCH_HANDLE == 0 {
+            core.meter.call_closed(handle);
             core.services.closed(handle);
             if core.services.has_work() {
                 self.wake();
@@ -501,5 +688,10 @@ impl Handler for Shard {
         }
         core.ending.remove(&handle);
         self.close_stream(core, StreamId(handle & !WATCH_HANDLE));
+    }
+
+    fn page(&self, door: Door, peer: SocketAddr, request: PageRequest) -> Page {
+        let shard = self.itself.upgrade().expect("whoever calls it holds it");
+        Box::pin(shard.answer_page(door, peer, request))
     }
 }

@@ -22,16 +22,22 @@ use crate::grpc::status::{Code, Status};
 use crate::net::limits::ConnectionLimits;
 use crate::net::listener::{self, ListenError, Listener};
 use crate::net::ring::{Doorbell, Ring, RingRefused};
-use crate::net::{IdleBuffers, NetConfig, Ready, Server};
-use crate::service::Limits;
+use crate::net::{Door, IdleBuffers, NetConfig, Ready, Server};
+use crate::service::cluster::Member;
+use crate::service::{self, Limits};
 use crate::shard::accounting::Account;
 use crate::shard::auto_compact::AutoCompact;
+use crate::shard::board::Boards;
+use crate::shard::budget::Budget;
 use crate::shard::control::{self, Control, Order};
 use crate::shard::embedded::Embedded;
 use crate::shard::history::{Appender, Committed, Reader};
 use crate::shard::intake::Intake;
 use crate::shard::mesh::{self, Link};
+use crate::shard::meter::Meter;
+use crate::shard::numbers::About;
 use crate::shard::storage::{self, Opened, Primed, StorageError};
+use crate::shard::supervisor::{State, Supervisor};
 use crate::shard::writer::{Pace, Writer};
 use crate::shard::{Parts, Shard, clock, cores, memory};
 use crate::store::quota::{self, Quota};
@@ -43,6 +49,8 @@ const DRAIN_MAX: Duration = Duration::from_secs(5);
 const START_MAX: Duration = Duration::from_secs(10);
 /// etcd allows a message this much beyond `--max-request-bytes` (grpcOverheadBytes).
 const MESSAGE_OVERHEAD_BYTES: usize = 512 * 1024;
+/// Peers that take nothing, each with a full socket, that a small memory limit has room for.
+const SLOW_PEERS: usize = 4_096;
 /// A port that is taken is tried again for two seconds.
 const TAKEN_PROBES: u32 = 40;
 const TAKEN_PROBE_INTERVAL: Duration = Duration::from_millis(50);
@@ -96,6 +104,9 @@ struct Plan {
     writer: Option<WriterPlan>,
     bells: Vec<Doorbell>,
     control: Control,
+    budget: Arc<Budget>,
+    boards: Arc<Boards>,
+    about: About,
 }
 
 /// The writer's side, on shard 0.
@@ -111,6 +122,7 @@ struct WriterPlan {
 /// # Errors
 /// When it cannot start.
 pub fn run(config: Config) -> Result<(), StartError> {
+    let started_at = clock::wall();
     memory::without_huge_pages().map_err(system("switch transparent huge pages off"))?;
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGUSR1]).map_err(system("listen for signals"))?;
     probe(&config)?;
@@ -120,7 +132,15 @@ pub fn run(config: Config) -> Result<(), StartError> {
     let bells = bells.map_err(system("make an eventfd for each shard"))?;
     let Opened { identity, storage, primed } = storage::open(&config, &bells[0]).map_err(StartError::Storage)?;
     let store_bytes = primed.store.bytes().total();
-    let (plans, mut orders) = plan_shards(config, &cores, bells, identity, primed);
+    let about = About {
+        started_at,
+        member_id: identity.member_id,
+        methods: service::methods().into(),
+        disk: Some(primed.checkpointed.meter.clone()),
+    };
+    let boards = Boards::new(bells.len(), about.methods.len(), clock::now());
+    let budget = budget(&config, bells.len())?;
+    let (plans, mut orders) = plan_shards(config, &cores, bells, identity, primed, (&budget, &boards, &about));
     let (started_sender, started) = mpsc::channel();
     // The writer's shard first, which has the term of this start on the disk before it is ready.
     let mut threads = Vec::new();
@@ -131,15 +151,19 @@ pub fn run(config: Config) -> Result<(), StartError> {
     // What text, stacks, rings and empty pools take is known only by looking, before the first client takes more.
     let resident = memory::resident_bytes().map_err(system("read how much memory is resident"))?;
     let base = resident.saturating_sub(store_bytes);
+    budget.set_base(base);
+    let supervisor = Supervisor::of_this_process();
     tracing::info!(shards = threads.len(), "ready to serve client requests");
+    supervisor.tell(State::Ready);
     for signal in signals.forever() {
         if signal == SIGUSR1 {
-            print_account(&mut orders, base);
+            print_account(&mut orders, base, &budget);
             continue;
         }
         tracing::info!(signal = low_level::signal_name(signal).unwrap_or("unknown"), "received signal, shutting down");
         break;
     }
+    supervisor.tell(State::Stopping);
     drain(&mut orders, threads);
     storage.close();
     tracing::info!("all connections closed");
@@ -157,10 +181,19 @@ fn drain(orders: &mut Orders, threads: Vec<thread::JoinHandle<()>>) {
     writer.into_iter().for_each(|thread| thread.join().expect(ends));
 }
 
+/// Says what the process may hold: an operator who reads that watches are refused looks here for the reason.
+fn budget(config: &Config, shards: usize) -> Result<Arc<Budget>, StartError> {
+    let Some(limit) = config.memory_limit else { return Ok(Budget::new(None, shards)) };
+    let available_bytes = memory::available_bytes().map_err(system("read how much memory there is"))?;
+    let limit_bytes = limit.bytes(available_bytes);
+    tracing::info!(limit_bytes, available_bytes, "memory limit");
+    Ok(Budget::new(Some(limit_bytes), shards))
+}
+
 /// Refuses addresses that another process listens on. A predecessor that was killed keeps its sockets for a moment, until
 /// the kernel has taken its rings apart; a supervisor that starts the next one at once must not fail for that.
 fn probe(config: &Config) -> Result<(), StartError> {
-    for listen in &config.listen {
+    for listen in config.listen.iter().chain(&config.listen_metrics) {
         let mut tries = TAKEN_PROBES;
         loop {
             match listener::probe(listen.address) {
@@ -197,6 +230,7 @@ fn plan_shards(
     bells: Vec<Doorbell>,
     identity: Identity,
     primed: Primed,
+    (budget, boards, about): (&Arc<Budget>, &Arc<Boards>, &About),
 ) -> (Vec<Plan>, Orders) {
     let config = Arc::new(config);
     let limits = ConnectionLimits::new(config.connections_max, config.connections_per_address_max);
@@ -223,6 +257,9 @@ fn plan_shards(
                 writer: None,
                 bells: bells.clone(),
                 control,
+                budget: Arc::clone(budget),
+                boards: Arc::clone(boards),
+                about: About { disk: about.disk.clone().filter(|_| index == 0), ..about.clone() },
             }
         })
         .collect();
@@ -230,13 +267,16 @@ fn plan_shards(
     (plans, Orders(orders))
 }
 
-fn print_account(orders: &mut Orders, base: usize) {
+fn print_account(orders: &mut Orders, base: usize, budget: &Budget) {
     let (sender, accounts) = mpsc::channel();
     orders.give(&Order::Account(sender));
     let mut sum = Account { base, ..Account::default() };
     for account in accounts.iter() {
         sum.add(&account);
     }
+    let limit = budget.limit().map_or("none".to_owned(), |limit| limit.to_string());
+    let (uncounted, used) = (budget.uncounted(), budget.used());
+    let sum = format!("{sum}{:<16} {:>12} {uncounted:>16}\n{:<16} {:>12} {used:>16}\n", "uncounted", "", "used", limit);
     match memory::resident_bytes() {
         Ok(resident) => eprintln!("{sum}{:<16} {:>12} {resident:>16}", "resident", ""),
         Err(error) => eprintln!("{sum}resident memory is unknown: {error}"),
@@ -269,11 +309,14 @@ fn prepare(plan: &Plan) -> Result<Ring, StartError> {
     Ring::new().map_err(StartError::Ring)
 }
 
-fn bind(config: &Config) -> Result<Vec<Listener>, StartError> {
+/// Every shard has every address, so that the pages of one that hangs do not take those of the others along.
+fn bind(config: &Config) -> Result<Vec<(Listener, Door)>, StartError> {
     let mut listeners = Vec::new();
-    for listen in &config.listen {
+    let clients = config.listen.iter().map(|listen| (listen, Door::Clients));
+    let pages = config.listen_metrics.iter().map(|listen| (listen, Door::Pages));
+    for (listen, door) in clients.chain(pages) {
         match Listener::bind(listen.address) {
-            Ok(listener) => listeners.push(listener),
+            Ok(listener) => listeners.push((listener, door)),
             Err(error) if listen.required => return Err(error.into()),
             Err(error) => tracing::warn!(%error, "this address of localhost is not served"),
         }
@@ -290,16 +333,17 @@ async fn serve(plan: Plan, started: Sender<Result<(), StartError>>) {
     let limits = Arc::clone(&plan.limits);
     let is_writer = plan.writer.is_some();
     let bell = plan.bells[plan.index].clone();
+    let budget = Arc::clone(&plan.budget);
     let ready = Ready::new(u8::try_from(plan.index).expect("there are at most 256 shards"));
     let shard = Rc::new_cyclic(|shard| self::shard(plan, ready.clone(), shard.clone()));
-    let server = Server::new(shard.clone(), ready, net_config(&config, limits));
+    let server = Server::new(shard.clone(), ready, net_config(&config, limits, &budget));
     shard.attach(&server);
     shard.spawn_loops(bell);
     // The term of this start is in every answer, so it must be on the disk before the first one: the next start goes on
     // from there.
     shard.settled(START_MAX).await;
-    for listener in listeners {
-        server.listen(listener);
+    for (listener, door) in listeners {
+        server.listen(listener, door);
     }
     report(&started, Ok(()));
     drop(started);
@@ -311,8 +355,13 @@ async fn serve(plan: Plan, started: Sender<Result<(), StartError>>) {
     }
 }
 
-fn net_config(config: &Config, limits: Arc<ConnectionLimits>) -> NetConfig {
+fn net_config(config: &Config, limits: Arc<ConnectionLimits>, budget: &Budget) -> NetConfig {
     let mut net = NetConfig::new(clock::now);
+    if let (Some(limit), Some(share)) = (budget.limit(), budget.share()) {
+        let send_buffer_bytes = limit / SLOW_PEERS / 2;
+        net.send_buffer_bytes = send_buffer_bytes.clamp(listener::SEND_BUFFER_BYTES_MIN, listener::SEND_BUFFER_BYTES);
+        net.partial_bytes_max = net.partial_bytes_max.min(share as u64 / 8);
+    }
     net.concurrent_streams_max = config.concurrent_streams_max;
     net.request_bytes_max = u32::try_from(config.request_bytes_max + MESSAGE_OVERHEAD_BYTES).unwrap_or(u32::MAX);
     net.limits = limits;
@@ -338,9 +387,10 @@ fn log_quota(config: &Config) {
 /// `itself` is the shard that this becomes: its log wakes it.
 fn shard(plan: Plan, ready: Ready, itself: Weak<Shard>) -> Shard {
     let config = &plan.config;
+    let logged_to = itself.clone();
     let embedded = plan.writer.map(|WriterPlan { appender, ports, primed }| {
         let wake = move || {
-            if let Some(shard) = itself.upgrade() {
+            if let Some(shard) = logged_to.upgrade() {
                 shard.wake();
             }
         };
@@ -356,6 +406,11 @@ fn shard(plan: Plan, ready: Ready, itself: Weak<Shard>) -> Shard {
     Shard::new(Parts {
         index: plan.index,
         identity: plan.identity,
+        member: Arc::new(Member {
+            name: config.name.clone(),
+            peer_urls: config.advertise_peer_urls.clone(),
+            client_urls: config.advertise_client_urls.clone(),
+        }),
         limits: Limits { request_bytes_max: config.request_bytes_max, txn_ops_max: config.txn_operations_max },
         watch_limits: config.watch_limits,
         history_bytes_max: config.history_bytes_max,
@@ -368,5 +423,10 @@ fn shard(plan: Plan, ready: Ready, itself: Weak<Shard>) -> Shard {
         ready,
         bells: plan.bells,
         control: plan.control,
+        budget: plan.budget,
+        boards: plan.boards,
+        meter: Meter::new(config.warn_after, plan.about.methods.len(), config.metrics_are_extensive),
+        about: plan.about,
+        itself,
     })
 }

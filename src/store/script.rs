@@ -240,7 +240,7 @@ fn show(answer: &Result<Answer, Error>) -> String {
         Err(Error::LeaseNotFound { lease }) => format!("lease {} not found", lease.0),
         Err(Error::NoSpace) => "no space".to_owned(),
         Err(Error::Corrupt) => "corrupt".to_owned(),
-        Err(Error::LogRefused) => unreachable!("a store has no log"),
+        Err(Error::LogRefused | Error::NoMemory) => unreachable!("a store has no log, and knows no limit"),
         Ok(Answer { result: Outcome::Compact, .. }) => "ok".to_owned(),
         Ok(Answer { revision, result }) => format!("{revision}{}", show_outcome(result)),
     }
@@ -267,6 +267,7 @@ fn show_outcome(outcome: &Outcome) -> String {
             format!(" {} [{}]", if txn.succeeded { "yes" } else { "no" }, answers.join(" | "))
         }
         Outcome::Compact => String::new(),
+        Outcome::Hash(hash) => format!(" hash {} of {} over {}", hash.hash, hash.revision, hash.compacted),
         Outcome::Alarm(None) => " none".to_owned(),
         Outcome::Alarm(Some(Alarm { member, kind })) => format!(" {kind:?} {member}"),
     }

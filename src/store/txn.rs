@@ -310,6 +310,16 @@ impl ReadTxnJob {
         ReadTxnJob { txn: txn.clone(), horizon, state: ReadTxnState::Comparing { at: 0, job: None } }
     }
 
+    /// What its rows take, as far as they are collected.
+    pub fn scratch_bytes(&self) -> usize {
+        let ReadTxnState::Reading { answers, job, .. } = &self.state else { return 0 };
+        let answered = answers.iter().map(|answer| match &answer.result {
+            Outcome::Range(found) => found.rows.len() * size_of::<KeyValue>(),
+            _ => 0,
+        });
+        answered.sum::<usize>() + job.as_ref().map_or(0, |job| job.scratch_bytes())
+    }
+
     /// # Panics
     /// When the transaction holds anything but ranges; such a one is a write.
     pub fn turn(&mut self, index: &KeyIndex, budget: &mut Budget) -> Option<Result<TxnOutcome, Error>> {

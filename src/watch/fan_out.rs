@@ -5,6 +5,7 @@
 //! watch is created and none canceled (requests wait), so the only one to take members out of a group is the cursor itself:
 //! the last member comes to the cursor's place, and the cursor stays there, or it would pass that member by.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -14,6 +15,9 @@ use super::hub::Hub;
 use super::message::{EVENTS, Events, Head, Header, SHARED_BYTES_MIN};
 use crate::types::encode::{Sink, event_len, put_event};
 use crate::types::{Batch, Change, Revision};
+
+/// Shared events that are looked at when others are added: more than come, or they would never end.
+const SHARED_LOOKS: usize = 4;
 
 /// The batch under way. Its buffers are kept for the next one.
 #[derive(Default)]
@@ -27,6 +31,9 @@ pub(super) struct FanOut {
     at: usize,
     run: Option<Run>,
     encoded: Vec<u8>,
+    /// Events of earlier runs that some stream still has to send.
+    shared: VecDeque<Bytes>,
+    shared_bytes: usize,
 }
 
 /// A group in delivery.
@@ -44,6 +51,29 @@ struct Run {
 impl FanOut {
     pub(super) fn is_active(&self) -> bool {
         self.batch.is_some()
+    }
+
+    /// Events that several streams share are counted once, for as long as one of them holds some.
+    fn keep_count(&mut self, shared: Bytes) {
+        self.shared_bytes += shared.len();
+        self.shared.push_back(shared);
+        self.look_at_shared(SHARED_LOOKS);
+    }
+
+    /// Looks at some of the shared events, and lets go of those that no stream holds any more.
+    pub(super) fn look_at_shared(&mut self, looks: usize) {
+        for _ in 0..looks.min(self.shared.len()) {
+            let Some(oldest) = self.shared.pop_front() else { return };
+            if oldest.is_unique() {
+                self.shared_bytes -= oldest.len();
+            } else {
+                self.shared.push_back(oldest);
+            }
+        }
+    }
+
+    pub(super) fn shared_bytes(&self) -> usize {
+        self.shared_bytes
     }
 
     pub(super) fn start(&mut self, batch: Arc<Batch>) {
@@ -154,7 +184,10 @@ impl Hub {
         self.fan_out.at = run.end;
         if let Some(shared) = run.shared {
             // Taken back for the next run, unless a stream still holds a piece of it.
-            self.fan_out.encoded = shared.try_into_mut().map(Vec::from).unwrap_or_default();
+            match shared.try_into_mut() {
+                Ok(encoded) => self.fan_out.encoded = encoded.into(),
+                Err(shared) => self.fan_out.keep_count(shared),
+            }
         }
         self.groups.release(run.group);
         used

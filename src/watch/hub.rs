@@ -20,12 +20,20 @@ use super::behind::CatchUp;
 use super::fan_out::FanOut;
 use super::group::{Groups, Options};
 pub use super::message::HeaderIds;
+use super::refusal::{Refusal, RefusalCounts, Refusals, Why};
 use super::stream::Streams;
-use crate::types::{Batch, KeyRange, Revision, WatchLimits};
+use crate::types::{Batch, KeyRange, Revision, Time, WatchLimits};
 
 /// Work on requests, late watchers and removals between two batches while more batches wait. Without it a steady stream of
 /// writes would starve them.
 const WORK_BETWEEN_BATCHES: usize = 256;
+/// Shared events that are looked at each time.
+const SHARED_LOOKS: usize = 1_000;
+/// Bytes of a range that weigh as much as a request.
+const WEIGHT_BYTES: usize = 4_096;
+/// What a watch takes beside the bytes of its range, at most.
+const WATCH_BYTES: usize = 128;
+
 /// A watch stream: the row of its state. Rows are used again.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct StreamId(pub u32);
@@ -111,6 +119,14 @@ pub struct Planted {
     pub passes_swapped_by: bool,
 }
 
+impl Request {
+    /// How many plain requests it weighs while it waits: a key may be as long as a message.
+    fn weight(&self) -> u32 {
+        let Request::Create(create) = self else { return 1 };
+        1 + (create.range.bytes() / WEIGHT_BYTES) as u32
+    }
+}
+
 /// A request that waits for the hub to handle the revision it was asked at.
 struct Waiting {
     committed: Revision,
@@ -128,8 +144,16 @@ pub struct HubBytes {
     pub groups: usize,
     /// Watchers that are behind or start in the future, and waiting requests.
     pub apart: usize,
+    /// What is queued for streams: the bytes that are theirs alone, and those that they share, once.
     pub backlog: usize,
     pub history: usize,
+}
+
+impl HubBytes {
+    /// All but the history, whose batches the store holds as well.
+    fn own(&self) -> usize {
+        self.streams + self.watchings + self.groups + self.apart + self.backlog
+    }
 }
 
 /// What the hub has and did.
@@ -142,8 +166,9 @@ pub struct HubCounters {
     pub behind: u64,
     /// Responses with events since the start.
     pub events_sent: u64,
-    /// How often a watcher fell behind because its stream had no room (etcd: `slow_watcher_total`).
+    /// How often a watcher fell behind because its stream had no room.
     pub slow_events: u64,
+    pub refused: RefusalCounts,
 }
 
 pub struct Hub {
@@ -161,6 +186,11 @@ pub struct Hub {
     pub(super) recent: VecDeque<Arc<Batch>>,
     recent_bytes: usize,
     waiting: VecDeque<Waiting>,
+    waiting_weight: usize,
+    /// As it was given; caches of `config` may be smaller than these.
+    full_config: HubConfig,
+    /// What the hub may hold before it refuses watches.
+    bytes_max: usize,
     /// Watches that start above the hub's revision: start, stream, row.
     pub(super) future: BTreeMap<(Revision, u32, u32), u32>,
     /// Where a watch stands in `future`.
@@ -182,6 +212,7 @@ pub struct Hub {
     work_left: usize,
     pub(super) events_sent: u64,
     pub(super) slow_events: u64,
+    pub(super) refusals: Refusals,
     #[cfg(test)]
     pub planted: Planted,
 }
@@ -202,6 +233,9 @@ impl Hub {
             recent: VecDeque::new(),
             recent_bytes: 0,
             waiting: VecDeque::new(),
+            waiting_weight: 0,
+            full_config: config,
+            bytes_max: usize::MAX,
             future: BTreeMap::new(),
             starts: HashMap::new(),
             closing: VecDeque::new(),
@@ -215,6 +249,7 @@ impl Hub {
             work_left: WORK_BETWEEN_BATCHES,
             events_sent: 0,
             slow_events: 0,
+            refusals: Refusals::default(),
             #[cfg(test)]
             planted: Planted::default(),
         }
@@ -246,7 +281,9 @@ impl Hub {
         if self.waiting.is_empty() && committed <= self.revision && self.is_between_batches() {
             self.answer(stream.0, request);
         } else {
-            self.streams.hold(stream.0);
+            let weight = request.weight();
+            self.streams.hold(stream.0, weight);
+            self.waiting_weight += weight as usize;
             self.waiting.push_back(Waiting { committed, stream: stream.0, request });
         }
     }
@@ -314,6 +351,38 @@ impl Hub {
             || self.catch_up.has_work()
     }
 
+    /// From here on the hub may hold so much more, and its caches may have `caches` parts in `of` of their size: what is
+    /// queued for a stream before its watchers fall behind, events gathered for late watchers, recent history.
+    pub fn set_memory(&mut self, room: usize, caches: usize, of: usize) {
+        self.bytes_max = self.bytes().own().saturating_add(room);
+        let part = |bytes: usize| (bytes / of).saturating_mul(caches);
+        let HubConfig { backlog_bytes_max, history_bytes_max, gathered_bytes_max, .. } = self.full_config;
+        if caches == of {
+            self.config = self.full_config;
+        } else {
+            self.config.history_bytes_max = part(history_bytes_max);
+            self.config.gathered_bytes_max = part(gathered_bytes_max);
+            // With none at all nothing would ever be told.
+            self.config.backlog_bytes_max = part(backlog_bytes_max).max(1);
+        }
+        self.streams.set_backlog_bytes_max(self.config.backlog_bytes_max);
+        if caches < of {
+            self.streams.drop_spares();
+        }
+    }
+
+    /// Whether a watch of a range of so many bytes would pass what the hub may hold.
+    pub(super) fn has_room_for(&self, range_bytes: usize) -> bool {
+        self.bytes().own() + WATCH_BYTES + range_bytes <= self.bytes_max
+    }
+
+    /// Now and then: streams whose watches were refused for want of memory, and which have not been heard since, may ask
+    /// again; and events that no stream holds any more are let go.
+    pub fn keep_house(&mut self) {
+        self.streams.resume_refused();
+        self.fan_out.look_at_shared(SHARED_LOOKS);
+    }
+
     fn is_between_batches(&self) -> bool {
         !self.fan_out.is_active() && !self.joining
     }
@@ -332,10 +401,12 @@ impl Hub {
         }
         if self.waiting.front().is_some_and(|waiting| waiting.committed <= self.revision) {
             let Waiting { stream, request, .. } = self.waiting.pop_front().expect("looked at above");
+            let weight = request.weight();
+            self.waiting_weight -= weight as usize;
             if !self.streams.get(stream).is_closed() {
                 self.answer(stream, request);
             }
-            self.streams.unhold(stream);
+            self.streams.unhold(stream, weight);
             return 1;
         }
         let share = if self.intake.is_empty() { budget } else { budget.min(self.work_left) };
@@ -386,10 +457,11 @@ impl Hub {
     }
 
     fn keeps_compacted(&self) -> bool {
-        self.recent.front().is_some_and(|batch| batch.revision < self.compacted)
+        let is_too_much = self.recent_bytes > self.config.history_bytes_max;
+        self.recent.front().is_some_and(|batch| is_too_much || batch.revision < self.compacted)
     }
 
-    /// Lets go of batches that nobody may ask for any more. In turns: it may be all that is kept, and here may be the last
+    /// Lets go of batches that nobody may ask for any more, or for which there is no memory. In turns: it may be all that is kept, and here may be the last
     /// to hold them.
     fn forget_compacted(&mut self, budget: usize) -> usize {
         let mut used = 0;
@@ -449,16 +521,36 @@ impl Hub {
         true
     }
 
+    /// A watch that was refused or ended, for the log. Some are only counted.
+    pub fn next_refusal(&mut self) -> Option<Refusal> {
+        self.refusals.take_next()
+    }
+
+    /// Counts it, and keeps it for the log. Also for what was refused before it came here.
+    pub fn refused(&mut self, stream: u32, why: Why) {
+        let token = self.streams.get(stream).token;
+        self.refusals.add(Refusal { token, why });
+    }
+
+    /// When the oldest change came that the hub has at hand for watchers that fall behind.
+    pub fn oldest_at_hand(&self) -> Option<Time> {
+        self.recent.front().map(|batch| batch.time)
+    }
+
     pub fn bytes(&self) -> HubBytes {
         let future = (size_of::<(Revision, u32, u32)>() + size_of::<u32>()) * 2 * self.future.len();
         HubBytes {
             streams: self.streams.bytes(),
             watchings: self.groups.member_bytes() + self.streams.list_bytes(),
             groups: self.groups.bytes(),
-            apart: self.catch_up.bytes() + future + self.waiting.len() * size_of::<Waiting>(),
-            backlog: self.streams.backlog_bytes(),
+            apart: self.catch_up.bytes() + future + self.waiting_bytes(),
+            backlog: self.streams.own_backlog_bytes() + self.fan_out.shared_bytes(),
             history: self.recent_bytes + self.intake_bytes + self.catch_up.fetched_bytes(),
         }
+    }
+
+    fn waiting_bytes(&self) -> usize {
+        self.waiting.len() * size_of::<Waiting>() + (self.waiting_weight - self.waiting.len()) * WEIGHT_BYTES
     }
 
     pub fn counters(&self) -> HubCounters {
@@ -469,6 +561,7 @@ impl Hub {
             behind: self.catch_up.len() as u64,
             events_sent: self.events_sent,
             slow_events: self.slow_events,
+            refused: self.refusals.counts(),
         }
     }
 }

@@ -15,15 +15,27 @@ const SPARE_TAIL_BYTES_MAX: usize = 4_096;
 #[derive(Default)]
 pub struct Outbox {
     /// Pieces before the tail.
-    chunks: VecDeque<Bytes>,
+    chunks: VecDeque<Chunk>,
     tail: BytesMut,
     bytes: usize,
+    /// The part of it that other streams hold as well.
+    shared_bytes: usize,
+}
+
+struct Chunk {
+    bytes: Bytes,
+    is_shared: bool,
 }
 
 impl Outbox {
     /// Bytes that are not yet taken.
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// The part of it that is this stream's alone.
+    pub fn own_bytes(&self) -> usize {
+        self.bytes - self.shared_bytes
     }
 
     /// The buffer to write `length` bytes to, no more and no fewer.
@@ -38,10 +50,11 @@ impl Outbox {
     /// Appends bytes without copying them.
     pub fn share(&mut self, shared: Bytes) {
         self.bytes += shared.len();
+        self.shared_bytes += shared.len();
         if !self.tail.is_empty() {
-            self.chunks.push_back(self.tail.split().freeze());
+            self.chunks.push_back(Chunk { bytes: self.tail.split().freeze(), is_shared: false });
         }
-        self.chunks.push_back(shared);
+        self.chunks.push_back(Chunk { bytes: shared, is_shared: true });
     }
 
     /// The next bytes, `bytes_max` at most.
@@ -49,12 +62,13 @@ impl Outbox {
         if bytes_max == 0 || self.bytes == 0 {
             return None;
         }
-        let bytes = match self.chunks.front_mut() {
-            Some(chunk) if chunk.len() > bytes_max => chunk.split_to(bytes_max),
-            Some(_) => self.chunks.pop_front()?,
-            None => self.tail.split_to(self.tail.len().min(bytes_max)).freeze(),
+        let (bytes, is_shared) = match self.chunks.front_mut() {
+            Some(chunk) if chunk.bytes.len() > bytes_max => (chunk.bytes.split_to(bytes_max), chunk.is_shared),
+            Some(_) => self.chunks.pop_front().map(|chunk| (chunk.bytes, chunk.is_shared))?,
+            None => (self.tail.split_to(self.tail.len().min(bytes_max)).freeze(), false),
         };
         self.bytes -= bytes.len();
+        self.shared_bytes -= if is_shared { bytes.len() } else { 0 };
         Some(bytes)
     }
 

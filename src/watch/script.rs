@@ -246,6 +246,34 @@ fn the_streams_of_a_connection_share_what_it_may_have() {
 }
 
 #[test]
+fn a_watch_for_which_there_is_no_memory_is_refused_and_its_stream_is_not_heard_until_the_shard_looks_again() {
+    let mut shard = Shard::at(7);
+    shard.create("a", 0);
+    shard.hub.set_memory(0, 0, 4);
+    shard.create("b", 0);
+    let refused = "h7 id-1 created canceled \"tarsier: no memory for a further watch\"";
+    assert_eq!(shard.told(), ["h7 id0 created", refused]);
+    for _ in 0..3 {
+        assert!(!shard.hub.can_take_requests(shard.stream), "or it would ask again as fast as it can");
+        // What is held goes on: caches without room still let one message through at a time.
+        shard.put(&["a"]);
+        assert_eq!(shard.told().len(), 1);
+    }
+    while shard.hub.next_ready().is_some() {}
+    shard.hub.keep_house();
+    assert_eq!(shard.hub.next_ready().map(|(stream, _)| stream), Some(shard.stream));
+    assert!(shard.hub.can_take_requests(shard.stream));
+    shard.ask(Request::Cancel { watch_id: 0 });
+    shard.hub.set_memory(1_000, 4, 4);
+    shard.create("b", 0);
+    // A key may be longer than there is room for.
+    let long = KeyRange::One(vec![b'k'; 2_000].into());
+    shard.ask(Request::Create(Create { range: long, ..create("", 0) }));
+    let told = shard.told();
+    assert_eq!((&told[0][4..], &told[1][4..], &told[2][4..]), ("id0 canceled", "id1 created", &refused[3..]));
+}
+
+#[test]
 fn a_request_waits_until_the_hub_has_handled_what_it_was_asked_at() {
     let mut shard = Shard::at(7);
     shard.create("a", 0);

@@ -70,14 +70,25 @@ pub struct Stream {
     apart: u32,
     /// Live watches with periodic notifications.
     progress: u32,
-    /// Requests that wait.
+    /// The weight of the requests that wait.
     pending: u32,
     life: Life,
     ready: bool,
     /// An event did not fit. Until the outbox is half empty, all events count as not fitting.
     full: bool,
-    /// Its connection was told to hand over no more requests.
-    paused: bool,
+    paused: Paused,
+}
+
+/// Whether the connection of a stream was told to hand over no more requests, and why.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+enum Paused {
+    #[default]
+    No,
+    /// Too much waits to be sent or answered.
+    Behind,
+    /// A watch was refused for want of memory. Whoever asks again at once would be refused as often as it can ask; so the
+    /// next request is heard when the shard looks at its memory again, and not before.
+    Refused,
 }
 
 impl Stream {
@@ -203,6 +214,10 @@ pub struct Streams {
     ready: VecDeque<u32>,
     backlog_bytes_max: usize,
     backlog_bytes: usize,
+    /// The part of it that no two streams share.
+    own_backlog_bytes: usize,
+    /// Streams that are paused since a watch of theirs was refused.
+    refused: Vec<u32>,
     list_bytes: usize,
     live: u64,
     open: u64,
@@ -218,6 +233,8 @@ impl Streams {
             ready: VecDeque::new(),
             backlog_bytes_max,
             backlog_bytes: 0,
+            own_backlog_bytes: 0,
+            refused: Vec::new(),
             list_bytes: 0,
             live: 0,
             open: 0,
@@ -261,8 +278,38 @@ impl Streams {
         self.list_bytes
     }
 
-    pub fn backlog_bytes(&self) -> usize {
-        self.backlog_bytes
+    /// What is queued and not shared by several streams.
+    pub fn own_backlog_bytes(&self) -> usize {
+        self.own_backlog_bytes
+    }
+
+    /// A stream that has more than this queued is full from here on.
+    pub fn set_backlog_bytes_max(&mut self, bytes: usize) {
+        self.backlog_bytes_max = bytes;
+    }
+
+    pub fn drop_spares(&mut self) {
+        self.spare = Vec::new();
+    }
+
+    /// A watch was refused for want of memory: the stream is not heard before [`Streams::resume_refused`].
+    pub fn pause_refused(&mut self, stream: u32) {
+        let entry = &mut self.arena[stream];
+        if entry.paused != Paused::Refused {
+            entry.paused = Paused::Refused;
+            self.refused.push(stream);
+        }
+    }
+
+    pub fn resume_refused(&mut self) {
+        for stream in std::mem::take(&mut self.refused) {
+            // Its row may have been freed since, or be another's, which is then looked at in vain.
+            let Some(entry) = self.arena.get_mut(stream) else { continue };
+            if entry.paused == Paused::Refused {
+                entry.paused = Paused::Behind;
+                self.resume(stream);
+            }
+        }
     }
 
     pub fn open(&mut self, token: u64) -> u32 {
@@ -289,6 +336,7 @@ impl Streams {
         let (token, live) = (entry.token, std::mem::take(&mut entry.live));
         if let Some(outbox) = entry.outbox.take() {
             self.backlog_bytes -= outbox.bytes();
+            self.own_backlog_bytes -= outbox.own_bytes();
         }
         self.discount(token, live);
     }
@@ -424,9 +472,10 @@ impl Streams {
             return;
         }
         let outbox = entry.outbox.get_or_insert_with(|| self.spare.pop().unwrap_or_default());
-        let before = outbox.bytes();
+        let (before, own_before) = (outbox.bytes(), outbox.own_bytes());
         put(outbox);
         self.backlog_bytes += outbox.bytes() - before;
+        self.own_backlog_bytes += outbox.own_bytes() - own_before;
         self.announce(stream);
     }
 
@@ -462,8 +511,10 @@ impl Streams {
     pub fn take(&mut self, stream: u32, bytes_max: usize) -> (Option<Bytes>, bool) {
         let entry = &mut self.arena[stream];
         let Some(outbox) = &mut entry.outbox else { return (None, false) };
+        let own_before = outbox.own_bytes();
         let taken = outbox.take(bytes_max);
         self.backlog_bytes -= taken.as_ref().map_or(0, Bytes::len);
+        self.own_backlog_bytes -= own_before - outbox.own_bytes();
         if outbox.bytes() == 0
             && let Some(outbox) = entry.outbox.take()
             && self.spare.len() < SPARE_OUTBOXES_MAX
@@ -477,14 +528,14 @@ impl Streams {
         (taken, drained)
     }
 
-    /// A request waits.
-    pub fn hold(&mut self, stream: u32) {
-        self.arena[stream].pending += 1;
+    /// A request of this weight waits.
+    pub fn hold(&mut self, stream: u32, weight: u32) {
+        self.arena[stream].pending += weight;
     }
 
     /// A request that waited is done with.
-    pub fn unhold(&mut self, stream: u32) {
-        self.arena[stream].pending -= 1;
+    pub fn unhold(&mut self, stream: u32, weight: u32) {
+        self.arena[stream].pending -= weight;
         self.resume(stream);
         self.free_if_unused(stream);
     }
@@ -493,14 +544,20 @@ impl Streams {
     pub fn can_take_requests(&mut self, stream: u32) -> bool {
         let backlog_bytes_max = self.backlog_bytes_max;
         let entry = &mut self.arena[stream];
-        entry.paused = entry.backlog() >= backlog_bytes_max || entry.pending >= PENDING_MAX;
-        !entry.paused
+        if entry.paused != Paused::Refused {
+            let is_behind = entry.backlog() >= backlog_bytes_max || entry.pending >= PENDING_MAX;
+            entry.paused = if is_behind { Paused::Behind } else { Paused::No };
+        }
+        entry.paused == Paused::No
     }
 
     fn resume(&mut self, stream: u32) {
         let entry = &mut self.arena[stream];
-        if entry.paused && entry.backlog() <= self.backlog_bytes_max / 2 && entry.pending <= PENDING_MAX / 2 {
-            entry.paused = false;
+        if entry.paused == Paused::Behind
+            && entry.backlog() <= self.backlog_bytes_max / 2
+            && entry.pending <= PENDING_MAX / 2
+        {
+            entry.paused = Paused::No;
             self.announce(stream);
         }
     }

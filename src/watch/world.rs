@@ -131,6 +131,7 @@ impl World {
             93..95 => self.compact(),
             95..97 => self.tick(),
             97..98 => self.crowd(),
+            98..99 => self.memory(),
             _ => self.reconnect(),
         }
     }
@@ -258,6 +259,14 @@ impl World {
         }
     }
 
+    /// Memory becomes short, or there is some again; and the shard looks after its streams, as it does now and then.
+    fn memory(&mut self) {
+        let (room, caches) =
+            *self.random.pick(&[(0, 0), (500, 0), (1 << 20, 100), (usize::MAX, 256), (usize::MAX, 256)]);
+        self.hub.set_memory(room, caches, 256);
+        self.hub.keep_house();
+    }
+
     fn turn(&mut self) -> bool {
         let budget = 1 + self.random.below(self.budget_max) as usize;
         let more = self.hub.turn(budget);
@@ -341,6 +350,8 @@ impl World {
         self.committed = self.batches.len();
         self.hand_over(self.committed);
         self.tell_compaction();
+        self.hub.set_memory(usize::MAX, 256, 256);
+        self.hub.keep_house();
         self.run_until_quiet();
         let truth = Truth { batches: &self.batches, committed: self.head(), compacted: self.compacted };
         for client in &self.clients {
@@ -388,6 +399,7 @@ impl World {
             self.hub.close_stream(client.stream);
         }
         while self.turn() || self.answer_history() {}
+        self.hub.keep_house();
         let bytes = self.hub.bytes();
         let counters = self.hub.counters();
         assert_eq!((bytes.streams, bytes.watchings, bytes.apart, bytes.backlog), (0, 0, 0, 0), "{counters:?}");
@@ -464,6 +476,7 @@ impl Client {
                 "etcdserver: mvcc: required revision has been compacted" => asked.start < 0,
                 "mvcc: watcher range is empty" => asked.range.is_empty(),
                 "mvcc: duplicate watch ID provided on the WatchStream" => self.watches.contains_key(&asked.watch_id),
+                "tarsier: no memory for a further watch" => true,
                 _ => false,
             };
             assert!(right, "refused with {:?}: {asked:?}", response.cancel_reason);

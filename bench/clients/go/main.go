@@ -1,12 +1,14 @@
 // Watchday is a day's work of etcd's own Go client against a server: reads, writes and transactions with their options,
-// then many watches on one stream while another client writes, a compaction in between, a resume, progress and cancel.
+// leases, the client's sessions, mutexes, elections and software transactions, what an API server of Kubernetes asks of
+// its store, then many watches on one stream while another client writes, a compaction in between, a resume, progress and
+// cancel.
 //
 // It ends with an error at the first thing that is not as etcd's documents promise. When all is well it prints
 // "verified" and stays connected until the server stops; then its watches must end too, and it leaves with 0. With
 // -leave it does not wait.
 //
-// With -restarts it starts the server itself, by the command behind the flags, and stops it again and again while the
-// watches go on: by kill -9 and by a request to end, in turn.
+// With -restarts it has the server restarted again and again while the watches go on: by kill -9 and by a request to end,
+// in turn. For each it prints a line, "restart KILL" or "restart TERM", and reads "serving" when that is done.
 package main
 
 import (
@@ -28,12 +30,11 @@ func main() {
 	flag.IntVar(&day.watches, "watches", 100, "watches on one stream")
 	flag.IntVar(&day.writers, "writers", 50, "goroutines that put")
 	leave := flag.Bool("leave", false, "leave when verified, instead of waiting for the server to stop")
-	count := flag.Int("restarts", 0, "instead of the day: so many restarts of the server whose command follows the flags")
-	log := flag.String("log", os.DevNull, "with -restarts, where the server's output goes")
+	count := flag.Int("restarts", 0, "instead of the day: so many restarts, done by whoever runs this")
 	flag.Parse()
 	work := func() error { return run(*endpoint, &day, *leave) }
 	if *count > 0 {
-		work = func() error { return runRestarts(*endpoint, day, *count, flag.Args(), *log) }
+		work = func() error { return runRestarts(*endpoint, day, *count) }
 	}
 	if err := work(); err != nil {
 		fmt.Fprintln(os.Stderr, "watchday:", err)
@@ -60,6 +61,15 @@ func run(endpoint string, day *day, leave bool) error {
 	defer cancel()
 	if err := useKV(ctx, writer); err != nil {
 		return fmt.Errorf("kv: %w", err)
+	}
+	if err := useLeases(ctx, writer); err != nil {
+		return fmt.Errorf("leases: %w", err)
+	}
+	if err := useConcurrency(ctx, writer); err != nil {
+		return fmt.Errorf("concurrency: %w", err)
+	}
+	if err := useKubernetes(ctx, writer); err != nil {
+		return fmt.Errorf("kubernetes: %w", err)
 	}
 	day.writer, day.watcher = writer, watcher
 	left, err := day.run(ctx)

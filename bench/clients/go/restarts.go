@@ -1,73 +1,39 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
-	"os/exec"
-	"os/signal"
 	"sync"
-	"syscall"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/client/v3/concurrency"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
 
 // restarts is a run over a server that ends and comes back while clients write and watch: half of the times it is
 // killed, half of the times asked to end. The watches are the client's own: it resumes them by itself, and whoever reads
-// them must not notice.
+// them must not notice. Nor must a session, which lives on the lease that it keeps alive.
 type restarts struct {
 	day
 	count   int
-	command []string
-	server  *exec.Cmd
-	output  io.Writer
+	answers *bufio.Scanner
 }
 
-// How long the writers write between two restarts, and how long a server may take to answer.
-const (
-	writing = 700 * time.Millisecond
-	ready   = 30 * time.Second
-)
+// How long the writers write between two restarts.
+const writing = 700 * time.Millisecond
 
-func (r *restarts) start(ctx context.Context) error {
-	r.server = exec.Command(r.command[0], r.command[1:]...)
-	r.server.Stdout, r.server.Stderr = r.output, r.output
-	if err := r.server.Start(); err != nil {
-		return err
+// restart has whoever runs the program restart the server by a signal, and returns when it serves again.
+func (r *restarts) restart(by string) error {
+	fmt.Println("restart", by)
+	if !r.answers.Scan() || r.answers.Text() != "serving" {
+		return fmt.Errorf("the answer to a restart: expected serving; got %q (%w)", r.answers.Text(), r.answers.Err())
 	}
-	ctx, cancel := context.WithTimeout(ctx, ready)
-	defer cancel()
-	begun := time.Now()
-	for {
-		one, cancel := context.WithTimeout(ctx, time.Second)
-		_, err := r.writer.Get(one, "ready")
-		cancel()
-		if err == nil {
-			fmt.Printf("the server answers after %d ms\n", time.Since(begun).Milliseconds())
-			return nil
-		}
-		if ctx.Err() != nil {
-			return fmt.Errorf("the server does not answer: %w", err)
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-}
-
-func (r *restarts) stop(by syscall.Signal) error {
-	if err := r.server.Process.Signal(by); err != nil {
-		return err
-	}
-	err := r.server.Wait()
-	var exit *exec.ExitError
-	// Both kinds of end are what was asked for; a real etcd ends itself by the signal that it was sent.
-	if errors.As(err, &exit) && exit.Sys().(syscall.WaitStatus).Signal() == by {
-		return nil
-	}
-	return err
+	return nil
 }
 
 func (r *restarts) run(ctx context.Context, endpoint string) error {
@@ -80,15 +46,33 @@ func (r *restarts) run(ctx context.Context, endpoint string) error {
 		return err
 	}
 	defer r.watcher.Close()
-	if err := r.start(ctx); err != nil {
+	session, err := concurrency.NewSession(r.watcher, concurrency.WithTTL(30))
+	if err != nil {
 		return err
 	}
-	defer func() { r.server.Process.Kill() }()
+	if _, err := r.writer.Put(ctx, "session", "alive", clientv3.WithLease(session.Lease())); err != nil {
+		return err
+	}
 	watches, err := r.createAll(ctx)
 	if err != nil {
 		return err
 	}
-	return r.restartAll(ctx, watches)
+	if err := r.restartAll(ctx, watches); err != nil {
+		return err
+	}
+	select {
+	case <-session.Done():
+		return errors.New("the session has not lived through the restarts")
+	default:
+	}
+	kept, err := r.writer.Get(ctx, "session")
+	if err != nil {
+		return err
+	}
+	if len(kept.Kvs) != 1 || clientv3.LeaseID(kept.Kvs[0].Lease) != session.Lease() {
+		return fmt.Errorf("the key of the session: %v", kept.Kvs)
+	}
+	return session.Close()
 }
 
 // restartAll writes through all restarts and then lets every watch come to the last write.
@@ -137,14 +121,11 @@ func (r *restarts) restartOften(ctx context.Context) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
-		by := syscall.SIGKILL
+		by := "KILL"
 		if restart%2 == 1 {
-			by = syscall.SIGTERM
+			by = "TERM"
 		}
-		if err := r.stop(by); err != nil {
-			return fmt.Errorf("restart %d: %w", restart, err)
-		}
-		if err := r.start(ctx); err != nil {
+		if err := r.restart(by); err != nil {
 			return fmt.Errorf("restart %d: %w", restart, err)
 		}
 	}
@@ -207,19 +188,10 @@ func (r *restarts) happened(ctx context.Context, key string, number int) (bool, 
 	}
 }
 
-// runRestarts gives the server that stands behind the flags ten restarts.
-func runRestarts(endpoint string, day day, count int, command []string, log string) error {
-	output, err := os.Create(log)
-	if err != nil {
-		return err
-	}
-	defer output.Close()
+func runRestarts(endpoint string, day day, count int) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
-	// An interrupted run must not leave its server behind.
-	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	r := restarts{day: day, count: count, command: command, output: output}
+	r := restarts{day: day, count: count, answers: bufio.NewScanner(os.Stdin)}
 	if err := r.run(ctx, endpoint); err != nil {
 		return err
 	}

@@ -68,7 +68,7 @@ fn peers_that_do_not_speak_http2_are_cut_and_those_that_vanish_leave_nothing() {
             let noise: Vec<u8> = (0..random.below(3_000)).map(|_| random.next() as u8).collect();
             let garbled = [&PREFACE[..9 + round % 10], b"?", PREFACE].concat();
             let openings: [&[u8]; 5] = [
-                b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n",
+                b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
                 b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 a ClientHello of TLS 1.3 and then its random bytes.....",
                 &garbled,
                 &noise,

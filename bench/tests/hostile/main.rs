@@ -9,6 +9,7 @@
 
 mod client;
 mod frames;
+mod http1;
 mod limits;
 mod messages;
 #[path = "../../src/random.rs"]

@@ -28,6 +28,7 @@ pub struct Server {
 
 impl Server {
     /// Starts `binary` on an empty directory and waits until it takes connections.
+    #[allow(dead_code, reason = "each test binary uses its part of this module")]
     pub fn start(binary: &Path) -> Server {
         Server::start_with(binary, &[])
     }

@@ -84,7 +84,7 @@ fn garbage_and_vanishing_peers_leave_no_descriptor_and_disturb_no_one() {
     let garbage: [&[u8]; 7] = [
         b"",
         b"P",
-        b"GET / HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
         &[&settings[..], &[0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 1]].concat(),
         &[&settings[..], &[0, 0, 4, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0]].concat(),
@@ -123,19 +123,44 @@ fn a_peer_that_never_speaks_is_cut_at_the_handshake_timeout() {
     let mut socket = std::net::TcpStream::connect(server.address).unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     let mut said = Vec::new();
-    // The server's settings, then the end.
+    // It is told nothing: who speaks first is not known to be a peer of HTTP/2 yet.
     let _ = socket.read_to_end(&mut said);
-    assert!(said.len() >= 9);
+    assert!(said.is_empty(), "{said:?}");
+    let mut half = raw_peer_with(server.address, b"PRI * HTTP/2.0\r\n\r\nSM");
+    let _ = half.read_to_end(&mut said);
+    assert!(said.is_empty(), "{said:?}");
     server.end();
 }
 
 /// A peer that speaks raw frames and answers nothing on its own.
 fn raw_peer(address: SocketAddr) -> std::net::TcpStream {
+    raw_peer_with(address, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
+}
+
+fn raw_peer_with(address: SocketAddr, opening: &[u8]) -> std::net::TcpStream {
     use std::io::Write;
     let mut socket = std::net::TcpStream::connect(address).unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    socket.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").unwrap();
+    socket.write_all(opening).unwrap();
     socket
+}
+
+#[test]
+fn a_preface_that_comes_byte_by_byte_is_one() {
+    use std::io::{Read, Write};
+    let server = start(|_| {});
+    let mut socket = std::net::TcpStream::connect(server.address).unwrap();
+    socket.set_nodelay(true).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    for byte in b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0" {
+        socket.write_all(&[*byte]).unwrap();
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let mut said = [0; 9];
+    socket.read_exact(&mut said).unwrap();
+    assert_eq!(said[3], 4, "SETTINGS");
+    drop(socket);
+    server.end();
 }
 
 /// The next frame: type, flags and payload. `None` at the end.

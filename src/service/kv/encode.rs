@@ -10,6 +10,8 @@
 //! Header rules of etcd: ids and term stand in the outermost header only, an operation of a transaction has a header
 //! with a revision alone, and a nested transaction one that is present and empty.
 
+use std::cell::Cell;
+use std::rc::Rc;
 use std::vec;
 
 use bytes::{BufMut, Bytes};
@@ -47,6 +49,20 @@ pub struct Response {
     /// Bytes of the message that are measured and not yet encoded, the gRPC prefix included.
     bytes: u64,
     state: State,
+    scratch: Option<Scratch>,
+}
+
+/// What a response takes as long as it lives, in a sum that others look at.
+#[derive(Debug)]
+struct Scratch {
+    sum: Rc<Cell<usize>>,
+    bytes: usize,
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        self.sum.set(self.sum.get() - self.bytes);
+    }
 }
 
 #[derive(Debug)]
@@ -109,7 +125,19 @@ impl Response {
         let mut items = Vec::with_capacity(3);
         flatten(answer.result, header, &mut items);
         let state = State::Measuring { item: 0, row: 0, open: Vec::new() };
-        Response { items: items.into_iter(), bytes: PREFIX_BYTES as u64, state }
+        Response { items: items.into_iter(), bytes: PREFIX_BYTES as u64, state, scratch: None }
+    }
+
+    /// Adds what it takes to a sum for as long as it lives: its rows, whose versions are the store's.
+    pub fn counted_in(mut self, sum: &Rc<Cell<usize>>) -> Response {
+        let rows = self.items.as_slice().iter().map(|item| match item {
+            Item::Rows { rows, .. } => rows.len() * size_of::<KeyValue>(),
+            _ => 0,
+        });
+        let bytes = rows.sum::<usize>() + self.items.len() * size_of::<Item>();
+        sum.set(sum.get() + bytes);
+        self.scratch = Some(Scratch { sum: Rc::clone(sum), bytes });
+        self
     }
 
     /// Measures some of the message, at most `steps_max` rows and items of it, and says whether that was the rest.
@@ -240,7 +268,9 @@ fn flatten(outcome: Outcome, header: Header, items: &mut Vec<Item>) {
         }
         Outcome::Txn(txn) => flatten_txn(txn, header, items),
         Outcome::Compact => items.push(Item::Head { header, second: 0 }),
-        Outcome::Alarm(_) => unreachable!("the answer to an alarm is not one of this service"),
+        Outcome::Alarm(_) | Outcome::Hash(_) => {
+            unreachable!("the answer to an alarm or a hash is not one of this service")
+        }
     }
 }
 
@@ -252,7 +282,7 @@ fn flatten_txn(txn: TxnOutcome, header: Header, items: &mut Vec<Item>) {
             Outcome::Put { .. } => 2,
             Outcome::DeleteRange { .. } => 3,
             Outcome::Txn(_) => 4,
-            Outcome::Compact | Outcome::Alarm(_) => unreachable!("a transaction asks only for keys"),
+            Outcome::Compact | Outcome::Alarm(_) | Outcome::Hash(_) => unreachable!("a transaction asks only for keys"),
         };
         items.push(Item::Open { key: TXN_RESPONSES, bytes: 0 });
         items.push(Item::Open { key: message_key(number), bytes: 0 });

@@ -1,5 +1,8 @@
-//! A day's work over KV and Watch with the `etcd-client` crate: every call's options, transactions, several watches on one
-//! stream, resume, progress, cancel, a compaction. The first thing that is not as promised ends it with its reason.
+//! A day's work with the `etcd-client` crate: every call's options, transactions, several watches on one stream, resume,
+//! progress, cancel, a compaction, leases, locks, elections, and watches through restarts of the server. The first thing
+//! that is not as promised ends it with its reason.
+//!
+//! Whoever runs it restarts the server when it prints "restart SIGNAL", and then types "serving" to it.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -9,7 +12,9 @@ use etcd_client::{
     SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse, WatchFilterType, WatchOptions, WatchResponse, WatchStream,
 };
 
-type Outcome = Result<(), Box<dyn std::error::Error>>;
+/// A step's own word or an error of the library; it may come from another task.
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+type Outcome = Result<(), Failure>;
 
 /// No single answer takes this long.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
@@ -22,6 +27,9 @@ macro_rules! ensure {
         }
     };
 }
+
+mod contests;
+mod restarts;
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -50,7 +58,13 @@ async fn day(endpoint: &str) -> Outcome {
     watches_on_one_stream(&mut client).await?;
     previous_pairs_and_filters(&mut client).await?;
     resume_by_revision(&mut client).await?;
-    compacted_history(&mut client).await
+    compacted_history(&mut client).await?;
+    maintenance(&mut client).await?;
+    contests::leases(&mut client).await?;
+    contests::keep_alive_and_expiry(&mut client).await?;
+    contests::locks(&mut client).await?;
+    contests::elections(&mut client).await?;
+    restarts::restarts(&mut client).await
 }
 
 async fn puts_and_deletes(client: &mut Client) -> Outcome {
@@ -135,11 +149,6 @@ async fn transactions(client: &mut Client) -> Outcome {
 }
 
 async fn refusals(client: &mut Client) -> Outcome {
-    let told = |result: Result<(), Error>, code: i32, text: &str| -> Outcome {
-        let Err(Error::GRpcStatus(status)) = result else { return Err(format!("not refused: {text}").into()) };
-        ensure!(status.code() as i32 == code && status.message() == text, "{text}: got {status:?}");
-        Ok(())
-    };
     told(client.put("", "x", None).await.map(drop), 3, "etcdserver: key is not provided")?;
     let keep = Some(PutOptions::new().with_ignore_value());
     told(client.put("none", "", keep).await.map(drop), 3, "etcdserver: key not found")?;
@@ -151,8 +160,15 @@ async fn refusals(client: &mut Client) -> Outcome {
     told(client.txn(twice).await.map(drop), 3, "etcdserver: duplicate key given in txn request")
 }
 
+/// Checks that a call was refused, with this code and this text.
+fn told(result: Result<(), Error>, code: i32, text: &str) -> Outcome {
+    let Err(Error::GRpcStatus(status)) = result else { return Err(format!("not refused: {text}").into()) };
+    ensure!(status.code() as i32 == code && status.message() == text, "{text}: got {status:?}");
+    Ok(())
+}
+
 /// The next message of the stream, within the time every answer has.
-async fn next(stream: &mut WatchStream) -> Result<WatchResponse, Box<dyn std::error::Error>> {
+async fn next(stream: &mut WatchStream) -> Result<WatchResponse, Failure> {
     let message = tokio::time::timeout(ANSWER_WITHIN, stream.message()).await;
     message.map_err(|_| "no message on a watch stream")??.ok_or_else(|| "the watch stream ended".into())
 }
@@ -233,7 +249,7 @@ async fn previous_pairs_and_filters(client: &mut Client) -> Outcome {
 }
 
 /// Reads until so many events are there. A replay may come in any number of messages.
-async fn gather(stream: &mut WatchStream, count: usize) -> Result<Vec<(i64, String)>, Box<dyn std::error::Error>> {
+async fn gather(stream: &mut WatchStream, count: usize) -> Result<Vec<(i64, String)>, Failure> {
     let mut gathered = Vec::new();
     while gathered.len() < count {
         let message = next(stream).await?;
@@ -274,5 +290,17 @@ async fn compacted_history(client: &mut Client) -> Outcome {
     let mut stream = client.watch("c", Some(WatchOptions::new().with_start_revision(now))).await?;
     let events = gather(&mut stream, 1).await?;
     ensure!(events == [(now, "put c=1".to_owned())], "at the compaction: {events:?}");
+    Ok(())
+}
+
+async fn maintenance(client: &mut Client) -> Outcome {
+    let members = client.member_list().await?;
+    let [member] = members.members() else { return Err(format!("not one member: {members:?}").into()) };
+    let status = client.status().await?;
+    ensure!(status.leader() == member.id() && status.version().starts_with("3."), "status: {status:?}");
+    ensure!(status.db_size() > 0, "size: {status:?}");
+    client.defragment().await?;
+    let (one, other) = (client.hash_kv(0).await?.hash(), client.hash_kv(0).await?.hash());
+    ensure!(one == other, "two hashes of one state: {one}, {other}");
     Ok(())
 }

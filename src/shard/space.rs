@@ -1,0 +1,129 @@
+//! Whether there is space for what a command would keep: the quota, the disk, and the memory of the process.
+//!
+//! Pure: it is told the numbers and judges. The quota and the disk raise the alarm for space, as in etcd. The memory budget
+//! raises none: other things than keys may have taken the memory, and an alarm would stand when they are gone.
+
+use crate::store::quota::Quota;
+
+pub struct Space {
+    pub quota: Quota,
+    /// Whose alarm it is.
+    pub member: u64,
+    /// The disk has no room for the log to grow into.
+    pub is_short: bool,
+    /// What the store may hold before there is no memory left for the process, and what reads may hold beside it.
+    memory: Quota,
+    scratch_bytes_max: usize,
+}
+
+/// What becomes of a write.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    Admitted,
+    /// Refused, and the alarm for space is raised.
+    Alarm,
+    /// Refused for now.
+    NoMemory,
+}
+
+impl Space {
+    pub fn new(quota: Quota, member: u64) -> Space {
+        Space { quota, member, is_short: false, memory: Quota::default(), scratch_bytes_max: usize::MAX }
+    }
+
+    /// From here on store and scratch may each grow by so many bytes.
+    pub fn set_memory_room(&mut self, store_bytes: usize, scratch_bytes: usize, room: usize) {
+        self.memory.bytes = Some(store_bytes.saturating_add(room) as u64);
+        self.scratch_bytes_max = scratch_bytes.saturating_add(room);
+    }
+
+    /// What costs nothing, a delete or a compaction, is always admitted: it is the way out.
+    pub fn judge(&self, used_bytes: u64, cost_bytes: u64) -> Verdict {
+        if !self.quota.admits(used_bytes, cost_bytes) || (cost_bytes > 0 && self.is_short) {
+            Verdict::Alarm
+        } else if !self.memory.admits(used_bytes, cost_bytes) {
+            Verdict::NoMemory
+        } else {
+            Verdict::Admitted
+        }
+    }
+
+    /// Whether reads may hold so much while they run.
+    pub fn admits_scratch(&self, bytes: usize) -> bool {
+        bytes <= self.scratch_bytes_max
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::{Command, Reply};
+    use crate::shard::writer::{Origin, Pace, Writer};
+    use crate::store::Store;
+    use crate::store::command::{DeleteRange, Error, Put, PutLease, PutValue, Read, Write};
+    use crate::types::{KeyRange, LeaseId, Position, Time};
+
+    #[test]
+    fn the_quota_and_the_disk_raise_the_alarm_and_memory_does_not() {
+        let mut space = Space::new(Quota { bytes: Some(1_000) }, 1);
+        assert_eq!(space.judge(400, 300), Verdict::Admitted);
+        space.set_memory_room(400, 0, 300);
+        assert_eq!((space.judge(400, 300), space.judge(400, 299)), (Verdict::NoMemory, Verdict::Admitted));
+        assert_eq!(space.judge(400, 600), Verdict::Alarm, "the quota is asked first");
+        assert_eq!(space.judge(5_000, 0), Verdict::Admitted, "the way out stays open");
+        space.is_short = true;
+        assert_eq!((space.judge(400, 1), space.judge(400, 0)), (Verdict::Alarm, Verdict::Admitted));
+    }
+
+    #[test]
+    fn reads_may_hold_what_they_hold_and_the_room() {
+        let mut space = Space::new(Quota::default(), 1);
+        assert!(space.admits_scratch(usize::MAX));
+        space.set_memory_room(0, 500, 100);
+        assert!(space.admits_scratch(600) && !space.admits_scratch(601));
+    }
+
+    #[test]
+    fn without_memory_puts_and_large_reads_are_refused_without_an_alarm_and_small_ones_go_on() {
+        let pace = Pace { read_rows: 1, ..Pace::default() };
+        let mut writer = Writer::new(Store::new(), pace, Position(1));
+        (1..4).for_each(|token| writer.command(origin(token), put(["a", "b", "c"][token as usize - 1]), Time(1)));
+        let (position, _) = writer.seal().expect("a group");
+        writer.durable(position);
+        assert_eq!(tokens(&mut writer), [1, 2, 3]);
+        writer.set_memory_room(0);
+        writer.command(origin(4), put("d"), Time(1));
+        writer.command(origin(5), Command::Read(all()), Time(1));
+        let range = KeyRange::One("c".into());
+        writer.command(origin(6), Command::Write(Write::DeleteRange(DeleteRange { range, prev_kv: false })), Time(1));
+        let (position, _) = writer.seal().expect("the delete");
+        writer.durable(position);
+        let replies: Vec<_> = std::iter::from_fn(|| writer.next_reply()).map(|(_, reply)| reply).collect();
+        assert!(matches!(replies[0], Reply::Answer(Err(Error::NoSpace))), "{:?}", replies[0]);
+        assert!(matches!(replies[1], Reply::Answer(Err(Error::NoMemory))), "{:?}", replies[1]);
+        assert!(matches!(replies[2], Reply::Answer(Ok(_))), "{:?}", replies[2]);
+        assert_eq!((writer.store().alarms().count(), writer.scratch_bytes()), (0, 0));
+        writer.set_memory_room(1 << 20);
+        writer.command(origin(7), Command::Read(all()), Time(1));
+        assert!(writer.scratch_bytes() > 0, "its first row is held");
+        while writer.step() {}
+        assert_eq!((tokens(&mut writer), writer.scratch_bytes()), (vec![7], 0));
+    }
+
+    fn put(key: &'static str) -> Command {
+        let (value, lease) = (PutValue::Set("v".into()), PutLease::Set(LeaseId::NONE));
+        Command::Write(Write::Put(Put { key: key.into(), value, lease, prev_kv: false }))
+    }
+
+    fn all() -> Read {
+        Read::Range(crate::sim::plain_range(KeyRange::From("a".into()), 0))
+    }
+
+    fn origin(token: u32) -> Origin {
+        Origin { shard: 0, token }
+    }
+
+    fn tokens(writer: &mut Writer) -> Vec<u32> {
+        std::iter::from_fn(|| writer.next_reply()).map(|(origin, _)| origin.token).collect()
+    }
+}
