@@ -159,6 +159,11 @@ pub const FLAGS: &[Flag] = &[
         "Duration after which a stream that takes nothing of what is due to it is ended with UNAVAILABLE; 0 means never.",
     ),
     supported(
+        "scrub-interval",
+        "24h",
+        "Duration between two readings of the whole checkpoint, in search of rows that the disk has damaged; 0 means never.",
+    ),
+    supported(
         "idle-buffers",
         "give-back",
         "Buffers of connections that are silent for seconds: give-back returns their memory, keep does not.",
@@ -195,7 +200,11 @@ pub const FLAGS: &[Flag] = &[
     supported("log-outputs", "default", "Where log lines go: stderr (the default) or stdout."),
     supported("logger", "zap", "Only zap is accepted: log lines have the keys that etcd's have."),
     // Members and raft.
-    harmless("initial-advertise-peer-urls", "http://localhost:2380", NO_PEERS),
+    harmless(
+        "initial-advertise-peer-urls",
+        "http://localhost:2380",
+        "this is a single server: its member is listed with these URLs, but nothing listens there",
+    ),
     harmless("listen-peer-urls", "http://localhost:2380", NO_PEERS),
     harmless("initial-cluster", "", "this is a single server, and its only member is itself"),
     harmless("initial-cluster-token", "etcd-cluster", NO_PEERS),
@@ -335,7 +344,7 @@ mod tests {
             ours.remove(at);
         }
         let expected = "max-connections max-connections-per-address max-watches-per-stream max-watches-per-connection \
-            stalled-stream-timeout idle-buffers shards history-limit memory-limit";
+            stalled-stream-timeout scrub-interval idle-buffers shards history-limit memory-limit";
         assert_eq!(ours, expected.split_whitespace().collect::<Vec<_>>(), "also catches a row that stands twice");
     }
 

@@ -54,6 +54,9 @@ pub struct Config {
     pub listen_metrics: Vec<ListenAddress>,
     /// `--advertise-client-urls`, default the URLs of `--listen-client-urls` as they were written.
     pub advertise_client_urls: Vec<String>,
+    /// `--initial-advertise-peer-urls`, default that of etcd. Nothing listens there: this is what the one member is listed
+    /// with, as tools tell members apart by it.
+    pub advertise_peer_urls: Vec<String>,
     /// `--data-dir`, default `default.tarsier`: not etcd's `default.etcd`, whose files we could not read.
     pub data_dir: PathBuf,
     /// `--wal-dir`: where the log is, if not in the data directory.
@@ -88,6 +91,9 @@ pub struct Config {
     /// `--stalled-stream-timeout`: default 10 min. A client that hangs for so long is better served by a new stream; a
     /// shorter time would end streams of clients that are only paused. `None` waits for ever.
     pub stalled_stream_timeout: Option<Duration>,
+    /// `--scrub-interval`: default 24 h. A start reads every row as well; this finds what rots while the server runs, early
+    /// enough to copy what memory still has. `None` never looks.
+    pub scrub_interval: Option<Duration>,
     /// `--idle-buffers`: `give-back` (the default) returns what a silent connection's buffers hold in memory, half of what
     /// such a connection costs; `keep` is the way back should that ever be suspected of harm.
     pub idle_buffers_are_kept: bool,
@@ -285,6 +291,11 @@ fn config(source: &Source) -> Result<Config, ConfigError> {
     Ok(Config {
         listen_metrics: read(source, "listen-metrics-urls", |urls| listen::listen_addresses_beside(urls, &listen))?,
         listen,
+        advertise_peer_urls: text(source, "initial-advertise-peer-urls")
+            .split(',')
+            .map(str::trim)
+            .map(str::to_owned)
+            .collect(),
         advertise_client_urls: match source.given.get("advertise-client-urls") {
             Some(_) => read(source, "advertise-client-urls", listen::advertised_urls)?,
             None => listen_urls.split(',').map(|url| url.trim().to_owned()).collect(),
@@ -315,6 +326,7 @@ fn config(source: &Source) -> Result<Config, ConfigError> {
         watch_limits: watch_limits(source)?,
         stalled_stream_timeout: Some(read(source, "stalled-stream-timeout", value::duration)?)
             .filter(|timeout| !timeout.is_zero()),
+        scrub_interval: Some(read(source, "scrub-interval", value::duration)?).filter(|interval| !interval.is_zero()),
         idle_buffers_are_kept: read(source, "idle-buffers", |text| match text {
             "give-back" => Ok(false),
             "keep" => Ok(true),

@@ -30,7 +30,7 @@ use super::plain::{self, Plain, Protocol, Wire};
 use super::ready::Due;
 use super::ring::Nop;
 use super::server::{Drain, NetConfig, Server};
-use super::stream::{Broken, Look, Row, Surroundings, UNCOUNTED};
+use super::stream::{Broken, Look, Row, Surroundings};
 use super::{CallHead, CallId, CallKind, Door, IdleBuffers, settings};
 use crate::backend::Caller;
 use crate::grpc::head::{Head, Refusal};
@@ -376,7 +376,7 @@ impl Connection {
             Err(status) => return row.end_with(StatusCode::OK, &status),
         };
         row.open(opened.kind, opened.handle);
-        row.method = self.server.handler.method(parts.uri.path()).unwrap_or(UNCOUNTED);
+        row.method = opened.method;
         self.server.counters.methods.started(row.method);
         if let Some(timeout) = head.timeout {
             // A time that the clock cannot say never comes.

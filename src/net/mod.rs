@@ -83,6 +83,8 @@ pub enum CallKind {
 pub struct Opened {
     pub kind: CallKind,
     pub handle: u32,
+    /// The number by which it is counted, at most [`counters::METHODS_MAX`]. One beyond is not counted.
+    pub method: u8,
 }
 
 /// Whether the handler can take more request messages of this call now.
@@ -131,12 +133,6 @@ pub trait Handler {
 
     /// A call has begun. An error ends it with that status, and its handle is never used.
     fn open(&self, call: CallId, head: &CallHead<'_>) -> Result<Opened, Status>;
-
-    /// The number by which calls of this path are counted, at most [`counters::METHODS_MAX`]; asked once for a call that was
-    /// opened.
-    fn method(&self, _path: &str) -> Option<u8> {
-        None
-    }
 
     /// One whole request message, without its five-byte prefix.
     fn message(&self, call: CallId, handle: u32, message: Bytes) -> Intake;

@@ -42,12 +42,12 @@ pub struct Row {
     is_output_due: bool,
     /// How many checks in a row have found it blocked.
     blocked_checks: u8,
-    /// How its calls are counted; [`UNCOUNTED`] for one without a number.
+    /// How it is counted.
     pub method: u8,
 }
 
-/// No method has this number.
-pub const UNCOUNTED: u8 = u8::MAX;
+/// No method has this number: of a request that became no call.
+const UNCOUNTED: u8 = u8::MAX;
 
 enum Sender {
     /// No headers have left.

@@ -6,13 +6,11 @@
 use std::collections::HashMap;
 
 use bytes::Bytes;
-use prost::Message;
 
 use crate::grpc::status::{Code, Status};
 use crate::pb::grpc::health::v1 as wire;
 use crate::pb::grpc::health::v1::health_check_response::ServingStatus;
-use crate::service::errors::malformed_request;
-use crate::service::maintenance::framed;
+use crate::service::message::{framed, parse};
 
 /// The name of the server as a whole.
 const ALL: &str = "";
@@ -24,6 +22,17 @@ pub enum HealthMethod {
     List,
     /// Its answer comes at once, and no other follows: a server that stops serving ends the stream.
     Watch,
+}
+
+impl HealthMethod {
+    pub fn of(name: &str) -> Option<HealthMethod> {
+        Some(match name {
+            "Check" => HealthMethod::Check,
+            "List" => HealthMethod::List,
+            "Watch" => HealthMethod::Watch,
+            _ => return None,
+        })
+    }
 }
 
 /// The answer to one request.
@@ -38,7 +47,7 @@ pub fn answer(method: HealthMethod, message: Bytes) -> Result<Bytes, Status> {
         },
         HealthMethod::Watch => Ok(framed(&response(status_of(&service(message)?)))),
         HealthMethod::List => {
-            wire::HealthListRequest::decode(message).map_err(|_| malformed_request())?;
+            parse::<wire::HealthListRequest>(message)?;
             let statuses = HashMap::from([(ALL.to_owned(), response(status_of(ALL)))]);
             Ok(framed(&wire::HealthListResponse { statuses }))
         }
@@ -46,7 +55,7 @@ pub fn answer(method: HealthMethod, message: Bytes) -> Result<Bytes, Status> {
 }
 
 fn service(message: Bytes) -> Result<String, Status> {
-    wire::HealthCheckRequest::decode(message).map(|request| request.service).map_err(|_| malformed_request())
+    parse::<wire::HealthCheckRequest>(message).map(|request| request.service)
 }
 
 fn status_of(service: &str) -> ServingStatus {
@@ -59,7 +68,10 @@ fn response(status: ServingStatus) -> wire::HealthCheckResponse {
 
 #[cfg(test)]
 mod tests {
+    use prost::Message;
+
     use super::*;
+    use crate::service::errors::malformed_request;
 
     fn asked(method: HealthMethod, service: &str) -> Result<ServingStatus, Status> {
         let request = wire::HealthCheckRequest { service: service.to_owned() };

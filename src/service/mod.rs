@@ -4,6 +4,7 @@
 //! message becomes a command for the backend, a reply becomes bytes for the peer. Watch streams are not kept here: they are
 //! rows of the watch hub, and [`watch`] only translates for them.
 
+pub mod cluster;
 pub mod errors;
 pub mod health;
 pub mod kv;
@@ -12,6 +13,8 @@ pub mod pages;
 pub mod watch;
 pub mod watch_request;
 
+mod downgrade;
+mod message;
 mod wire;
 
 #[cfg(test)]
@@ -20,6 +23,7 @@ mod random;
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use slab::Slab;
@@ -31,11 +35,14 @@ use crate::net::{CallHead, CallId, CallKind, Output};
 use crate::pb;
 use crate::store::command::{Answer, Outcome};
 
+use cluster::ClusterMethod;
 use health::HealthMethod;
 use kv::decode::KvMethod;
 use kv::encode::Response;
+use kv::range_stream::RangeStream;
 use maintenance::MaintenanceMethod;
 
+pub use cluster::Member;
 pub use kv::decode::Limits;
 
 /// Rows of a large answer that are measured before the next answer has its turn: some 50 us of work.
@@ -52,6 +59,8 @@ pub enum Route {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Method {
     Kv(KvMethod),
+    RangeStream,
+    Cluster(ClusterMethod),
     Maintenance(MaintenanceMethod),
     Health(HealthMethod),
 }
@@ -61,7 +70,9 @@ impl Method {
     pub fn kind(self) -> CallKind {
         match self {
             Method::Health(HealthMethod::Watch) => CallKind::RequestStream,
-            Method::Kv(_) | Method::Maintenance(_) | Method::Health(_) => CallKind::OneRequest,
+            Method::Kv(_) | Method::RangeStream | Method::Cluster(_) | Method::Maintenance(_) | Method::Health(_) => {
+                CallKind::OneRequest
+            }
         }
     }
 }
@@ -77,17 +88,29 @@ impl Route {
             "/etcdserverpb.KV/DeleteRange" => Ok(Route::Unary(Method::Kv(KvMethod::DeleteRange))),
             "/etcdserverpb.KV/Compact" => Ok(Route::Unary(Method::Kv(KvMethod::Compact))),
             "/etcdserverpb.Watch/Watch" => Ok(Route::Watch),
-            "/etcdserverpb.Maintenance/Alarm" => Ok(Route::Unary(Method::Maintenance(MaintenanceMethod::Alarm))),
-            "/etcdserverpb.Maintenance/Status" => Ok(Route::Unary(Method::Maintenance(MaintenanceMethod::Status))),
-            "/etcdserverpb.Maintenance/Defragment" => {
-                Ok(Route::Unary(Method::Maintenance(MaintenanceMethod::Defragment)))
-            }
-            "/grpc.health.v1.Health/Check" => Ok(Route::Unary(Method::Health(HealthMethod::Check))),
-            "/grpc.health.v1.Health/List" => Ok(Route::Unary(Method::Health(HealthMethod::List))),
-            "/grpc.health.v1.Health/Watch" => Ok(Route::Unary(Method::Health(HealthMethod::Watch))),
-            _ => Err(errors::unknown_path(path)),
+            "/etcdserverpb.KV/RangeStream" => Ok(Route::Unary(Method::RangeStream)),
+            _ => Route::of_others(path).ok_or_else(|| errors::unknown_path(path)),
         }
     }
+}
+
+impl Route {
+    fn of_others(path: &str) -> Option<Route> {
+        let (service, name) = path.strip_prefix('/')?.split_once('/')?;
+        Some(Route::Unary(match service {
+            "etcdserverpb.Maintenance" => Method::Maintenance(MaintenanceMethod::of(name)?),
+            "etcdserverpb.Cluster" => Method::Cluster(ClusterMethod::of(name)?),
+            "grpc.health.v1.Health" => Method::Health(HealthMethod::of(name)?),
+            _ => return None,
+        }))
+    }
+}
+
+/// What becomes of a request that is in order.
+pub enum Asked {
+    Backend(Command),
+    /// It can be answered without the backend, with this message.
+    Answer(Bytes),
 }
 
 /// The number by which calls of a path are counted: its place in the table of all methods.
@@ -134,6 +157,8 @@ enum Unary {
 struct Call {
     id: CallId,
     method: Method,
+    /// What is still to be told of an answer in parts.
+    parts: Option<Box<RangeStream>>,
     state: Unary,
     /// A request is at the backend, so a reply will come for this slot.
     submitted: bool,
@@ -142,6 +167,7 @@ struct Call {
 /// The unary calls of one shard.
 pub struct Services {
     identity: Identity,
+    member: Arc<Member>,
     limits: Limits,
     calls: Slab<Call>,
     preparing: VecDeque<u32>,
@@ -152,9 +178,10 @@ pub struct Services {
 }
 
 impl Services {
-    pub fn new(identity: Identity, limits: Limits) -> Services {
+    pub fn new(identity: Identity, member: Arc<Member>, limits: Limits) -> Services {
         Services {
             identity,
+            member,
             limits,
             calls: Slab::new(),
             preparing: VecDeque::new(),
@@ -174,14 +201,14 @@ impl Services {
 
     /// Begins a unary call. Its index is the handle of the call and the token of its request.
     pub fn open(&mut self, id: CallId, method: Method) -> u32 {
-        let index = self.calls.insert(Call { id, method, state: Unary::Waiting, submitted: false });
+        let index = self.calls.insert(Call { id, method, parts: None, state: Unary::Waiting, submitted: false });
         u32::try_from(index).expect("a shard has fewer than 4 G calls, since each holds a stream")
     }
 
-    /// The request of a call: a command for the backend, or a refusal that the call answers with.
+    /// The request of a call: a command for the backend, or an answer that is at hand.
     pub fn request(&mut self, handle: u32, message: Bytes) -> Option<Command> {
         let call = &mut self.calls[handle as usize];
-        let command = match call.method {
+        let asked = match call.method {
             Method::Health(method) => {
                 // Nobody reads a second request of a watch.
                 if matches!(call.state, Unary::Waiting) {
@@ -193,13 +220,23 @@ impl Services {
                 }
                 return None;
             }
-            Method::Kv(method) => kv::decode::decode(method, message, &self.limits),
-            Method::Maintenance(method) => maintenance::decode(method, message),
+            Method::Kv(method) => kv::decode::decode(method, message, &self.limits).map(Asked::Backend),
+            Method::RangeStream => kv::range_stream::decode(message).map(|stream| {
+                let command = stream.command();
+                call.parts = Some(Box::new(stream));
+                Asked::Backend(command)
+            }),
+            Method::Maintenance(method) => maintenance::decode(method, message, self.identity),
+            Method::Cluster(method) => cluster::answer(method, message, self.identity, &self.member).map(Asked::Answer),
         };
-        match command {
-            Ok(command) => {
+        match asked {
+            Ok(Asked::Backend(command)) => {
                 call.submitted = true;
                 Some(command)
+            }
+            Ok(Asked::Answer(message)) => {
+                call.state = Unary::Short(message);
+                None
             }
             Err(status) => {
                 call.state = Unary::Failed(status);
@@ -225,16 +262,32 @@ impl Services {
             Reply::Answer(Ok(Answer { revision, result: Outcome::Alarm(listed) })) => {
                 Unary::Short(maintenance::alarms(self.identity, revision, listed.as_slice()))
             }
+            Reply::Answer(Ok(Answer { revision, result: Outcome::Hash(hash) })) => {
+                let header = message::header(self.identity, revision);
+                Unary::Short(match call.method {
+                    Method::Maintenance(MaintenanceMethod::HashKv) => maintenance::hash_kv(header, &hash),
+                    _ => maintenance::hash(header, &hash),
+                })
+            }
             Reply::Answer(Ok(answer)) if is_abandoned => {
                 self.discarding.push_back(Response::new(answer, self.identity).counted_in(&self.scratch_bytes));
                 Unary::Abandoned
             }
             Reply::Answer(Ok(answer)) => {
-                Unary::Preparing(Response::new(answer, self.identity).counted_in(&self.scratch_bytes))
+                let response = match &mut call.parts {
+                    Some(parts) => parts.part(answer, self.identity),
+                    None => Response::new(answer, self.identity),
+                };
+                Unary::Preparing(response.counted_in(&self.scratch_bytes))
             }
             Reply::Answer(Err(error)) => Unary::Failed(error.into()),
             Reply::Alarms { revision, alarms } => Unary::Short(maintenance::alarms(self.identity, revision, &alarms)),
-            Reply::Status(status) => Unary::Short(maintenance::status(self.identity, &status)),
+            Reply::Status(status) => Unary::Short(match call.method {
+                Method::Maintenance(MaintenanceMethod::Downgrade) => {
+                    downgrade::canceled(self.identity, status.revision)
+                }
+                _ => maintenance::status(self.identity, &status),
+            }),
             Reply::Defragmented(Ok(())) => Unary::Short(maintenance::defragmented()),
             Reply::Defragmented(Err(reason)) => Unary::Failed(errors::defragment_failed(reason)),
             Reply::History(_) => unreachable!("the shard keeps history for its hub"),
@@ -257,6 +310,9 @@ impl Services {
                 Ok(true) => {
                     let state = std::mem::replace(&mut call.state, Unary::Waiting);
                     let Unary::Preparing(response) = state else { return None };
+                    if let Some(parts) = &mut call.parts {
+                        parts.weighed(response.remaining_bytes());
+                    }
                     call.state = Unary::Answering(response);
                 }
                 Err(status) => {
@@ -296,11 +352,16 @@ impl Services {
 
     /// What a call has to send. The call is over with its last bytes or its status.
     pub fn output(&mut self, handle: u32, bytes_max: usize) -> Output {
-        match &mut self.calls[handle as usize].state {
+        let call = &mut self.calls[handle as usize];
+        match &mut call.state {
             Unary::Waiting | Unary::Preparing(_) | Unary::Abandoned => Output::Nothing,
             Unary::Answering(response) => {
                 let bytes = response.next(bytes_max).unwrap_or_default();
                 if !response.is_finished() {
+                    return Output::Bytes(bytes);
+                }
+                if call.parts.as_ref().is_some_and(|parts| !parts.is_over()) {
+                    call.state = Unary::Waiting;
                     return Output::Bytes(bytes);
                 }
                 self.calls.remove(handle as usize);
@@ -317,6 +378,14 @@ impl Services {
                 _ => unreachable!("the state was matched above"),
             },
         }
+    }
+
+    /// Asks for the next part of an answer, once its peer has taken the one before: never more than one is in memory.
+    pub fn next_part(&mut self, handle: u32) -> Option<Command> {
+        let call = self.calls.get_mut(handle as usize)?;
+        let parts = call.parts.as_ref().filter(|_| matches!(call.state, Unary::Waiting) && !call.submitted)?;
+        call.submitted = true;
+        Some(parts.command())
     }
 
     /// The peer has gone. The slot stays for as long as a reply or a turn will still name it.

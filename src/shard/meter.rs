@@ -164,7 +164,7 @@ impl Meter {
             Outcome::Put { .. } => &mut self.counts.puts,
             Outcome::DeleteRange { .. } => &mut self.counts.deletes,
             Outcome::Txn(txn) => return txn.answers.iter().map(|answer| self.count(&answer.result)).sum(),
-            Outcome::Compact | Outcome::Alarm(_) => return 0,
+            Outcome::Compact | Outcome::Alarm(_) | Outcome::Hash(_) => return 0,
         };
         *counted += 1;
         1

@@ -18,6 +18,7 @@ pub mod cores;
 pub mod costs;
 pub mod durability;
 pub mod embedded;
+pub mod hashes;
 pub mod history;
 pub mod intake;
 pub mod memory;
@@ -30,6 +31,7 @@ mod progress;
 mod space;
 mod start;
 mod storage;
+mod supervisor;
 pub mod writer;
 
 pub use start::run;
@@ -50,7 +52,8 @@ use crate::backend::{Command, HistoryError, Identity, Reply};
 use crate::grpc::status::Status;
 use crate::net::ring::{self, Doorbell};
 use crate::net::{CallHead, CallId, CallKind, Door, Handler, Intake, Opened, Output, Page, Ready, Server};
-use crate::service::{Limits, Route, Services, method_number, method_path, watch};
+use crate::service::errors::Refusal;
+use crate::service::{Limits, Member, Route, Services, method_number, method_path, watch};
 use crate::store::command::{Answer, Error, Write};
 use crate::types::{Revision, WatchLimits};
 use crate::wal::LogFailure;
@@ -83,6 +86,8 @@ const READY_PER_TURN: usize = 4_096;
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
 /// A disk that does not finish the last write by then is left alone; the log is as good as after a kill.
 const LOG_STOP_MAX: Duration = Duration::from_secs(5);
+/// How long a shard that turns goes by what was resident before.
+const RESIDENT_LOOK_INTERVAL: Duration = Duration::from_millis(10);
 /// While memory is short, the pages of the allocator are looked through this often, and no more.
 const COLLECT_INTERVAL: Duration = Duration::from_secs(5);
 /// What a further connection takes, its first stream and its socket included.
@@ -136,7 +141,11 @@ pub struct Shard {
     budget: Arc<Budget>,
     /// What connections and their sockets may take before further clients are turned away.
     connection_bytes_max: Cell<usize>,
+    /// The same, before further watch streams are refused.
+    stream_bytes_max: Cell<usize>,
     herald: RefCell<Herald>,
+    /// When this shard last asked the kernel how much is resident.
+    looked_at: Cell<Option<Instant>>,
     collected_at: Cell<Option<Instant>>,
 }
 
@@ -144,6 +153,7 @@ pub struct Shard {
 pub struct Parts {
     pub index: usize,
     pub identity: Identity,
+    pub member: Arc<Member>,
     pub limits: Limits,
     pub watch_limits: WatchLimits,
     pub history_bytes_max: usize,
@@ -174,7 +184,7 @@ impl Shard {
         };
         let core = Core {
             hub: Hub::new(config, parts.intake.received()),
-            services: Services::new(parts.identity, parts.limits),
+            services: Services::new(parts.identity, parts.member, parts.limits),
             link: parts.link,
             intake: parts.intake,
             embedded: parts.embedded,
@@ -200,7 +210,9 @@ impl Shard {
             last_bytes: Cell::new(0),
             budget: parts.budget,
             connection_bytes_max: Cell::new(usize::MAX),
+            stream_bytes_max: Cell::new(usize::MAX),
             herald: RefCell::new(Herald::default()),
+            looked_at: Cell::new(None),
             collected_at: Cell::new(None),
         }
     }
@@ -325,13 +337,25 @@ impl Shard {
     /// Tells the others what this shard holds, and what of this shard may grow, how far it may.
     fn look_at_budget(&self, core: &mut Core) -> Account {
         let account = self.account(core);
-        let standing = self.budget.tell(self.index, account.sum(), account.socket_bytes);
+        let mut standing = self.budget.tell(self.index, account.sum(), account.socket_bytes);
+        let time = clock::now();
+        if self.budget.limit().is_some()
+            && self.looked_at.get().is_none_or(|at| time.duration_since(at) >= RESIDENT_LOOK_INTERVAL)
+        {
+            self.looked_at.set(Some(time));
+            match memory::resident_bytes() {
+                Ok(resident) => self.budget.look(resident),
+                Err(error) => tracing::debug!(%error, "how much memory is resident is unknown"),
+            }
+            standing = self.budget.standing();
+        }
         core.hub.set_memory(standing.room, standing.caches, CACHES_FULL);
         if let Some(embedded) = &mut core.embedded {
-            embedded.set_memory_room(standing.room);
+            embedded.set_memory_room(standing.store_room);
         }
         let connection_bytes = account.connection_bytes + account.socket_bytes;
         self.connection_bytes_max.set(connection_bytes.saturating_add(standing.room));
+        self.stream_bytes_max.set(connection_bytes.saturating_add(standing.reserve));
         account
     }
 
@@ -456,7 +480,7 @@ impl Shard {
         }
         core.hub.keep_house();
         if self.index == 0 {
-            self.look_at_resident_memory(time);
+            self.tell_of_memory(time);
         }
         let bytes = self.look_at_budget(core).sum();
         self.give_memory_back(bytes, time);
@@ -483,12 +507,22 @@ impl Shard {
         }
     }
 
-    /// Shard 0: what is resident and not counted, and what an operator should know.
-    fn look_at_resident_memory(&self, time: Instant) {
-        match memory::resident_bytes() {
-            Ok(resident) => self.budget.look(resident),
-            Err(error) => tracing::debug!(%error, "how much memory is resident is unknown"),
+    /// By the numbers of this moment: a burst of connections or streams comes between two turns.
+    fn connection_bytes(&self) -> usize {
+        let server = self.server.borrow().upgrade();
+        server.map_or(0, |server| (server.bytes() + server.socket_bytes()) as usize)
+    }
+
+    /// As [`Handler::has_room`], for a watch stream.
+    fn admits_stream(&self, core: &mut Core) -> bool {
+        self.connection_bytes() <= self.stream_bytes_max.get() || {
+            self.look_at_budget(core);
+            self.connection_bytes() <= self.stream_bytes_max.get()
         }
+    }
+
+    /// Shard 0: what an operator should know.
+    fn tell_of_memory(&self, time: Instant) {
         let Some(level) = self.herald.borrow_mut().look(time, self.budget.level()) else { return };
         let (used_bytes, limit_bytes) = (self.budget.used(), self.budget.limit());
         match level {
@@ -567,25 +601,29 @@ fn compacted(HistoryError::Compacted(revision): HistoryError) -> Revision {
 
 impl Handler for Shard {
     fn has_room(&self) -> bool {
-        let Some(server) = self.server.borrow().upgrade() else { return true };
-        // By the numbers of this moment: a burst of connections comes between two turns.
-        (server.bytes() + server.socket_bytes()) as usize + CONNECTION_BYTES <= self.connection_bytes_max.get()
+        let admits = || self.connection_bytes() + CONNECTION_BYTES <= self.connection_bytes_max.get();
+        // A burst of connections comes between two turns, and the bound is what the last turn knew.
+        admits() || {
+            self.look_at_budget(&mut self.core.borrow_mut());
+            admits()
+        }
     }
 
     fn open(&self, call: CallId, head: &CallHead<'_>) -> Result<Opened, Status> {
         let route = Route::of(head.path)?;
         Services::admit(head)?;
+        let number = method_number(head.path).expect("a method that is served is in the table");
         let core = &mut *self.core.borrow_mut();
         Ok(match route {
             Route::Unary(method) => {
                 let handle = core.services.open(call, method);
-                let number = method_number(head.path).expect("a method that is served is in the table");
                 core.meter.call_opened(handle, call.connection, number, clock::now());
-                Opened { kind: method.kind(), handle }
+                Opened { kind: method.kind(), handle, method: number }
             }
+            Route::Watch if !self.admits_stream(core) => return Err(Refusal::NoStreamMemory.into()),
             Route::Watch => {
                 let stream = core.hub.open_stream(u64::from(call.connection) << 32 | u64::from(call.stream));
-                Opened { kind: CallKind::RequestStream, handle: stream.0 | WATCH_HANDLE }
+                Opened { kind: CallKind::RequestStream, handle: stream.0 | WATCH_HANDLE, method: number }
             }
         })
     }
@@ -619,7 +657,11 @@ impl Handler for Shard {
     fn output(&self, _call: CallId, handle: u32, bytes_max: usize) -> Output {
         let core = &mut *self.core.borrow_mut();
         if handle & WATCH_HANDLE == 0 {
-            return core.services.output(handle, bytes_max);
+            let output = core.services.output(handle, bytes_max);
+            if let Some(command) = core.services.next_part(handle) {
+                self.send(core, handle, command);
+            }
+            return output;
         }
         let stream = StreamId(handle & !WATCH_HANDLE);
         if let Some(bytes) = core.hub.take_output(stream, bytes_max) {
@@ -649,10 +691,6 @@ impl Handler for Shard {
         }
         core.ending.remove(&handle);
         self.close_stream(core, StreamId(handle & !WATCH_HANDLE));
-    }
-
-    fn method(&self, path: &str) -> Option<u8> {
-        method_number(path)
     }
 
     fn page(&self, door: Door, peer: SocketAddr, request: PageRequest) -> Page {

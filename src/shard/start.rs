@@ -23,7 +23,7 @@ use crate::net::limits::ConnectionLimits;
 use crate::net::listener::{self, ListenError, Listener};
 use crate::net::ring::{Doorbell, Ring, RingRefused};
 use crate::net::{Door, IdleBuffers, NetConfig, Ready, Server};
-use crate::service::{self, Limits};
+use crate::service::{self, Limits, Member};
 use crate::shard::accounting::Account;
 use crate::shard::auto_compact::AutoCompact;
 use crate::shard::board::Boards;
@@ -36,6 +36,7 @@ use crate::shard::mesh::{self, Link};
 use crate::shard::meter::Meter;
 use crate::shard::numbers::About;
 use crate::shard::storage::{self, Opened, Primed, StorageError};
+use crate::shard::supervisor::{State, Supervisor};
 use crate::shard::writer::{Pace, Writer};
 use crate::shard::{Parts, Shard, clock, cores, memory};
 use crate::store::quota::{self, Quota};
@@ -150,7 +151,9 @@ pub fn run(config: Config) -> Result<(), StartError> {
     let resident = memory::resident_bytes().map_err(system("read how much memory is resident"))?;
     let base = resident.saturating_sub(store_bytes);
     budget.set_base(base);
+    let supervisor = Supervisor::of_this_process();
     tracing::info!(shards = threads.len(), "ready to serve client requests");
+    supervisor.tell(State::Ready);
     for signal in signals.forever() {
         if signal == SIGUSR1 {
             print_account(&mut orders, base, &budget);
@@ -159,6 +162,7 @@ pub fn run(config: Config) -> Result<(), StartError> {
         tracing::info!(signal = low_level::signal_name(signal).unwrap_or("unknown"), "received signal, shutting down");
         break;
     }
+    supervisor.tell(State::Stopping);
     drain(&mut orders, threads);
     storage.close();
     tracing::info!("all connections closed");
@@ -401,6 +405,11 @@ fn shard(plan: Plan, ready: Ready, itself: Weak<Shard>) -> Shard {
     Shard::new(Parts {
         index: plan.index,
         identity: plan.identity,
+        member: Arc::new(Member {
+            name: config.name.clone(),
+            peer_urls: config.advertise_peer_urls.clone(),
+            client_urls: config.advertise_client_urls.clone(),
+        }),
         limits: Limits { request_bytes_max: config.request_bytes_max, txn_ops_max: config.txn_operations_max },
         watch_limits: config.watch_limits,
         history_bytes_max: config.history_bytes_max,

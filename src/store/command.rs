@@ -26,8 +26,15 @@ pub enum Write {
 #[derive(Clone, Debug)]
 pub enum Read {
     Range(Range),
+    /// The first rows of a range in key order, as many as its limit says and no walk behind them: `more` tells whether there
+    /// are further ones, and the count is that of the rows.
+    Part(Range),
     /// A transaction whose both branches only range, and that nests none.
     Txn(Txn),
+    /// etcd's hash over what is stored up to a revision. 0 is the newest; below 0 nothing is hashed.
+    Hash {
+        revision: i64,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -75,6 +82,13 @@ pub struct Range {
     pub max_mod_revision: i64,
     pub min_create_revision: i64,
     pub max_create_revision: i64,
+}
+
+impl Range {
+    pub fn has_revision_bounds(&self) -> bool {
+        let bounds = [self.min_mod_revision, self.max_mod_revision, self.min_create_revision, self.max_create_revision];
+        bounds != [0; 4]
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -158,8 +172,18 @@ pub enum Outcome {
     },
     Txn(TxnOutcome),
     Compact,
+    Hash(Hash),
     /// The alarm that was raised, also when it was active before; or the one that was taken back, if it was active.
     Alarm(Option<Alarm>),
+}
+
+/// What was hashed, and under which compaction: two hashes compare only if both are the same.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Hash {
+    pub hash: u32,
+    pub revision: Revision,
+    /// -1 before the first compaction.
+    pub compacted: Revision,
 }
 
 /// What a range found.

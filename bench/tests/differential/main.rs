@@ -39,15 +39,12 @@ struct Exception {
     reason: &'static str,
 }
 
+const URLS_ARE_FIXED: &str =
+    "status 12 tarsier is a single server: its peer URLs are those of the flag --initial-advertise-peer-urls";
+const NO_WAY_BACK: &str = "status 12 tarsier is a single server: no etcd reads its data";
+
 /// Everything that differs from etcd on purpose.
 const EXCEPTIONS: &[Exception] = &[
-    Exception {
-        script: "range",
-        request: "RangeStream ",
-        at: None,
-        answer: &["status 12 tarsier does not serve etcdserverpb.KV/RangeStream yet"],
-        reason: "The call is new in etcd 3.7; clients that know it fall back to Range on code 12, as Kubernetes does.",
-    },
     Exception {
         script: "malformed",
         request: r#"raw path: "/etcdserverpb.KV/Range" flag: 1 body: "\x0a\x01a" header { grpc-encoding: "gzip" }"#,
@@ -74,6 +71,50 @@ const EXCEPTIONS: &[Exception] = &[
         request: r#"raw path: "/etcdserverpb.KV/Range" body: "\x0a\x01a\x1a\x01x""#,
         at: None,
         answer: &["status 13 grpc: error unmarshalling request: proto: cannot parse invalid wire-format data"],
+        reason: "As above.",
+    },
+    Exception {
+        script: "range_stream",
+        request: r#"raw path: "/etcdserverpb.KV/RangeStream" bare: true"#,
+        at: None,
+        answer: &["status 2 EOF"],
+        reason: "Whoever reads a call does not know which of them answer in parts; a unary call is told so by etcd too.",
+    },
+    Exception {
+        script: "range_stream",
+        request: r#"RangeStream key: "a" range_end: "b" limit: 3 sort_target: VERSION"#,
+        at: None,
+        answer: &[
+            r#"range_response { header { ids revision: 14 } kvs { key: "a0000" create_revision: 2 mod_revision: 14 version: 2 value: "again" } kvs { key: "a0001" create_revision: 3 mod_revision: 3 version: 1 value: "v" } kvs { key: "a0005" create_revision: 7 mod_revision: 7 version: 1 value: "v" } more: true count: 8 }"#,
+        ],
+        reason: "etcd sorts each part by the target and loses the row that a part of ten rows leaves over.",
+    },
+    Exception {
+        script: "cluster",
+        request: "MemberUpdate ID: $member peerURLs: \"bad\"",
+        at: None,
+        answer: &[URLS_ARE_FIXED],
+        reason: "The URLs of the member are what its flag says; nothing listens there.",
+    },
+    Exception {
+        script: "cluster",
+        request: "MemberUpdate ID: $member",
+        at: Some(2),
+        answer: &[URLS_ARE_FIXED],
+        reason: "As above.",
+    },
+    Exception {
+        script: "maintenance",
+        request: "Downgrade version: \"3.06.0\"",
+        at: None,
+        answer: &[NO_WAY_BACK],
+        reason: "Our data has a format of its own: whoever asks whether he may go back must not be told yes.",
+    },
+    Exception {
+        script: "maintenance",
+        request: "Downgrade version: \"3.6",
+        at: None,
+        answer: &[NO_WAY_BACK],
         reason: "As above.",
     },
     Exception {
@@ -126,6 +167,10 @@ scripts! {
     events_are_told_as_etcd_tells_them "watch_events"
     history_is_told_as_etcd_tells_it "watch_history"
     alarms_are_raised_and_heeded_as_etcd_does "alarm"
+    ranges_in_parts_are_answered_as_etcd_does "range_stream"
+    a_single_member_answers_as_etcds_does "cluster"
+    the_calls_for_leadership_and_downgrades_are_answered_as_etcd_does "maintenance"
+    hashes_are_those_of_etcd "hash"
     progress_is_told_as_etcd_tells_it "watch_progress"
     large_events_are_cut_as_etcd_cuts_them "watch_fragment"
 }
@@ -200,7 +245,7 @@ fn difference(step: &Step, answer: &[String]) -> String {
 fn descriptors() -> DescriptorPool {
     let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/../proto/proto");
     let mut compiler = protox::Compiler::new([directory]).expect("the .proto files are in the repository");
-    let files = ["etcdserverpb/kv.proto", "etcdserverpb/maintenance.proto", "etcdserverpb/watch.proto"];
+    let files = ["kv", "cluster", "maintenance", "watch"].map(|file| format!("etcdserverpb/{file}.proto"));
     compiler.open_files(files).expect("the .proto files compile");
     compiler.descriptor_pool()
 }

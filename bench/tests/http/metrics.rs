@@ -157,7 +157,6 @@ fn numbers_move_with_what_happens() {
         assert_eq!(after[&format!("grpc_server_started_total{{{watch_of},grpc_type=\"bidi_stream\"}}")], 1.0);
         assert_eq!((after["etcd_debugging_mvcc_watcher_total"], after["etcd_debugging_mvcc_keys_total"]), (1.0, 1.0));
         assert!(moved("etcd_network_client_grpc_received_bytes_total") > 20.0 * 100.0);
-        assert!(moved("etcd_disk_wal_fsync_duration_seconds_count") >= 1.0);
         if !server::is_real_etcd(&server::binary_under_test()) {
             assert_eq!(moved("etcd_disk_wal_fsync_duration_seconds_count"), 20.0, "they came one by one");
             assert_eq!(moved("tarsier_commit_seconds_count"), 20.0);

@@ -13,9 +13,10 @@ use crate::grpc::status::Status;
 use crate::pb::etcdserverpb as wire;
 use crate::pb::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use crate::pb::etcdserverpb::request_op::Request;
-use crate::service::errors::{Refusal, malformed_request};
+use crate::service::errors::Refusal;
 use crate::service::kv::overlap::check_overlap;
 use crate::service::kv::scan::scan_txn;
+use crate::service::message::parse;
 use crate::store::command::{
     Compare, DeleteRange, Op, Operand, Put, PutLease, PutValue, Range, Read, Relation, SortOrder, SortTarget, Txn,
     Write,
@@ -100,10 +101,6 @@ fn decode_txn(message: Bytes, limits: &Limits) -> Result<Command, Status> {
     Ok(Command::Write(Write::Txn(txn(request)?)))
 }
 
-fn parse<M: Message + Default>(message: Bytes) -> Result<M, Status> {
-    M::decode(message).map_err(|_| malformed_request())
-}
-
 /// A write is held to its size as etcd would propose it. Fields that we do not know are not counted, and not kept.
 fn check_size<M: Message>(request: &M, limits: &Limits) -> Result<(), Refusal> {
     let body = request.encoded_len();
@@ -111,7 +108,7 @@ fn check_size<M: Message>(request: &M, limits: &Limits) -> Result<(), Refusal> {
     if proposal > limits.request_bytes_max { Err(Refusal::RequestTooLarge) } else { Ok(()) }
 }
 
-fn check_range(request: &wire::RangeRequest) -> Result<(), Refusal> {
+pub fn check_range(request: &wire::RangeRequest) -> Result<(), Refusal> {
     if request.key.is_empty() {
         return Err(Refusal::EmptyKey);
     }
@@ -162,7 +159,7 @@ fn is_read_only(request: &wire::TxnRequest) -> bool {
 }
 
 /// Builds the read; the same conversion of the enums is the check of them.
-fn range(request: wire::RangeRequest) -> Result<Range, Refusal> {
+pub fn range(request: wire::RangeRequest) -> Result<Range, Refusal> {
     Ok(Range {
         revision: request.revision,
         // A negative limit is none, as 0 is.
