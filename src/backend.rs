@@ -7,8 +7,9 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use crate::lease::Standing;
 use crate::store::command::{Answer, Error, Read, Write};
-use crate::types::{Alarm, AlarmKind, Batch, Revision};
+use crate::types::{Alarm, AlarmKind, Batch, Key, Lease, LeaseId, Revision};
 use crate::watch::hub::HeaderIds;
 
 /// Who asks. Every call carries it, so that permissions have one place to look when users are built.
@@ -47,6 +48,7 @@ pub enum Command {
     History {
         from: Revision,
     },
+    Lease(LeaseCommand),
     /// Which alarms are active.
     Alarms(AlarmFilter),
     /// How the backend stands.
@@ -54,6 +56,49 @@ pub enum Command {
     /// Gives back the space of the disk that nothing uses any more. Answered once it is done, and once what earlier
     /// compactions forgot is gone as well: an operator defragments to make room for the next write.
     Defragment,
+}
+
+/// What is asked of the leases.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LeaseCommand {
+    /// Id 0 leaves the choice to the backend. The time to live is in seconds.
+    Grant {
+        id: LeaseId,
+        ttl: i64,
+    },
+    Revoke(LeaseId),
+    KeepAlive(LeaseId),
+    /// How much time it has left, and with `keys` which keys go with it.
+    TimeToLive {
+        id: LeaseId,
+        keys: bool,
+    },
+    List,
+}
+
+/// The answer to it, with the revision that its header carries.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LeaseAnswer {
+    pub revision: Revision,
+    pub outcome: LeaseOutcome,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum LeaseOutcome {
+    Granted(Lease),
+    Revoked,
+    /// With the time to live that it has again, in seconds; none when there is no such lease.
+    KeptAlive {
+        id: LeaseId,
+        ttl: Option<i64>,
+    },
+    TimeToLive {
+        id: LeaseId,
+        standing: Option<Standing>,
+        keys: Vec<Key>,
+    },
+    /// The one that expires first in front.
+    List(Vec<LeaseId>),
 }
 
 /// Which alarms are asked for. The member plays no part: etcd passes over it.
@@ -97,6 +142,7 @@ pub struct BackendStatus {
 pub enum Reply {
     Answer(Result<Answer, Error>),
     History(Result<Vec<Arc<Batch>>, HistoryError>),
+    Lease(Result<LeaseAnswer, Error>),
     Alarms {
         revision: Revision,
         alarms: Vec<Alarm>,

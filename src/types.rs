@@ -165,6 +165,11 @@ pub enum Entry {
         alarm: Alarm,
         active: bool,
     },
+    /// A lease is there from here on, or is no more. Its keys leave with the batch before.
+    Lease {
+        lease: Lease,
+        granted: bool,
+    },
     /// The server has started; each start has its own term (etcd's raft term).
     Start {
         term: u64,

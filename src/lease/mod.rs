@@ -153,15 +153,7 @@ impl Lessor {
     }
 
     fn insert(&mut self, Lease { id, ttl }: Lease, now: Uptime) {
-        let row = Row {
-            id,
-            ttl,
-            deadline: deadline(now, ttl),
-            slot: 0,
-            previous: NONE,
-            next: NONE,
-            keys: NONE,
-        };
+        let row = Row { id, ttl, deadline: deadline(now, ttl), slot: 0, previous: NONE, next: NONE, keys: NONE };
         let at = self.rows.insert(row);
         let hash = self.hasher.hash_one(id);
         self.by_id.insert(hash, at, |other| self.hasher.hash_one(self.rows[other].id));
@@ -271,7 +263,7 @@ impl Lessor {
     }
 
     /// Takes a lease away and gives its keys, in ascending order. `None`: there is none.
-    pub fn revoke(&mut self, id: LeaseId) -> Option<Vec<Key>> {
+    pub fn revoke(&mut self, id: LeaseId) -> Option<(Lease, Vec<Key>)> {
         let hash = self.hasher.hash_one(id);
         let at = self.row_of(id)?;
         self.delist(at);
@@ -279,7 +271,7 @@ impl Lessor {
         let row = self.rows.remove(at);
         let mut keys = self.keys.take_list(row.keys, &self.hasher);
         keys.sort_unstable();
-        Some(keys)
+        Some((Lease { id, ttl: row.ttl }, keys))
     }
 
     /// The lease that is due first, which the caller revokes before it asks again. Each lease that is looked at costs one of

@@ -164,6 +164,8 @@ impl From<Error> for Refusal {
             Error::FutureRevision { .. } => Refusal::FutureRevision,
             Error::KeyNotFound => Refusal::KeyNotFound,
             Error::LeaseNotFound { .. } => Refusal::LeaseNotFound,
+            Error::LeaseExists => Refusal::LeaseExists,
+            Error::LeaseTtlTooLarge => Refusal::LeaseTtlTooLarge,
             Error::NoSpace => Refusal::NoSpace,
             Error::Corrupt => Refusal::Corrupt,
             Error::LogRefused => Refusal::LogRefused,
@@ -262,6 +264,8 @@ mod tests {
             ),
             (Error::KeyNotFound, 3, "etcdserver: key not found"),
             (Error::LeaseNotFound { lease: LeaseId(9) }, 5, "etcdserver: requested lease not found"),
+            (Error::LeaseExists, 9, "etcdserver: lease already exists"),
+            (Error::LeaseTtlTooLarge, 11, "etcdserver: too large lease TTL"),
         ];
         for (error, code, text) in expected {
             assert_eq!(said(error), (code, text.to_owned()));

@@ -8,6 +8,7 @@ pub mod cluster;
 pub mod errors;
 pub mod health;
 pub mod kv;
+pub mod lease;
 pub mod maintenance;
 pub mod pages;
 pub mod watch;
@@ -40,6 +41,7 @@ use health::HealthMethod;
 use kv::decode::KvMethod;
 use kv::encode::Response;
 use kv::range_stream::RangeStream;
+use lease::{Answers, LeaseMethod};
 use maintenance::MaintenanceMethod;
 
 pub use cluster::Member;
@@ -60,19 +62,23 @@ pub enum Route {
 pub enum Method {
     Kv(KvMethod),
     RangeStream,
+    Lease(LeaseMethod),
     Cluster(ClusterMethod),
     Maintenance(MaintenanceMethod),
     Health(HealthMethod),
 }
 
 impl Method {
-    /// A watch of the health goes on until its client or the server ends.
+    /// A watch of the health goes on until its client or the server ends, a stream of keep-alives until its client does.
     pub fn kind(self) -> CallKind {
         match self {
-            Method::Health(HealthMethod::Watch) => CallKind::RequestStream,
-            Method::Kv(_) | Method::RangeStream | Method::Cluster(_) | Method::Maintenance(_) | Method::Health(_) => {
-                CallKind::OneRequest
-            }
+            Method::Health(HealthMethod::Watch) | Method::Lease(LeaseMethod::KeepAlive) => CallKind::RequestStream,
+            Method::Kv(_)
+            | Method::RangeStream
+            | Method::Lease(_)
+            | Method::Cluster(_)
+            | Method::Maintenance(_)
+            | Method::Health(_) => CallKind::OneRequest,
         }
     }
 }
@@ -98,6 +104,7 @@ impl Route {
     fn of_others(path: &str) -> Option<Route> {
         let (service, name) = path.strip_prefix('/')?.split_once('/')?;
         Some(Route::Unary(match service {
+            "etcdserverpb.Lease" => Method::Lease(LeaseMethod::of(name)?),
             "etcdserverpb.Maintenance" => Method::Maintenance(MaintenanceMethod::of(name)?),
             "etcdserverpb.Cluster" => Method::Cluster(ClusterMethod::of(name)?),
             "grpc.health.v1.Health" => Method::Health(HealthMethod::of(name)?),
@@ -149,6 +156,8 @@ enum Unary {
     Short(Bytes),
     /// The first message of a call that goes on, until it was taken.
     Subscribed(Option<Bytes>),
+    /// Requests are heard one after the other, and answered in their order.
+    KeepingAlive(Box<Answers>),
     Failed(Status),
     /// The peer has gone; the reply that is still to come is thrown away with the slot.
     Abandoned,
@@ -201,7 +210,11 @@ impl Services {
 
     /// Begins a unary call. Its index is the handle of the call and the token of its request.
     pub fn open(&mut self, id: CallId, method: Method) -> u32 {
-        let index = self.calls.insert(Call { id, method, parts: None, state: Unary::Waiting, submitted: false });
+        let state = match method {
+            Method::Lease(LeaseMethod::KeepAlive) => Unary::KeepingAlive(Box::default()),
+            _ => Unary::Waiting,
+        };
+        let index = self.calls.insert(Call { id, method, parts: None, state, submitted: false });
         u32::try_from(index).expect("a shard has fewer than 4 G calls, since each holds a stream")
     }
 
@@ -226,6 +239,7 @@ impl Services {
                 call.parts = Some(Box::new(stream));
                 Asked::Backend(command)
             }),
+            Method::Lease(method) => lease::decode(method, message).map(Asked::Backend),
             Method::Maintenance(method) => maintenance::decode(method, message, self.identity),
             Method::Cluster(method) => cluster::answer(method, message, self.identity, &self.member).map(Asked::Answer),
         };
@@ -239,16 +253,30 @@ impl Services {
                 None
             }
             Err(status) => {
-                call.state = Unary::Failed(status);
+                match &mut call.state {
+                    Unary::KeepingAlive(answers) => answers.end(status),
+                    state => *state = Unary::Failed(status),
+                }
                 None
             }
+        }
+    }
+
+    /// Whether a call hears a further request now. One that does not is named again when it does.
+    pub fn can_take_requests(&self, handle: u32) -> bool {
+        let call = &self.calls[handle as usize];
+        match &call.state {
+            Unary::KeepingAlive(answers) => !call.submitted && answers.has_room(),
+            _ => true,
         }
     }
 
     /// The client has half-closed. A call that goes on and was never asked anything ends as grpc-go ends it.
     pub fn end_of_requests(&mut self, handle: u32) {
         let call = &mut self.calls[handle as usize];
-        if call.method.kind() == CallKind::RequestStream && matches!(call.state, Unary::Waiting) {
+        if let Unary::KeepingAlive(answers) = &mut call.state {
+            answers.end(Status::ok());
+        } else if call.method.kind() == CallKind::RequestStream && matches!(call.state, Unary::Waiting) {
             call.state = Unary::Failed(Status::new(Code::Unknown, "EOF"));
         }
     }
@@ -280,7 +308,17 @@ impl Services {
                 };
                 Unary::Preparing(response.counted_in(&self.scratch_bytes))
             }
-            Reply::Answer(Err(error)) => Unary::Failed(error.into()),
+            Reply::Answer(Err(error)) | Reply::Lease(Err(error)) => Unary::Failed(error.into()),
+            Reply::Lease(Ok(answer)) => {
+                let message = lease::encode(answer, self.identity);
+                match &mut call.state {
+                    Unary::KeepingAlive(answers) => {
+                        answers.push(&message);
+                        return Some(call.id);
+                    }
+                    _ => Unary::Short(message),
+                }
+            }
             Reply::Alarms { revision, alarms } => Unary::Short(maintenance::alarms(self.identity, revision, &alarms)),
             Reply::Status(status) => Unary::Short(match call.method {
                 Method::Maintenance(MaintenanceMethod::Downgrade) => {
@@ -368,6 +406,18 @@ impl Services {
                 Output::Last(bytes)
             }
             Unary::Subscribed(message) => message.take().map_or(Output::Nothing, Output::Bytes),
+            Unary::KeepingAlive(answers) => match answers.take() {
+                Some(bytes) => Output::Bytes(bytes),
+                None => match answers.take_end() {
+                    Some(status) => {
+                        self.calls.remove(handle as usize);
+                        Output::End(status)
+                    }
+                    None => Output::Nothing,
+                },
+            },
+            // A list of a million leases leaves in pieces.
+            Unary::Short(message) if message.len() > bytes_max => Output::Bytes(message.split_to(bytes_max)),
             Unary::Short(message) => {
                 let message = std::mem::take(message);
                 self.calls.remove(handle as usize);

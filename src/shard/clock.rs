@@ -2,16 +2,24 @@
 //!
 //! Everything else takes a [`Time`] or an [`Instant`] as an argument, so that a simulator can hand in its own.
 
+use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::types::Time;
+use crate::types::{Time, Uptime};
 
 /// The monotonic clock: for deadlines and measurements.
 pub fn now() -> Instant {
     Instant::now()
 }
 
-/// The wall clock: for leases, which outlive a restart, and for people. A clock before 1970 reads as 1970.
+/// The monotonic clock once more, for leases: since the first call.
+pub fn uptime() -> Uptime {
+    static START: OnceLock<Instant> = OnceLock::new();
+    let since = now() - *START.get_or_init(now);
+    Uptime(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// The wall clock: for people. A clock before 1970 reads as 1970.
 pub fn wall() -> Time {
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     // 2^64 milliseconds are 584 million years.

@@ -9,7 +9,7 @@ use crate::shard::history::Appender;
 use crate::shard::mesh::{Port, Request, Response};
 use crate::shard::writer::{Origin, Writer};
 use crate::store::command::{Read, Write};
-use crate::types::{Alarm, Batch, Change, Entry, Time};
+use crate::types::{Alarm, Batch, Change, Entry, Time, Uptime};
 use crate::wal::LogFailure;
 
 pub struct Embedded {
@@ -55,8 +55,9 @@ impl Embedded {
                 self.command(Origin { shard: shard as u16, token }, command, time);
             }
         }
+        let more_expired = self.writer.expire(time);
         let more = self.settle();
-        more || self.ports.iter().any(Port::has_request)
+        more || more_expired || self.ports.iter().any(Port::has_request)
     }
 
     /// The next request of a shard.
@@ -162,6 +163,11 @@ impl Embedded {
         self.told[shard]
     }
 
+    /// What the clock of the leases says from here on.
+    pub fn set_uptime(&mut self, now: Uptime) {
+        self.writer.set_uptime(now);
+    }
+
     /// See [`Writer::set_memory_room`].
     pub fn set_memory_room(&mut self, room: usize) {
         self.writer.set_memory_room(room);
@@ -200,6 +206,7 @@ fn weight(command: &Command) -> usize {
         | Command::CompactPhysical(_)
         | Command::Read(_)
         | Command::History { .. }
+        | Command::Lease(_)
         | Command::Alarms(_)
         | Command::Status
         | Command::Defragment => 1,

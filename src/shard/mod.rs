@@ -18,6 +18,7 @@ pub mod cores;
 pub mod costs;
 pub mod durability;
 pub mod embedded;
+mod handler;
 pub mod hashes;
 pub mod history;
 pub mod intake;
@@ -39,21 +40,18 @@ pub use start::run;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::poll_fn;
-use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::request::Parts as PageRequest;
 
 use crate::backend::{Command, HistoryError, Identity, Reply};
 use crate::grpc::status::Status;
 use crate::net::ring::{self, Doorbell};
-use crate::net::{CallHead, CallId, CallKind, Door, Handler, Intake, Opened, Output, Page, Ready, Server};
-use crate::service::errors::Refusal;
-use crate::service::{Limits, Member, Route, Services, method_number, method_path, watch};
+use crate::net::{CallId, Intake, Ready, Server};
+use crate::service::{Limits, Member, Services, method_path, watch};
 use crate::store::command::{Answer, Error, Write};
 use crate::types::{Revision, WatchLimits};
 use crate::wal::LogFailure;
@@ -84,6 +82,8 @@ const READY_PER_TURN: usize = 4_096;
 
 /// How often a shard looks at what no event announces.
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
+/// No lease is looked for more often.
+const EXPIRY_INTERVAL_MIN_MILLISECONDS: u64 = 50;
 /// A disk that does not finish the last write by then is left alone; the log is as good as after a kill.
 const LOG_STOP_MAX: Duration = Duration::from_secs(5);
 /// How long a shard that turns goes by what was resident before.
@@ -363,6 +363,7 @@ impl Shard {
     fn turn_writer(&self, core: &mut Core) -> bool {
         let Some(embedded) = &mut core.embedded else { return false };
         let begun = clock::now();
+        embedded.set_uptime(clock::uptime());
         let more = embedded.turn(clock::wall(), COMMANDS_PER_TURN);
         let (sealed, committed) = (embedded.writer().sealed_position(), embedded.writer().committed_position());
         core.meter.writer_turned(sealed, committed, core.intake.committed(), begun, &self.boards);
@@ -488,7 +489,20 @@ impl Shard {
         if core.hub.has_ready() {
             self.wake();
         }
-        core.progress.until_next(time).min(HOUSEKEEPING_INTERVAL)
+        let until_expiry = self.until_expiry(core);
+        core.progress.until_next(time).min(until_expiry).min(HOUSEKEEPING_INTERVAL)
+    }
+
+    /// Shard 0: how long until the next lease may have expired. Those that have are revoked in a turn.
+    fn until_expiry(&self, core: &Core) -> Duration {
+        let Some(embedded) = &core.embedded else { return Duration::MAX };
+        let Some(next) = embedded.writer().next_expiry() else { return Duration::MAX };
+        let left = next.0.saturating_sub(clock::uptime().0);
+        if left == 0 {
+            self.wake();
+        }
+        // The clock of leases counts whole milliseconds, and what cannot be revoked now is not asked for without a pause.
+        Duration::from_millis(left.saturating_add(1).max(EXPIRY_INTERVAL_MIN_MILLISECONDS))
     }
 
     /// After a mass exit, once it is over, has the allocator return what was freed; and now and then while memory is short,
@@ -565,7 +579,7 @@ impl Shard {
             let store = embedded.writer().store();
             let bytes = store.bytes();
             account.store_keys = store.keys();
-            account.store_bytes = bytes.keys + bytes.versions;
+            account.store_bytes = bytes.keys + bytes.versions + embedded.writer().leases().bytes();
             // The recent history of the hubs consists of the same batches; what a compaction forgets leaves all of them.
             account.history_bytes = bytes.history;
             account.scratch_bytes += embedded.writer().scratch_bytes();
@@ -597,104 +611,4 @@ fn end_compaction(core: &mut Core, answer: &Result<Answer, Error>) {
 /// What the hub is told of a history that is gone.
 fn compacted(HistoryError::Compacted(revision): HistoryError) -> Revision {
     revision
-}
-
-impl Handler for Shard {
-    fn has_room(&self) -> bool {
-        let admits = || self.connection_bytes() + CONNECTION_BYTES <= self.connection_bytes_max.get();
-        // A burst of connections comes between two turns, and the bound is what the last turn knew.
-        admits() || {
-            self.look_at_budget(&mut self.core.borrow_mut());
-            admits()
-        }
-    }
-
-    fn open(&self, call: CallId, head: &CallHead<'_>) -> Result<Opened, Status> {
-        let route = Route::of(head.path)?;
-        Services::admit(head)?;
-        let number = method_number(head.path).expect("a method that is served is in the table");
-        let core = &mut *self.core.borrow_mut();
-        Ok(match route {
-            Route::Unary(method) => {
-                let handle = core.services.open(call, method);
-                core.meter.call_opened(handle, call.connection, number, clock::now());
-                Opened { kind: method.kind(), handle, method: number }
-            }
-            Route::Watch if !self.admits_stream(core) => return Err(Refusal::NoStreamMemory.into()),
-            Route::Watch => {
-                let stream = core.hub.open_stream(u64::from(call.connection) << 32 | u64::from(call.stream));
-                Opened { kind: CallKind::RequestStream, handle: stream.0 | WATCH_HANDLE, method: number }
-            }
-        })
-    }
-
-    fn message(&self, call: CallId, handle: u32, message: Bytes) -> Intake {
-        let core = &mut *self.core.borrow_mut();
-        if handle & WATCH_HANDLE == 0 {
-            match core.services.request(handle, message) {
-                Some(command) => self.send(core, handle, command),
-                None => self.call_answered(core, handle, clock::now()),
-            }
-            return Intake::Continue;
-        }
-        self.watch_request(core, call, StreamId(handle & !WATCH_HANDLE), &message)
-    }
-
-    fn can_take_requests(&self, _call: CallId, handle: u32) -> bool {
-        let core = &mut *self.core.borrow_mut();
-        // A watch stream that is about to end with a status hears nothing more; a unary call is never paused.
-        !core.ending.contains_key(&handle) && core.hub.can_take_requests(StreamId(handle & !WATCH_HANDLE))
-    }
-
-    fn end_of_requests(&self, _call: CallId, handle: u32) {
-        // A watch stream that its client has half-closed goes on, as in etcd: an HTTP gateway sends one create request and
-        // then only listens.
-        if handle & WATCH_HANDLE == 0 {
-            self.core.borrow_mut().services.end_of_requests(handle);
-        }
-    }
-
-    fn output(&self, _call: CallId, handle: u32, bytes_max: usize) -> Output {
-        let core = &mut *self.core.borrow_mut();
-        if handle & WATCH_HANDLE == 0 {
-            let output = core.services.output(handle, bytes_max);
-            if let Some(command) = core.services.next_part(handle) {
-                self.send(core, handle, command);
-            }
-            return output;
-        }
-        let stream = StreamId(handle & !WATCH_HANDLE);
-        if let Some(bytes) = core.hub.take_output(stream, bytes_max) {
-            if core.hub.has_work() {
-                self.wake();
-            }
-            return Output::Bytes(bytes);
-        }
-        match core.ending.remove(&handle) {
-            Some(status) => {
-                self.close_stream(core, stream);
-                Output::End(status)
-            }
-            None => Output::Nothing,
-        }
-    }
-
-    fn closed(&self, _call: CallId, handle: u32) {
-        let core = &mut *self.core.borrow_mut();
-        if handle & WATCH_HANDLE == 0 {
-            core.meter.call_closed(handle);
-            core.services.closed(handle);
-            if core.services.has_work() {
-                self.wake();
-            }
-            return;
-        }
-        core.ending.remove(&handle);
-        self.close_stream(core, StreamId(handle & !WATCH_HANDLE));
-    }
-
-    fn page(&self, door: Door, peer: SocketAddr, request: PageRequest) -> Page {
-        let shard = self.itself.upgrade().expect("whoever calls it holds it");
-        Box::pin(shard.answer_page(door, peer, request))
-    }
 }

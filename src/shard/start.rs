@@ -393,9 +393,10 @@ fn shard(plan: Plan, ready: Ready, itself: Weak<Shard>) -> Shard {
                 shard.wake();
             }
         };
-        let (store, next, term, logged) = primed.into_parts(Rc::new(wake));
+        let (store, lessor, next, term, logged) = primed.into_parts(Rc::new(wake));
         let quota = Quota { bytes: config.quota_backend_bytes };
-        let mut writer = Writer::new(store, Pace::default(), next).with_quota(quota, plan.identity.member_id);
+        let writer = Writer::new(store, Pace::default(), next).with_quota(quota, plan.identity.member_id);
+        let mut writer = writer.with_leases(lessor, clock::uptime());
         writer.note(Entry::Start { term });
         Embedded::new(writer, Box::new(logged), appender, ports)
     });

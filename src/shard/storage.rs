@@ -13,12 +13,13 @@ use std::time::{Duration, Instant};
 
 use crate::backend::Identity;
 use crate::config::Config;
+use crate::lease::Lessor;
 use crate::net::ring::Doorbell;
 use crate::shard::durability::Durability;
 use crate::shard::{clock, memory};
 use crate::store::Store;
 use crate::store::restore::Restore;
-use crate::types::{Alarm, ChangeId, Entry, Position, Row};
+use crate::types::{Alarm, Change, ChangeId, Entry, Lease, LeaseId, Position, Row, Uptime};
 use crate::wal::LogFailure;
 use crate::wal::Progress;
 use crate::wal::checkpoint_rows::Meta;
@@ -71,6 +72,7 @@ pub struct Opened {
 /// Shard 0's part, on its way to its thread.
 pub struct Primed {
     pub store: Store,
+    pub lessor: Lessor,
     /// Where the writer's first group will stand.
     pub next: Position,
     pub term: u64,
@@ -104,12 +106,12 @@ impl Storage {
 /// When the directory cannot be served; one line that says what to do.
 pub fn open(config: &Config, bell: &Doorbell) -> Result<Opened, StorageError> {
     let claimed = recovery::claim(&config.data_dir, config.wal_dir.as_deref(), identity::Identity::random)?;
-    let mut rebuilding = Rebuilding::default();
+    let mut rebuilding = Rebuilding::new(Lessor::new(file_disk::random_salt()));
     let start = clock::now();
     let recovered = recovery::recover(claimed, &mut rebuilding, &mut log_stage)?;
     let Recovered { claimed, checkpoint, gathered, meta, resume, torn } = recovered;
     let store = rebuilding.store.expect("the end of the rows makes the store");
-    log_recovered(&store, &meta, torn.as_ref(), clock::now() - start);
+    log_recovered(&store, &rebuilding.lessor, &meta, torn.as_ref(), clock::now() - start);
     // What it took to put the store together is not needed again.
     memory::collect();
 
@@ -135,6 +137,7 @@ pub fn open(config: &Config, bell: &Doorbell) -> Result<Opened, StorageError> {
         identity: Identity { cluster_id, member_id, raft_term: term },
         primed: Primed {
             store,
+            lessor: rebuilding.lessor,
             next: meta.position.next(),
             term,
             supply,
@@ -158,7 +161,7 @@ fn log_stage(stage: Stage) {
     }
 }
 
-fn log_recovered(store: &Store, meta: &Meta, torn: Option<&TornTail>, took: Duration) {
+fn log_recovered(store: &Store, lessor: &Lessor, meta: &Meta, torn: Option<&TornTail>, took: Duration) {
     if let Some(TornTail { file, offset }) = torn {
         tracing::warn!(
             file,
@@ -169,18 +172,30 @@ fn log_recovered(store: &Store, meta: &Meta, torn: Option<&TornTail>, took: Dura
     tracing::info!(
         revision = store.revision().0,
         keys = store.keys(),
+        leases = lessor.len(),
         position = meta.position.0,
         milliseconds = took.as_millis() as u64,
         "read the data directory"
     );
 }
 
-/// The store under construction.
-#[derive(Default)]
+/// The store and the leases under construction.
 pub struct Rebuilding {
     rows: Option<Restore>,
     alarms: Vec<Alarm>,
     store: Option<Store>,
+    lessor: Lessor,
+}
+
+impl Rebuilding {
+    fn new(lessor: Lessor) -> Rebuilding {
+        Rebuilding { rows: None, alarms: Vec::new(), store: None, lessor }
+    }
+
+    /// Time begins for all leases when the writer takes them over.
+    fn take_lease(&mut self, lease: Lease) {
+        self.lessor.restore(lease, Uptime::default());
+    }
 }
 
 const IN_ORDER: &str = "recovery begins, then shows rows, then ends them, then shows entries";
@@ -191,7 +206,19 @@ impl Rebuild for Rebuilding {
         self.alarms.clone_from(&meta.alarms);
     }
 
+    fn leases(&mut self, leases: Vec<Lease>) {
+        for lease in leases {
+            self.take_lease(lease);
+        }
+    }
+
     fn row(&mut self, row: Row) -> Result<(), String> {
+        // An older version may name a lease that was revoked, and even one of that id that was granted anew; but then what
+        // the revocation deleted stands behind it.
+        match &row.change {
+            Change::Put { kv, .. } => self.lessor.attach(kv.key(), kv.lease()),
+            Change::Delete { key, .. } => self.lessor.attach(key, LeaseId::NONE),
+        }
         self.rows.as_mut().expect(IN_ORDER).row(row).map_err(|damage| damage.to_string())
     }
 
@@ -208,11 +235,22 @@ impl Rebuild for Rebuilding {
     fn entry(&mut self, entry: &Entry) -> Result<(), String> {
         let store = self.store.as_mut().expect(IN_ORDER);
         let replayed = match entry {
-            Entry::Batch(batch) => store.replay_batch(batch).map(drop),
+            Entry::Batch(batch) => {
+                self.lessor.note(batch);
+                store.replay_batch(batch).map(drop)
+            }
             Entry::Compaction(revision) => store.replay_compaction(*revision),
             Entry::Alarm { alarm, active } => {
                 store.replay_alarm(*alarm, *active);
                 Ok(())
+            }
+            Entry::Lease { lease, granted: true } => {
+                self.take_lease(*lease);
+                return Ok(());
+            }
+            Entry::Lease { lease, granted: false } => {
+                self.lessor.revoke(lease.id);
+                return Ok(());
             }
             Entry::Start { .. } | Entry::Stop => Ok(()),
         };
@@ -258,9 +296,9 @@ impl Logged {
 
 impl Primed {
     /// Takes it apart on the thread it was made for.
-    pub fn into_parts(self, wake: Rc<dyn Fn()>) -> (Store, Position, u64, Logged) {
-        let Primed { store, next, term, supply, progress, checkpointed, segments, is_durable } = self;
-        (store, next, term, Logged::new(supply, progress, checkpointed, segments, is_durable, wake))
+    pub fn into_parts(self, wake: Rc<dyn Fn()>) -> (Store, Lessor, Position, u64, Logged) {
+        let Primed { store, lessor, next, term, supply, progress, checkpointed, segments, is_durable } = self;
+        (store, lessor, next, term, Logged::new(supply, progress, checkpointed, segments, is_durable, wake))
     }
 }
 

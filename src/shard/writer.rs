@@ -20,13 +20,16 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use crate::backend::{AlarmFilter, BackendStatus, Command, HistoryError, Reply};
+use crate::lease::Lessor;
 use crate::shard::hashes::Hashes;
 use crate::shard::mesh::Token;
 use crate::shard::space::{Space, Verdict};
 use crate::store::command::{Answer, Error, Read, Write};
 use crate::store::quota::{self, Quota};
 use crate::store::{Applied, CompactProgress, ReadJob, Store};
-use crate::types::{Alarm, AlarmKind, Batch, ChangeId, Entry, Position, Revision, Time};
+use crate::types::{Alarm, AlarmKind, Batch, ChangeId, Entry, Position, Revision, Time, Uptime};
+
+use leases::Leases;
 
 /// How much of the long work is done at a time. The simulator takes small steps, so that everything interleaves.
 #[derive(Clone, Copy, Debug)]
@@ -95,6 +98,7 @@ struct RunningRead {
 
 pub struct Writer {
     store: Store,
+    leases: Leases,
     pace: Pace,
     open: Group,
     sealed: VecDeque<Group>,
@@ -144,6 +148,7 @@ impl Writer {
             // A restart may have come before the last compaction's removal was done.
             removing: !store.is_compact(),
             store,
+            leases: Leases::default(),
             waiting_for_removal: Vec::new(),
             outbox: VecDeque::new(),
             #[cfg(test)]
@@ -157,6 +162,20 @@ impl Writer {
         self
     }
 
+    /// Takes over leases, and has the time of each begin anew: nobody could keep them alive meanwhile.
+    pub fn with_leases(mut self, lessor: Lessor, now: Uptime) -> Writer {
+        self.leases = Leases::begin(lessor, now);
+        self
+    }
+
+    pub fn leases(&self) -> &Lessor {
+        self.leases.lessor()
+    }
+
+    pub fn set_uptime(&mut self, now: Uptime) {
+        self.leases.now = now;
+    }
+
     /// Whether the disk has no room for the log to grow into. A write that may put then raises the alarm for space, so
     /// that what is set aside is left to deletes and compactions.
     pub fn set_short_of_space(&mut self, is_short: bool) {
@@ -165,7 +184,12 @@ impl Writer {
 
     /// From here on the store may grow by so many bytes, and so may what reads hold, before puts and large reads are refused.
     pub fn set_memory_room(&mut self, room: usize) {
-        self.space.set_memory_room(self.store.bytes().total(), self.scratch_bytes(), room);
+        self.space.set_memory_room(self.held_bytes(), self.scratch_bytes(), room);
+    }
+
+    /// What the quota counts.
+    fn held_bytes(&self) -> usize {
+        self.store.bytes().total() + self.leases().bytes()
     }
 
     pub fn store(&self) -> &Store {
@@ -181,6 +205,7 @@ impl Writer {
     pub fn command(&mut self, origin: Origin, command: Command, time: Time) {
         match command {
             Command::Write(write) => self.write(origin, &write, time, false),
+            Command::Lease(command) => self.lease(origin, command, time),
             Command::CompactPhysical(revision) => self.write(origin, &Write::Compact(revision), time, true),
             Command::Alarms(filter) => {
                 let reply = self.list_alarms(filter);
@@ -210,7 +235,7 @@ impl Writer {
             return self.outbox.push_back((origin, Reply::Answer(Err(Error::LogRefused))));
         }
         let applied = self.apply(write, time);
-        self.open.entries.extend(applied.entry);
+        self.note_applied(applied.entry);
         (self.open.revision, self.open.compacted) = (self.store.revision(), self.store.compacted());
         let reply = Reply::Answer(applied.answer);
         #[cfg(test)]
@@ -220,19 +245,32 @@ impl Writer {
         self.open.replies.push(Waiting { origin, reply, after_removal });
     }
 
+    fn note_applied(&mut self, entry: Option<Entry>) {
+        if let Some(Entry::Batch(batch)) = &entry {
+            self.leases.note(batch);
+        }
+        self.open.entries.extend(entry);
+    }
+
     /// Applies a write, or raises the alarm for space in its place. etcd asks for the space before anything else, so the
     /// refusal does not depend on which alarms are active already.
     fn apply(&mut self, write: &Write, time: Time) -> Applied {
-        let cost_bytes = quota::cost_bytes(write);
-        let used_bytes = self.store.bytes().total() as u64;
-        match self.space.judge(used_bytes, cost_bytes) {
-            Verdict::Admitted => return self.store.apply(write, time),
-            Verdict::NoMemory => return Applied { answer: Err(Error::NoSpace), entry: None },
+        if let Some(entry) = self.refuse_for_space(quota::cost_bytes(write), time) {
+            return Applied { answer: Err(Error::NoSpace), entry };
+        }
+        let lessor = self.leases.lessor();
+        self.store.apply_with(write, time, &|lease| lessor.contains(lease))
+    }
+
+    /// `None`: there is space for what costs so much. Else the alarm that was raised, if one was.
+    fn refuse_for_space(&mut self, cost_bytes: u64, time: Time) -> Option<Option<Entry>> {
+        match self.space.judge(self.held_bytes() as u64, cost_bytes) {
+            Verdict::Admitted => return None,
+            Verdict::NoMemory => return Some(None),
             Verdict::Alarm => {}
         }
         let alarm = Alarm { member: self.space.member, kind: AlarmKind::NoSpace };
-        let raised = self.store.apply(&Write::Alarm { alarm, active: true }, time);
-        Applied { answer: Err(Error::NoSpace), entry: raised.entry }
+        Some(self.store.apply_with(&Write::Alarm { alarm, active: true }, time, &|_| false).entry)
     }
 
     /// What is asked about alarms and state is answered at once, at what may be told.
@@ -257,7 +295,7 @@ impl Writer {
 
     pub fn status(&self) -> BackendStatus {
         // Nothing is kept that is not in use: memory that is freed has been given back. An empty store has a size too.
-        let bytes = self.store.bytes().total().max(1) as u64;
+        let bytes = self.held_bytes().max(1) as u64;
         BackendStatus {
             revision: self.committed,
             size_bytes: bytes,
@@ -373,7 +411,7 @@ impl Writer {
                             self.alarms.remove(&alarm)
                         };
                     }
-                    Entry::Compaction(_) | Entry::Start { .. } | Entry::Stop => {}
+                    Entry::Compaction(_) | Entry::Lease { .. } | Entry::Start { .. } | Entry::Stop => {}
                 }
             }
             self.committed = revision;
@@ -465,5 +503,6 @@ impl Writer {
     }
 }
 
+mod leases;
 #[cfg(test)]
 mod tests;

@@ -15,7 +15,7 @@ use crate::net::ring::AlignedBuffer;
 use crate::random::Random;
 use crate::sim::disk::{FakeDisk, FakeFile, Faults, SECTOR_BYTES};
 use crate::sim::seeds;
-use crate::types::{Alarm, AlarmKind, Batch, Change, Entry, KeyValue, LeaseId, Position, Revision, Time};
+use crate::types::{Alarm, AlarmKind, Batch, Change, Entry, KeyValue, Lease, LeaseId, Position, Revision, Time};
 use crate::wal::disk::{Disk, DiskFile};
 use crate::wal::examine::{Finding, examine};
 use crate::wal::log::{self, Device, Log};
@@ -102,6 +102,10 @@ impl Source {
             },
             2 => Entry::Start { term: random.next() },
             3 => Entry::Stop,
+            4 => Entry::Lease {
+                lease: Lease { id: LeaseId(random.next() as i64), ttl: random.below(9) as i64 },
+                granted: random.chance(50),
+            },
             _ => self.batch(random),
         }
     }

@@ -396,7 +396,9 @@ impl World {
                     self.shards[index].hub.handle_history(history);
                 }
                 Reply::Answer(answer) => self.answered(index, token, answer),
-                Reply::Alarms { .. } | Reply::Status(_) | Reply::Defragmented(_) => unreachable!("nobody asks"),
+                Reply::Lease(_) | Reply::Alarms { .. } | Reply::Status(_) | Reply::Defragmented(_) => {
+                    unreachable!("nobody asks")
+                }
             }
         }
         let shard = &mut self.shards[index];

@@ -224,6 +224,10 @@ pub enum Error {
     KeyNotFound,
     /// A put names a lease that does not exist.
     LeaseNotFound { lease: LeaseId },
+    /// A grant names a lease that there is already.
+    LeaseExists,
+    /// A grant asks for more time than etcd gives.
+    LeaseTtlTooLarge,
     /// A write with a put while there is an alarm for want of space.
     NoSpace,
     /// A write while there is an alarm that the state may be corrupt.

@@ -1,6 +1,6 @@
 //! The multi-version store: every key at every revision since the last compaction, and what each revision changed.
 //!
-//! It is values in, values out: [`Store::apply`] is the only way to change it, and the same writes in the same order give
+//! It is values in, values out: [`Store::apply_with`] is the only way to change it, and the same writes in the same order give
 //! the same store. It must not know the wire, the log, the clock, or which of its revisions are durable: whoever reads
 //! says at which revision ("now" is the committed one, and newer writes may be applied already).
 //!
@@ -60,7 +60,7 @@ use self::hash::HashJob;
 use self::history::History;
 use self::key_index::KeyIndex;
 use self::range::{Budget, RangeJob, read_one};
-use self::txn::{Horizon, ReadTxnJob, Writing};
+use self::txn::{HasLease, Horizon, ReadTxnJob, Writing};
 
 pub use self::compact::CompactProgress;
 
@@ -149,7 +149,7 @@ impl Store {
         self.alarms.iter().copied()
     }
 
-    fn has_alarm(&self, kind: AlarmKind) -> bool {
+    pub fn has_alarm(&self, kind: AlarmKind) -> bool {
         self.alarms.iter().any(|alarm| alarm.kind == kind)
     }
 
@@ -166,8 +166,14 @@ impl Store {
         }
     }
 
-    /// The only way to change the store. A refused write leaves no trace.
+    /// As [`Store::apply_with`], where there is no lease.
+    #[cfg(test)]
     pub fn apply(&mut self, write: &Write, time: Time) -> Applied {
+        self.apply_with(write, time, &|_| false)
+    }
+
+    /// The only way to change the store. A refused write leaves no trace. Which leases there are, the lessor knows.
+    pub fn apply_with(&mut self, write: &Write, time: Time, has_lease: HasLease<'_>) -> Applied {
         if let Write::Alarm { alarm, active } = write {
             return self.alarm(*alarm, *active);
         }
@@ -180,7 +186,7 @@ impl Store {
             return Applied { answer, entry };
         }
         let horizon = self.horizon(self.revision);
-        let mut writing = Writing::new(&mut self.index, self.revision);
+        let mut writing = Writing::new(&mut self.index, has_lease, self.revision);
         let answer = match writing.run(write, horizon) {
             Ok(answer) => answer,
             Err(error) => {

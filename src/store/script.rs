@@ -241,6 +241,7 @@ fn show(answer: &Result<Answer, Error>) -> String {
         Err(Error::NoSpace) => "no space".to_owned(),
         Err(Error::Corrupt) => "corrupt".to_owned(),
         Err(Error::LogRefused | Error::NoMemory) => unreachable!("a store has no log, and knows no limit"),
+        Err(Error::LeaseExists | Error::LeaseTtlTooLarge) => unreachable!("leases are granted elsewhere"),
         Ok(Answer { result: Outcome::Compact, .. }) => "ok".to_owned(),
         Ok(Answer { revision, result }) => format!("{revision}{}", show_outcome(result)),
     }

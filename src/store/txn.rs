@@ -100,15 +100,18 @@ fn satisfies(compare: &Compare, kv: Option<&KeyValue>) -> bool {
     }
 }
 
+/// Whether there is a lease of that id.
+pub type HasLease<'a> = &'a dyn Fn(LeaseId) -> bool;
+
 /// Checks every operation on the path, in order, against the state before. The first failure fails the transaction.
-pub fn check(index: &KeyIndex, txn: &Txn, path: &Path, horizon: Horizon) -> Result<(), Error> {
+pub fn check(index: &KeyIndex, has_lease: HasLease<'_>, txn: &Txn, path: &Path, horizon: Horizon) -> Result<(), Error> {
     let mut nested = path.nested.iter();
     for op in branch(txn, path.succeeded) {
         match op {
             Op::Range(range) => check_range(range, horizon)?,
-            Op::Put(put) => check_put(index, put)?,
+            Op::Put(put) => check_put(index, has_lease, put)?,
             Op::DeleteRange(_) => {}
-            Op::Txn(inner) => check(index, inner, nested.next().expect(ONE_PATH_EACH), horizon)?,
+            Op::Txn(inner) => check(index, has_lease, inner, nested.next().expect(ONE_PATH_EACH), horizon)?,
         }
     }
     Ok(())
@@ -133,10 +136,11 @@ pub fn check_range(range: &Range, horizon: Horizon) -> Result<(), Error> {
     Ok(())
 }
 
-/// The lease is looked for before the key, as in etcd. No lease exists yet, so every one that is named is unknown.
-pub fn check_put(index: &KeyIndex, put: &Put) -> Result<(), Error> {
+/// The lease is looked for before the key, as in etcd.
+pub fn check_put(index: &KeyIndex, has_lease: HasLease<'_>, put: &Put) -> Result<(), Error> {
     if let PutLease::Set(lease) = put.lease
         && lease != LeaseId::NONE
+        && !has_lease(lease)
     {
         return Err(Error::LeaseNotFound { lease });
     }
@@ -151,9 +155,9 @@ fn keeps(put: &Put) -> bool {
 }
 
 /// The work on one new revision: everything it changes goes through here.
-#[derive(Debug)]
 pub struct Writing<'a> {
     index: &'a mut KeyIndex,
+    has_lease: HasLease<'a>,
     before: Revision,
     changes: Vec<Change>,
     /// Versions that a later change of this same revision replaced: only the batch holds them.
@@ -161,8 +165,8 @@ pub struct Writing<'a> {
 }
 
 impl<'a> Writing<'a> {
-    pub fn new(index: &'a mut KeyIndex, before: Revision) -> Writing<'a> {
-        Writing { index, before, changes: Vec::new(), unindexed_bytes: 0 }
+    pub fn new(index: &'a mut KeyIndex, has_lease: HasLease<'a>, before: Revision) -> Writing<'a> {
+        Writing { index, has_lease, before, changes: Vec::new(), unindexed_bytes: 0 }
     }
 
     /// What the revision changed. Nothing: there is no such revision.
@@ -191,13 +195,13 @@ impl<'a> Writing<'a> {
     pub fn run(&mut self, write: &Write, horizon: Horizon) -> Result<Answer, Error> {
         match write {
             Write::Put(put) => {
-                check_put(self.index, put)?;
+                check_put(self.index, self.has_lease, put)?;
                 self.put(put)
             }
             Write::DeleteRange(delete) => Ok(self.delete_range(delete)),
             Write::Txn(txn) => {
                 let path = Path::decide(self.index, txn, self.before);
-                check(self.index, txn, &path, horizon)?;
+                check(self.index, self.has_lease, txn, &path, horizon)?;
                 let outcome = self.txn(txn, &path)?;
                 Ok(self.answer(Outcome::Txn(outcome)))
             }

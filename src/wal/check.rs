@@ -158,12 +158,16 @@ fn check_checkpoint<D: Disk>(data: &Arc<D>, report: &mut Report<'_>) -> io::Resu
             meta.rows
         ))?;
     }
+    if let Err(error) = checkpoint.leases() {
+        report.damage(&error.to_string())?;
+    }
     if damages == report.damages {
         let compacted = meta.compacted.map_or("never compacted".to_owned(), |at| format!("compacted at {at}"));
         report.say(&format!(
-            "{}: whole, {rows} rows up to revision {}, {compacted}, up to group {} of the log",
+            "{}: whole, {rows} rows up to revision {}, {compacted}, {} leases, up to group {} of the log",
             checkpoint::FILE_NAME,
             meta.revision,
+            meta.leases,
             meta.position.0
         ))?;
     }

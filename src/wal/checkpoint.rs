@@ -22,10 +22,10 @@ use redb::{Database, ReadableDatabase, TableDefinition};
 
 use crate::metrics::Histogram;
 use crate::metrics::histogram::DISK;
-use crate::types::{Batch, ChangeId, Entry, Position, Revision, Row};
+use crate::types::{Batch, ChangeId, Entry, Lease, LeaseId, Position, Revision, Row};
 
 use super::checkpoint_backend::{CheckpointError, RedbError, Shared, database};
-use super::checkpoint_rows::{Meta, decode_row, encode_row, is_whole, stored_crc};
+use super::checkpoint_rows::{Meta, decode_lease, decode_row, encode_lease, encode_row, is_whole, stored_crc};
 use super::disk::{Disk, DiskFile};
 
 pub const FILE_NAME: &str = "checkpoint.redb";
@@ -33,6 +33,8 @@ pub const FILE_NAME: &str = "checkpoint.redb";
 pub const NEW_FILE_NAME: &str = "checkpoint.redb.new";
 
 const ROWS: TableDefinition<(u64, u32), &[u8]> = TableDefinition::new("rows");
+/// By the bits of their ids.
+const LEASES: TableDefinition<u64, &[u8]> = TableDefinition::new("leases");
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 const META_KEY: &str = "state";
 /// The rows of one transaction. redb writes a page twice that has to leave the cache before its transaction is committed:
@@ -95,10 +97,20 @@ impl Gathered {
     }
 }
 
+/// What one transaction adds.
+#[derive(Default)]
+struct Additions {
+    batches: Vec<Arc<Batch>>,
+    /// In their order, and whether they were granted.
+    leases: Vec<(Lease, bool)>,
+}
+
 fn entry_bytes(entry: &Entry) -> usize {
     match entry {
         Entry::Batch(batch) => batch.bytes(),
-        Entry::Compaction(_) | Entry::Alarm { .. } | Entry::Start { .. } | Entry::Stop => size_of::<Entry>(),
+        Entry::Compaction(_) | Entry::Alarm { .. } | Entry::Lease { .. } | Entry::Start { .. } | Entry::Stop => {
+            size_of::<Entry>()
+        }
     }
 }
 
@@ -151,7 +163,7 @@ impl<D: Disk> Checkpoint<D> {
             planted: Planted::default(),
         };
         let meta = checkpoint.meta.clone();
-        checkpoint.write(&[], &[], meta)?;
+        checkpoint.write(&Additions::default(), &[], meta)?;
         checkpoint.disk.rename(NEW_FILE_NAME, FILE_NAME).map_err(CheckpointError::io)?;
         checkpoint.disk.sync_names().map_err(CheckpointError::io)?;
         Ok(checkpoint)
@@ -224,17 +236,19 @@ impl<D: Disk> Checkpoint<D> {
         while gathered.has_groups() {
             let piece = gathered.piece();
             let mut meta = self.meta.clone();
-            let mut batches = Vec::with_capacity(piece);
+            let mut additions = Additions::default();
             for group in gathered.groups.range(..piece) {
                 meta.position = group.position;
                 for entry in &group.entries {
                     meta.note(entry);
-                    if let Entry::Batch(batch) = entry {
-                        batches.push(batch.clone());
+                    match entry {
+                        Entry::Batch(batch) => additions.batches.push(batch.clone()),
+                        Entry::Lease { lease, granted } => additions.leases.push((*lease, *granted)),
+                        Entry::Compaction(_) | Entry::Alarm { .. } | Entry::Start { .. } | Entry::Stop => {}
                     }
                 }
             }
-            self.write_or_close(&batches, &[], meta)?;
+            self.write_or_close(&additions, &[], meta)?;
             gathered.bytes -= gathered.groups.drain(..piece).map(|group| group.bytes).sum::<usize>();
         }
         if forget && !gathered.removed.is_empty() {
@@ -243,7 +257,7 @@ impl<D: Disk> Checkpoint<D> {
             gathered.removed.sort_unstable();
             while !gathered.removed.is_empty() {
                 let count = gathered.removed.len().min(FORGET_ROWS);
-                self.write_or_close(&[], &gathered.removed[..count], self.meta.clone())?;
+                self.write_or_close(&Additions::default(), &gathered.removed[..count], self.meta.clone())?;
                 gathered.removed.drain(..count);
             }
         }
@@ -253,7 +267,7 @@ impl<D: Disk> Checkpoint<D> {
     /// redb refuses everything after an error of the disk. Opened anew it stands where it stood before.
     fn write_or_close(
         &mut self,
-        batches: &[Arc<Batch>],
+        additions: &Additions,
         removed: &[ChangeId],
         meta: Meta,
     ) -> Result<(), CheckpointError> {
@@ -261,7 +275,7 @@ impl<D: Disk> Checkpoint<D> {
             self.shared = Arc::new(Shared::new(self.shared.syncs.clone()));
             self.database = Some(database(&*self.disk, FILE_NAME, &self.shared, false)?);
         }
-        let result = self.write(batches, removed, meta);
+        let result = self.write(additions, removed, meta);
         if result.is_err() {
             self.database = None;
         }
@@ -269,7 +283,7 @@ impl<D: Disk> Checkpoint<D> {
     }
 
     /// One transaction.
-    fn write(&mut self, batches: &[Arc<Batch>], removed: &[ChangeId], mut meta: Meta) -> Result<(), CheckpointError> {
+    fn write(&mut self, additions: &Additions, removed: &[ChangeId], mut meta: Meta) -> Result<(), CheckpointError> {
         let Some(database) = &self.database else { return Err(CheckpointError::Damaged("it is closed".into())) };
         let shared = &self.shared;
         let result = (|| -> Result<(), RedbError> {
@@ -278,13 +292,24 @@ impl<D: Disk> Checkpoint<D> {
             {
                 let mut rows = transaction.open_table(ROWS)?;
                 let mut bytes = Vec::new();
-                for batch in batches {
+                for batch in &additions.batches {
                     insert(&mut rows, batch, &mut meta, &mut bytes)?;
                 }
                 for id in removed {
                     if let Some(row) = rows.remove(row_key(*id))? {
                         meta.rows = meta.rows.wrapping_sub(1);
                         meta.sum = meta.sum.wrapping_sub(u64::from(stored_crc(row.value())));
+                    }
+                }
+            }
+            if !additions.leases.is_empty() {
+                let mut leases = transaction.open_table(LEASES)?;
+                for (lease, granted) in &additions.leases {
+                    let key = lease.id.0 as u64;
+                    if *granted {
+                        leases.insert(key, &encode_lease(*lease)[..])?;
+                    } else {
+                        leases.remove(key)?;
                     }
                 }
             }
@@ -342,6 +367,41 @@ impl<D: Disk> Checkpoint<D> {
         })
     }
 
+    /// Reads every lease.
+    ///
+    /// # Errors
+    /// When one is not what was written, or when their number or sum is not.
+    pub fn leases(&self) -> Result<Vec<Lease>, CheckpointError> {
+        let Some(database) = &self.database else { return Err(CheckpointError::Damaged("it is closed".into())) };
+        let result = (|| -> Result<Vec<Lease>, RedbError> {
+            let table = match database.begin_read()?.open_table(LEASES) {
+                Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+                table => table?,
+            };
+            let mut leases = Vec::new();
+            for row in table.range::<u64>(..)? {
+                let (key, row) = row?;
+                let id = LeaseId(key.value() as i64);
+                leases.push(decode_lease(id, row.value()).ok_or_else(|| {
+                    CheckpointError::Damaged(format!(
+                        "the checksum of lease {:016x} in table leases does not fit",
+                        id.0
+                    ))
+                })?);
+            }
+            Ok(leases)
+        })();
+        let leases = result.map_err(|error| error.into_checkpoint(&self.shared))?;
+        let mut counted = Meta::new(0, 0);
+        leases.iter().for_each(|lease| counted.add_lease(*lease));
+        if (counted.leases, counted.lease_sum) != (self.meta.leases, self.meta.lease_sum) {
+            let (found, expected) = (leases.len(), self.meta.leases);
+            let what = format!("table leases holds {found} leases, and not the {expected} that were written");
+            return Err(CheckpointError::Damaged(what));
+        }
+        Ok(leases)
+    }
+
     /// Reads every row that can be read, whole or not, for whoever wants to know what is left.
     ///
     /// # Errors
@@ -365,9 +425,14 @@ impl<D: Disk> Checkpoint<D> {
     ///
     /// # Errors
     /// What the disk says.
-    pub fn fill(&mut self, mut meta: Meta, rows: impl Iterator<Item = Row>) -> Result<(), CheckpointError> {
+    pub fn fill(
+        &mut self,
+        mut meta: Meta,
+        rows: impl Iterator<Item = Row>,
+        leases: impl Iterator<Item = Lease>,
+    ) -> Result<(), CheckpointError> {
         let Some(database) = &self.database else { return Err(CheckpointError::Damaged("it is closed".into())) };
-        (meta.rows, meta.sum) = (0, 0);
+        (meta.rows, meta.sum, meta.leases, meta.lease_sum) = (0, 0, 0, 0);
         let result = (|| -> Result<(), RedbError> {
             let mut transaction = database.begin_write()?;
             transaction.set_quick_repair(true);
@@ -378,6 +443,11 @@ impl<D: Disk> Checkpoint<D> {
                     let crc = encode_row(row.id, row.is_last, row.time, &row.change, &mut bytes);
                     table.insert(row_key(row.id), &bytes[..])?;
                     (meta.rows, meta.sum) = (meta.rows + 1, meta.sum.wrapping_add(u64::from(crc)));
+                }
+                let mut table = transaction.open_table(LEASES)?;
+                for lease in leases {
+                    table.insert(lease.id.0 as u64, &encode_lease(lease)[..])?;
+                    meta.add_lease(lease);
                 }
             }
             transaction.open_table(META)?.insert(META_KEY, &meta.encode()[..])?;
@@ -431,7 +501,7 @@ impl<D: Disk> Checkpoint<D> {
         }
         // A compaction leaves a file that a crash would have repaired in full; a commit makes the next start quick again.
         let meta = self.meta.clone();
-        self.write(&[], &[], meta)
+        self.write(&Additions::default(), &[], meta)
     }
 }
 

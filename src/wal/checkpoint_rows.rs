@@ -14,13 +14,22 @@
 //! 41             key, value
 //! ```
 //!
+//! A lease stands under its id, bit for bit:
+//!
+//! ```text
+//!  0   4  CRC32C of the id and of what follows
+//!  4   8  time to live in seconds
+//! ```
+//!
 //! The checksum covers the row's own key: a row that a damaged tree shows under another one is found as well.
 
 use bytes::Bytes;
 
-use crate::types::{Alarm, AlarmKind, Change, ChangeId, Entry, KeyValue, LeaseId, Position, Revision, Row, Time};
+use crate::types::{
+    Alarm, AlarmKind, Change, ChangeId, Entry, KeyValue, Lease, LeaseId, Position, Revision, Row, Time,
+};
 
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
 const PUT: u8 = 1;
 const DELETE: u8 = 2;
@@ -44,6 +53,9 @@ pub struct Meta {
     /// How many rows there are, and the sum of their checksums: a row that a damaged tree hides is missed.
     pub rows: u64,
     pub sum: u64,
+    /// The same of the leases.
+    pub leases: u64,
+    pub lease_sum: u64,
 }
 
 impl Meta {
@@ -59,6 +71,8 @@ impl Meta {
             alarms: Vec::new(),
             rows: 0,
             sum: 0,
+            leases: 0,
+            lease_sum: 0,
         }
     }
 
@@ -74,16 +88,29 @@ impl Meta {
                     self.alarms.sort_unstable_by_key(|alarm| (alarm.member, alarm.kind as u8));
                 }
             }
+            Entry::Lease { lease, granted: true } => self.add_lease(*lease),
+            Entry::Lease { lease, granted: false } => {
+                self.leases = self.leases.wrapping_sub(1);
+                self.lease_sum = self.lease_sum.wrapping_sub(u64::from(lease_crc(*lease)));
+            }
             Entry::Start { term } => self.term = *term,
             Entry::Stop => {}
         }
+    }
+
+    pub fn add_lease(&mut self, lease: Lease) {
+        self.leases = self.leases.wrapping_add(1);
+        self.lease_sum = self.lease_sum.wrapping_add(u64::from(lease_crc(lease)));
     }
 
     pub fn encode(&self) -> Vec<u8> {
         let compacted = self.compacted.map_or(-1, |revision| revision.0);
         let mut bytes = vec![0; 4];
         bytes.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
-        for number in [self.cluster_id, self.member_id, self.position.0, self.term, self.rows, self.sum] {
+        for number in [self.cluster_id, self.member_id, self.position.0, self.term] {
+            bytes.extend_from_slice(&number.to_le_bytes());
+        }
+        for number in [self.rows, self.sum, self.leases, self.lease_sum] {
             bytes.extend_from_slice(&number.to_le_bytes());
         }
         bytes.extend_from_slice(&self.revision.0.to_le_bytes());
@@ -114,7 +141,7 @@ impl Meta {
         }
         let mut number = || take_u64(&mut rest).ok_or(None);
         let (cluster_id, member_id, position, term) = (number()?, number()?, Position(number()?), number()?);
-        let (rows, sum) = (number()?, number()?);
+        let (rows, sum, leases, lease_sum) = (number()?, number()?, number()?, number()?);
         let (revision, compacted) = (Revision(number()? as i64), number()? as i64);
         let alarms = rest.chunks(9).map(|alarm| {
             let (member, kind) = alarm.split_first_chunk().ok_or(None)?;
@@ -130,7 +157,7 @@ impl Meta {
         if revision < Revision::FIRST || compacted > Some(revision) {
             return Err(None);
         }
-        Ok(Meta { cluster_id, member_id, position, revision, compacted, term, alarms, rows, sum })
+        Ok(Meta { cluster_id, member_id, position, revision, compacted, term, alarms, rows, sum, leases, lease_sum })
     }
 }
 
@@ -144,6 +171,26 @@ fn take_u64(rest: &mut &[u8]) -> Option<u64> {
     let (number, after) = rest.split_first_chunk()?;
     *rest = after;
     Some(u64::from_le_bytes(*number))
+}
+
+const LEASE_BYTES: usize = 12;
+
+fn lease_crc(Lease { id, ttl }: Lease) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(&id.0.to_le_bytes()), &ttl.to_le_bytes())
+}
+
+pub fn encode_lease(lease: Lease) -> [u8; LEASE_BYTES] {
+    let mut bytes = [0; LEASE_BYTES];
+    bytes[..4].copy_from_slice(&lease_crc(lease).to_le_bytes());
+    bytes[4..].copy_from_slice(&lease.ttl.to_le_bytes());
+    bytes
+}
+
+/// The lease under an id. `None`: it is not what was written there.
+pub fn decode_lease(id: LeaseId, mut bytes: &[u8]) -> Option<Lease> {
+    let crc = take_u32(&mut bytes)?;
+    let lease = Lease { id, ttl: take_u64(&mut bytes)? as i64 };
+    (bytes.is_empty() && crc == lease_crc(lease)).then_some(lease)
 }
 
 fn row_crc(id: ChangeId, body: &[u8]) -> u32 {
@@ -256,6 +303,7 @@ mod tests {
         let mut meta = Meta::new(1, 2);
         (meta.position, meta.revision, meta.compacted) = (Position(9), Revision(8), Some(Revision(0)));
         (meta.rows, meta.sum, meta.term) = (3, 1 << 40, 5);
+        meta.add_lease(Lease { id: LeaseId(-3), ttl: 60 });
         meta.alarms = vec![alarm(AlarmKind::NoSpace), alarm(AlarmKind::Corrupt)];
         let mut bytes = meta.encode();
         assert_eq!(Meta::decode(&bytes), Ok(meta));
@@ -264,6 +312,35 @@ mod tests {
             assert_eq!(Meta::decode(&bytes), Err(None));
             bytes[bit / 8] ^= 1 << (bit % 8);
         }
+    }
+
+    #[test]
+    fn a_lease_comes_back_under_its_id_alone_and_a_flipped_bit_is_found() {
+        let lease = Lease { id: LeaseId(-3), ttl: 9_000_000_000 };
+        let mut bytes = encode_lease(lease);
+        assert_eq!(decode_lease(lease.id, &bytes), Some(lease));
+        assert_eq!(decode_lease(LeaseId(3), &bytes), None, "another id");
+        for bit in 0..bytes.len() * 8 {
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(decode_lease(lease.id, &bytes), None);
+            bytes[bit / 8] ^= 1 << (bit % 8);
+        }
+        for length in 0..bytes.len() {
+            assert_eq!(decode_lease(lease.id, &bytes[..length]), None);
+        }
+    }
+
+    #[test]
+    fn leases_that_come_and_go_leave_the_record_as_it_was() {
+        let mut meta = Meta::new(1, 2);
+        let lease = |id| Lease { id: LeaseId(id), ttl: 60 };
+        for granted in [true, false] {
+            for id in 0..3 {
+                meta.note(&Entry::Lease { lease: lease(id), granted });
+            }
+            assert_eq!(meta.leases, if granted { 3 } else { 0 });
+        }
+        assert_eq!(meta, Meta::new(1, 2));
     }
 
     #[test]

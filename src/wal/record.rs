@@ -31,6 +31,7 @@
 //!          3 alarm       member, kind (1 no space, 2 corrupt), 1 when raised
 //!          4 start       term
 //!          5 stop
+//!          6 lease       id, time to live in seconds, 1 when granted and 0 when it is no more
 //! change   1 put         length and bytes of the key, length and bytes of the value, create revision, version, lease
 //!          2 delete      length and bytes of the key
 //! ```
@@ -45,11 +46,13 @@ use bytes::Bytes;
 
 use crate::net::ring::AlignedBuffer;
 use crate::types::encode::{Sink, varint_len};
-use crate::types::{Alarm, AlarmKind, Batch, Change, ChangeId, Entry, KeyValue, LeaseId, Position, Revision, Time};
+use crate::types::{
+    Alarm, AlarmKind, Batch, Change, ChangeId, Entry, KeyValue, Lease, LeaseId, Position, Revision, Time,
+};
 
 /// Frames lie at multiples of this: what every disk takes in direct writes.
 pub const BLOCK_BYTES: usize = 4_096;
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 pub const FRAME_HEADER_BYTES: usize = 60;
 
 const SEGMENT_MAGIC: &[u8; 8] = b"TARSWAL\n";
@@ -294,6 +297,12 @@ fn put_entry(out: &mut impl Sink, entry: &Entry) {
             out.put_varint(*term);
         }
         Entry::Stop => out.put_byte(5),
+        Entry::Lease { lease, granted } => {
+            out.put_byte(6);
+            out.put_varint(lease.id.0 as u64);
+            out.put_varint(lease.ttl as u64);
+            out.put_byte(u8::from(*granted));
+        }
     }
 }
 
@@ -369,6 +378,14 @@ impl<'a> Reader<'a> {
         Err(Malformed)
     }
 
+    fn truth(&mut self) -> Result<bool, Malformed> {
+        match self.byte()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(Malformed),
+        }
+    }
+
     fn text(&mut self) -> Result<&'a [u8], Malformed> {
         let length = usize::try_from(self.varint()?).map_err(|_| Malformed)?;
         let (text, rest) = self.0.split_at_checked(length).ok_or(Malformed)?;
@@ -391,15 +408,14 @@ impl<'a> Reader<'a> {
                     2 => AlarmKind::Corrupt,
                     _ => return Err(Malformed),
                 };
-                let active = match self.byte()? {
-                    0 => false,
-                    1 => true,
-                    _ => return Err(Malformed),
-                };
-                Ok(Entry::Alarm { alarm: Alarm { member, kind }, active })
+                Ok(Entry::Alarm { alarm: Alarm { member, kind }, active: self.truth()? })
             }
             4 => Ok(Entry::Start { term: self.varint()? }),
             5 => Ok(Entry::Stop),
+            6 => {
+                let lease = Lease { id: LeaseId(self.varint()? as i64), ttl: self.varint()? as i64 };
+                Ok(Entry::Lease { lease, granted: self.truth()? })
+            }
             _ => Err(Malformed),
         }
     }

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::FlockOperation;
 
 use crate::shard::clock;
-use crate::types::{ChangeId, Entry, Position, Row};
+use crate::types::{ChangeId, Entry, Lease, Position, Row};
 
 use super::checkpoint::{self, Checkpoint, Gathered};
 use super::checkpoint_backend::CheckpointError;
@@ -69,6 +69,8 @@ impl From<CheckpointError> for Refused {
 /// Whoever builds the store from what is found. An error of its own is what contradicts in it, in words.
 pub trait Rebuild {
     fn begin(&mut self, meta: &Meta);
+    /// The leases of the checkpoint, in front of its rows.
+    fn leases(&mut self, leases: Vec<Lease>);
     /// The rows of the checkpoint, in order.
     ///
     /// # Errors
@@ -218,6 +220,7 @@ pub fn recover(
     let mut meta = checkpoint.meta().clone();
     let mut gathered = Gathered::default();
     rebuild.begin(&meta);
+    rebuild.leases(checkpoint.leases()?);
     gathered.remove(load(&checkpoint, rebuild, on_stage)?);
 
     let mut refused = None;
@@ -359,6 +362,8 @@ mod tests {
 
     impl Rebuild for Nothing {
         fn begin(&mut self, _: &Meta) {}
+
+        fn leases(&mut self, _: Vec<Lease>) {}
 
         fn row(&mut self, _: Row) -> Result<(), String> {
             Ok(())

@@ -14,7 +14,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::types::{Batch, Change, ChangeId, Entry, KeyValue, Position, Revision, Row};
+use crate::types::{Batch, Change, ChangeId, Entry, KeyValue, Lease, LeaseId, Position, Revision, Row};
 
 use super::check::{Opened, Report, follows, open};
 use super::checkpoint::{self, Checkpoint};
@@ -65,6 +65,7 @@ struct Saved {
     identity: Option<Identity>,
     meta: Meta,
     rows: BTreeMap<ChangeId, Row>,
+    leases: BTreeMap<LeaseId, Lease>,
 }
 
 /// What the log holds that is whole.
@@ -90,17 +91,17 @@ fn gather<D: Disk, W: Disk>(data: &Arc<D>, wal: &W, report: &mut Report<'_>) -> 
         }
     };
     let log = read_log(wal, report)?;
-    let (meta, rows) = match read_checkpoint(data, report)? {
+    let (meta, rows, leases) = match read_checkpoint(data, report)? {
         Some(read) => read,
         None if log.batches.is_empty() => {
             return Ok(Err(Refused("neither the checkpoint nor the log holds anything that is whole".to_owned())));
         }
-        None => (Meta::new(log.cluster_id.unwrap_or_default(), 0), BTreeMap::new()),
+        None => (Meta::new(log.cluster_id.unwrap_or_default(), 0), BTreeMap::new(), BTreeMap::new()),
     };
     // A checkpoint knows both ids, the log one.
     let identity = identity
         .or((meta.member_id != 0).then_some(Identity { cluster_id: meta.cluster_id, member_id: meta.member_id }));
-    let mut saved = Saved { identity, meta, rows };
+    let mut saved = Saved { identity, meta, rows, leases };
     saved.fill_from(&log, report)?;
     saved.continue_with(&log, report)?;
     saved.leave_out_holes(report)?;
@@ -136,10 +137,10 @@ fn read_log<W: Disk>(wal: &W, report: &mut Report<'_>) -> io::Result<FromLog> {
     Ok(log)
 }
 
-fn read_checkpoint<D: Disk>(
-    data: &Arc<D>,
-    report: &mut Report<'_>,
-) -> io::Result<Option<(Meta, BTreeMap<ChangeId, Row>)>> {
+/// What a checkpoint holds that is whole.
+type FromCheckpoint = (Meta, BTreeMap<ChangeId, Row>, BTreeMap<LeaseId, Lease>);
+
+fn read_checkpoint<D: Disk>(data: &Arc<D>, report: &mut Report<'_>) -> io::Result<Option<FromCheckpoint>> {
     let overlay = Arc::new(Overlay(data.clone()));
     let checkpoint = match Checkpoint::open(overlay.clone()) {
         Ok(checkpoint) => Ok(checkpoint),
@@ -177,7 +178,15 @@ fn read_checkpoint<D: Disk>(
         let (found, expected) = (rows.len() + lost.len(), checkpoint.meta().rows);
         report.damage(&format!("{} shows {found} of its {expected} changes", checkpoint::FILE_NAME))?;
     }
-    Ok(Some((checkpoint.meta().clone(), rows)))
+    let leases = match checkpoint.leases() {
+        Ok(leases) => leases.into_iter().map(|lease| (lease.id, lease)).collect(),
+        Err(error) => {
+            report
+                .damage(&format!("{error}; all its leases are left out, and their keys stay until they are deleted"))?;
+            BTreeMap::new()
+        }
+    };
+    Ok(Some((checkpoint.meta().clone(), rows, leases)))
 }
 
 impl Saved {
@@ -223,8 +232,11 @@ impl Saved {
                 continue;
             }
             for entry in entries {
-                if let Entry::Batch(batch) = entry {
-                    self.insert(batch);
+                match entry {
+                    Entry::Batch(batch) => self.insert(batch),
+                    Entry::Lease { lease, granted: true } => drop(self.leases.insert(lease.id, *lease)),
+                    Entry::Lease { lease, granted: false } => drop(self.leases.remove(&lease.id)),
+                    Entry::Compaction(_) | Entry::Alarm { .. } | Entry::Start { .. } | Entry::Stop => {}
                 }
                 self.meta.note(entry);
             }
@@ -282,7 +294,7 @@ impl Saved {
         // The new log begins with its first group.
         let meta = Meta { cluster_id, member_id, position: Position(0), ..self.meta.clone() };
         let mut checkpoint = Checkpoint::create(data, Meta::new(cluster_id, member_id))?;
-        checkpoint.fill(meta, self.rows.values().cloned())?;
+        checkpoint.fill(meta, self.rows.values().cloned(), self.leases.values().copied())?;
         Ok(())
     }
 }

@@ -11,10 +11,10 @@ use std::hash::{BuildHasher, Hasher};
 
 use hashbrown::{DefaultHashBuilder, HashTable};
 
-use crate::types::arena::Arena;
 use super::interval::{Bounds, Interval};
 pub use super::members::Member;
 use super::members::Members;
+use crate::types::arena::Arena;
 use crate::types::{Change, KeyRange};
 
 const NONE: u32 = u32::MAX;

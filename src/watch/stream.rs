@@ -14,10 +14,10 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use hashbrown::HashMap;
 
-use crate::types::arena::Arena;
 use super::members::grown;
 use super::message::{Events, Head, Header, put_fragments, put_response};
 use super::outbox::Outbox;
+use crate::types::arena::Arena;
 
 /// The events that a watch was sent since the last progress tick suppress its notification.
 const TOLD: u32 = 1 << 31;

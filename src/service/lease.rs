@@ -1,0 +1,168 @@
+//! Lease: requests to commands, and answers to messages.
+//!
+//! Four calls have one request and one answer. LeaseKeepAlive goes on: each request has one answer, in their order, and one
+//! is at the backend at a time, so a stream holds no more than the answers that its peer has not taken. When the peer
+//! half-closes, the call ends behind the last answer, unlike a watch (etcd: `leaseKeepAlive` returns at `io.EOF`).
+
+use bytes::Bytes;
+
+use crate::backend::{Command, Identity, LeaseAnswer, LeaseCommand, LeaseOutcome};
+use crate::grpc::status::Status;
+use crate::lease::Standing;
+use crate::pb::etcdserverpb as wire;
+use crate::service::message::{framed, header, parse};
+use crate::types::{Lease, LeaseId};
+
+/// What a stream of keep-alives holds for a peer that does not read before it hears no further requests.
+const ANSWERS_BYTES_MAX: usize = 4 << 10;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LeaseMethod {
+    Grant,
+    Revoke,
+    KeepAlive,
+    TimeToLive,
+    Leases,
+}
+
+impl LeaseMethod {
+    pub fn of(name: &str) -> Option<LeaseMethod> {
+        Some(match name {
+            "LeaseGrant" => LeaseMethod::Grant,
+            "LeaseRevoke" => LeaseMethod::Revoke,
+            "LeaseKeepAlive" => LeaseMethod::KeepAlive,
+            "LeaseTimeToLive" => LeaseMethod::TimeToLive,
+            "LeaseLeases" => LeaseMethod::Leases,
+            _ => return None,
+        })
+    }
+}
+
+/// The command for the backend.
+///
+/// # Errors
+/// When it is no request of the call. What depends on the leases is judged by the backend.
+pub fn decode(method: LeaseMethod, message: Bytes) -> Result<Command, Status> {
+    Ok(Command::Lease(match method {
+        LeaseMethod::Grant => {
+            let wire::LeaseGrantRequest { ttl, id } = parse(message)?;
+            LeaseCommand::Grant { id: LeaseId(id), ttl }
+        }
+        LeaseMethod::Revoke => LeaseCommand::Revoke(LeaseId(parse::<wire::LeaseRevokeRequest>(message)?.id)),
+        LeaseMethod::KeepAlive => LeaseCommand::KeepAlive(LeaseId(parse::<wire::LeaseKeepAliveRequest>(message)?.id)),
+        LeaseMethod::TimeToLive => {
+            let wire::LeaseTimeToLiveRequest { id, keys } = parse(message)?;
+            LeaseCommand::TimeToLive { id: LeaseId(id), keys }
+        }
+        LeaseMethod::Leases => {
+            parse::<wire::LeaseLeasesRequest>(message)?;
+            LeaseCommand::List
+        }
+    }))
+}
+
+/// The message that tells an answer.
+pub fn encode(answer: LeaseAnswer, identity: Identity) -> Bytes {
+    let header = header(identity, answer.revision);
+    match answer.outcome {
+        LeaseOutcome::Granted(Lease { id, ttl }) => {
+            framed(&wire::LeaseGrantResponse { header, id: id.0, ttl, error: String::new() })
+        }
+        LeaseOutcome::Revoked => framed(&wire::LeaseRevokeResponse { header }),
+        LeaseOutcome::KeptAlive { id, ttl } => {
+            framed(&wire::LeaseKeepAliveResponse { header, id: id.0, ttl: ttl.unwrap_or_default() })
+        }
+        LeaseOutcome::TimeToLive { id, standing, keys } => {
+            // etcd says so of a lease that is not there.
+            let Standing { remaining, granted } = standing.unwrap_or(Standing { remaining: -1, granted: 0 });
+            let (ttl, granted_ttl) = (remaining, granted);
+            framed(&wire::LeaseTimeToLiveResponse { header, id: id.0, ttl, granted_ttl, keys })
+        }
+        LeaseOutcome::List(leases) => {
+            let leases = leases.into_iter().map(|id| wire::LeaseStatus { id: id.0 }).collect();
+            framed(&wire::LeaseLeasesResponse { header, leases })
+        }
+    }
+}
+
+/// The answers of a stream of keep-alives that its peer has not taken yet, and how it ends.
+#[derive(Debug, Default)]
+pub struct Answers {
+    bytes: Vec<u8>,
+    end: Option<Status>,
+}
+
+impl Answers {
+    pub fn push(&mut self, message: &[u8]) {
+        self.bytes.extend_from_slice(message);
+    }
+
+    /// The first end counts.
+    pub fn end(&mut self, status: Status) {
+        self.end.get_or_insert(status);
+    }
+
+    /// Whether there is room for the answer to a further request.
+    pub fn has_room(&self) -> bool {
+        self.bytes.len() < ANSWERS_BYTES_MAX && self.end.is_none()
+    }
+
+    pub fn take(&mut self) -> Option<Bytes> {
+        (!self.bytes.is_empty()).then(|| std::mem::take(&mut self.bytes).into())
+    }
+
+    /// Once nothing is left to take.
+    pub fn take_end(&mut self) -> Option<Status> {
+        self.end.take()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+
+    use super::*;
+    use crate::service::errors::malformed_request;
+    use crate::types::Revision;
+
+    const IDENTITY: Identity = Identity { cluster_id: 3, member_id: 7, raft_term: 2 };
+    const NAMES: [&str; 5] = ["LeaseGrant", "LeaseRevoke", "LeaseKeepAlive", "LeaseTimeToLive", "LeaseLeases"];
+
+    fn told<M: Message + Default>(outcome: LeaseOutcome) -> M {
+        let bytes = encode(LeaseAnswer { revision: Revision(4), outcome }, IDENTITY);
+        M::decode(&bytes[5..]).expect("a whole message")
+    }
+
+    #[test]
+    fn a_lease_that_is_not_there_has_minus_one_second_left_and_is_kept_alive_for_none() {
+        let id = LeaseId(-5);
+        let left: wire::LeaseTimeToLiveResponse =
+            told(LeaseOutcome::TimeToLive { id, standing: None, keys: Vec::new() });
+        assert_eq!((left.id, left.ttl, left.granted_ttl), (-5, -1, 0));
+        let kept: wire::LeaseKeepAliveResponse = told(LeaseOutcome::KeptAlive { id, ttl: None });
+        assert_eq!((kept.id, kept.ttl, kept.header.map(|header| header.revision)), (-5, 0, Some(4)));
+    }
+
+    #[test]
+    fn what_is_no_request_is_refused() {
+        for name in NAMES {
+            let method = LeaseMethod::of(name).expect("a method");
+            assert_eq!(decode(method, Bytes::from_static(&[0x0f])).map(drop), Err(malformed_request()), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_peer_that_does_not_read_is_not_heard_and_hears_every_answer_before_the_end() {
+        let mut answers = Answers::default();
+        let mut pushed = 0;
+        while answers.has_room() {
+            answers.push(&[7; 30]);
+            pushed += 30;
+        }
+        assert!(pushed < ANSWERS_BYTES_MAX + 30);
+        answers.end(Status::ok());
+        assert_eq!(answers.take().map(|bytes| bytes.len()), Some(pushed));
+        assert!(answers.take().is_none() && !answers.has_room());
+        assert_eq!(answers.take_end(), Some(Status::ok()));
+    }
+}

@@ -1,0 +1,305 @@
+//! What the writer does with leases: it asks the lessor, and puts what changes into the open group like any write.
+//!
+//! - A grant and a revocation are entries of the log. What a revocation deletes is one revision in the same group, in front
+//!   of it, so no crash leaves a lease without its keys or keys without their lease.
+//! - A keep-alive changes no entry: a start gives every lease its whole time again, as etcd's does.
+//! - A lease whose time is over is gone for whoever asks, even before its turn to expire has come: it is revoked on the
+//!   spot, and the answer leaves behind that.
+//! - What is only looked at leaves with the youngest group, like every answer about state that may not be durable yet.
+
+use crate::backend::{LeaseAnswer, LeaseCommand, LeaseOutcome, Reply};
+use crate::lease::{Lessor, Refused};
+use crate::store::command::{DeleteRange, Error, Op, Txn, Write};
+use crate::types::{AlarmKind, Batch, Entry, KeyRange, Lease, LeaseId, Time, Uptime};
+
+use super::{Origin, Waiting, Writer};
+
+/// What a grant costs against the quota: etcd's estimate.
+const GRANT_BYTES: u64 = 64;
+/// Leases that are looked at in one turn, and keys that go with the expired of them: some 500 us of work.
+const VISITS_PER_TURN: usize = 500;
+const KEYS_PER_TURN: usize = 500;
+
+/// The lessor, and what time it is for it.
+pub(super) struct Leases {
+    lessor: Lessor,
+    pub(super) now: Uptime,
+}
+
+impl Default for Leases {
+    fn default() -> Leases {
+        Leases { lessor: Lessor::new(0), now: Uptime::default() }
+    }
+}
+
+impl Leases {
+    pub(super) fn begin(mut lessor: Lessor, now: Uptime) -> Leases {
+        lessor.begin(now);
+        Leases { lessor, now }
+    }
+
+    pub(super) fn lessor(&self) -> &Lessor {
+        &self.lessor
+    }
+
+    pub(super) fn note(&mut self, batch: &Batch) {
+        self.lessor.note(batch);
+    }
+}
+
+impl Writer {
+    pub(super) fn lease(&mut self, origin: Origin, command: LeaseCommand, time: Time) {
+        let outcome = if self.refusing { Err(Error::LogRefused) } else { self.lease_outcome(command, time) };
+        (self.open.revision, self.open.compacted) = (self.store.revision(), self.store.compacted());
+        let revision = self.store.revision();
+        let reply = Reply::Lease(outcome.map(|outcome| LeaseAnswer { revision, outcome }));
+        if self.refusing {
+            return self.outbox.push_back((origin, reply));
+        }
+        self.open.replies.push(Waiting { origin, reply, after_removal: false });
+    }
+
+    fn lease_outcome(&mut self, command: LeaseCommand, time: Time) -> Result<LeaseOutcome, Error> {
+        let now = self.leases.now;
+        match command {
+            LeaseCommand::Grant { id, ttl } => self.grant(id, ttl, time).map(LeaseOutcome::Granted),
+            LeaseCommand::Revoke(id) => self.revoke(id, time).map(|()| LeaseOutcome::Revoked),
+            LeaseCommand::KeepAlive(id) => {
+                let ttl = self.leases.lessor.keep_alive(id, now);
+                if ttl.is_none() && self.leases.lessor.is_overdue(id, now) {
+                    self.revoke(id, time)?;
+                }
+                Ok(LeaseOutcome::KeptAlive { id, ttl })
+            }
+            LeaseCommand::TimeToLive { id, keys } => {
+                let standing = self.leases.lessor.standing(id, now);
+                let keys = if keys { self.leases.lessor.keys_of(id) } else { Vec::new() };
+                Ok(LeaseOutcome::TimeToLive { id, standing, keys })
+            }
+            LeaseCommand::List => Ok(LeaseOutcome::List(self.leases.lessor.leases())),
+        }
+    }
+
+    fn grant(&mut self, id: LeaseId, ttl: i64, time: Time) -> Result<Lease, Error> {
+        if let Some(raised) = self.refuse_for_space(GRANT_BYTES, time) {
+            self.open.entries.extend(raised);
+            return Err(Error::NoSpace);
+        }
+        self.check_corrupt()?;
+        if self.store.has_alarm(AlarmKind::NoSpace) {
+            return Err(Error::NoSpace);
+        }
+        let lease = self.leases.lessor.grant(id, ttl, self.leases.now).map_err(|refused| match refused {
+            Refused::TtlTooLarge => Error::LeaseTtlTooLarge,
+            Refused::Exists => Error::LeaseExists,
+        })?;
+        self.open.entries.push(Entry::Lease { lease, granted: true });
+        Ok(lease)
+    }
+
+    fn check_corrupt(&self) -> Result<(), Error> {
+        if self.store.has_alarm(AlarmKind::Corrupt) { Err(Error::Corrupt) } else { Ok(()) }
+    }
+
+    /// Takes a lease away, and with it all its keys, in ascending order and at one revision.
+    fn revoke(&mut self, id: LeaseId, time: Time) -> Result<(), Error> {
+        self.check_corrupt()?;
+        let Some((lease, keys)) = self.leases.lessor.revoke(id) else {
+            return Err(Error::LeaseNotFound { lease: id });
+        };
+        if !keys.is_empty() {
+            let delete = |key| Op::DeleteRange(DeleteRange { range: KeyRange::One(key), prev_kv: false });
+            let success = keys.into_iter().map(delete).collect();
+            let write = Write::Txn(Txn { compares: Vec::new(), success, failure: Vec::new() });
+            let applied = self.store.apply_with(&write, time, &|_| false);
+            self.note_applied(applied.entry);
+        }
+        self.open.entries.push(Entry::Lease { lease, granted: false });
+        (self.open.revision, self.open.compacted) = (self.store.revision(), self.store.compacted());
+        Ok(())
+    }
+
+    /// Revokes what has expired, each lease at a revision of its own, as far as one turn goes. True when there may be more.
+    pub fn expire(&mut self, time: Time) -> bool {
+        if self.refusing || self.check_corrupt().is_err() {
+            return false;
+        }
+        let (mut visits, mut keys) = (VISITS_PER_TURN, KEYS_PER_TURN);
+        while keys > 0 {
+            let Some(id) = self.leases.lessor.next_expired(self.leases.now, &mut visits) else { break };
+            keys = keys.saturating_sub(self.leases.lessor.keys_of(id).len());
+            if self.revoke(id, time).is_err() {
+                break;
+            }
+        }
+        visits == 0 || keys == 0
+    }
+
+    /// When to look for expired leases again; none without any lease.
+    pub fn next_expiry(&self) -> Option<Uptime> {
+        self.leases.lessor.next_deadline()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shard::writer::Pace;
+    use crate::store::Store;
+    use crate::store::command::{Answer, Outcome, Put, PutLease, PutValue, Range, Read, SortOrder, SortTarget};
+    use crate::types::{Alarm, Change, Position, Revision};
+
+    fn writer() -> Writer {
+        let lessor = Lessor::new(1);
+        Writer::new(Store::new(), Pace::default(), Position(1)).with_leases(lessor, Uptime(0))
+    }
+
+    fn origin(token: u32) -> Origin {
+        Origin { shard: 0, token }
+    }
+
+    /// Seals what is open, makes it durable, and gives the entries and the replies.
+    fn settle(writer: &mut Writer) -> (Vec<Entry>, Vec<Reply>) {
+        let sealed = writer.seal().map(|(position, entries)| (position, entries.to_vec()));
+        let entries = sealed.map_or(Vec::new(), |(position, entries)| {
+            writer.durable(position);
+            entries
+        });
+        (entries, std::iter::from_fn(|| writer.next_reply()).map(|(_, reply)| reply).collect())
+    }
+
+    fn ask(writer: &mut Writer, command: LeaseCommand) -> (Vec<Entry>, Result<LeaseAnswer, Error>) {
+        writer.lease(origin(1), command, Time(1));
+        match settle(writer) {
+            (entries, replies) if replies.len() == 1 => match &replies[0] {
+                Reply::Lease(answer) => (entries, answer.clone()),
+                other => panic!("{other:?}"),
+            },
+            (_, replies) => panic!("{replies:?}"),
+        }
+    }
+
+    fn grant(writer: &mut Writer, id: i64, ttl: i64) {
+        let (_, answer) = ask(writer, LeaseCommand::Grant { id: LeaseId(id), ttl });
+        let lease = Lease { id: LeaseId(id), ttl };
+        assert_eq!(answer.map(|answer| answer.outcome), Ok(LeaseOutcome::Granted(lease)));
+    }
+
+    fn put(writer: &mut Writer, key: &'static str, lease: i64) -> Result<Answer, Error> {
+        let (value, lease) = (PutValue::Set("v".into()), PutLease::Set(LeaseId(lease)));
+        let put = Put { key: key.into(), value, lease, prev_kv: false };
+        writer.write(origin(2), &Write::Put(put), Time(1), false);
+        match settle(writer).1.pop() {
+            Some(Reply::Answer(answer)) => answer,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn keys(writer: &mut Writer) -> u64 {
+        let range = Range {
+            range: KeyRange::From("\0".into()),
+            revision: 0,
+            limit: 0,
+            order: SortOrder::None,
+            target: SortTarget::Key,
+            keys_only: false,
+            count_only: true,
+            min_mod_revision: 0,
+            max_mod_revision: 0,
+            min_create_revision: 0,
+            max_create_revision: 0,
+        };
+        writer.read(origin(3), &Read::Range(range));
+        match settle(writer).1.pop() {
+            Some(Reply::Answer(Ok(Answer { result: Outcome::Range(rows), .. }))) => rows.count,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_keys_of_a_lease_leave_in_their_order_at_one_revision_in_front_of_it() {
+        let mut writer = writer();
+        grant(&mut writer, 7, 60);
+        for key in ["c", "a", "b"] {
+            put(&mut writer, key, 7).expect("a put");
+        }
+        put(&mut writer, "b", 0).expect("a put that takes the key from the lease");
+        let (entries, answer) = ask(&mut writer, LeaseCommand::Revoke(LeaseId(7)));
+        let expected = LeaseAnswer { revision: Revision(6), outcome: LeaseOutcome::Revoked };
+        assert_eq!(answer, Ok(expected));
+        let [Entry::Batch(batch), Entry::Lease { lease, granted: false }] = &entries[..] else { panic!("{entries:?}") };
+        assert_eq!((lease.id, batch.revision), (LeaseId(7), Revision(6)));
+        assert!(batch.changes.iter().all(|change| matches!(change, Change::Delete { .. })));
+        assert_eq!(batch.changes.iter().map(Change::key).collect::<Vec<_>>(), [b"a", b"c"]);
+        let again = ask(&mut writer, LeaseCommand::Revoke(LeaseId(7)));
+        assert_eq!(again, (Vec::new(), Err(Error::LeaseNotFound { lease: LeaseId(7) })));
+        assert_eq!(put(&mut writer, "d", 7), Err(Error::LeaseNotFound { lease: LeaseId(7) }));
+    }
+
+    #[test]
+    fn a_lease_expires_behind_its_time_and_a_keep_alive_costs_no_entry() {
+        let mut writer = writer();
+        grant(&mut writer, 7, 2);
+        put(&mut writer, "a", 7).expect("a put");
+        writer.set_uptime(Uptime(1_500));
+        let (entries, kept) = ask(&mut writer, LeaseCommand::KeepAlive(LeaseId(7)));
+        assert_eq!(entries, []);
+        let outcome = LeaseOutcome::KeptAlive { id: LeaseId(7), ttl: Some(2) };
+        assert_eq!(kept, Ok(LeaseAnswer { revision: Revision(2), outcome }));
+        for now in [2_001, 2_500, 3_500] {
+            writer.set_uptime(Uptime(now));
+            assert!(!writer.expire(Time(1)));
+            assert_eq!(keys(&mut writer), 1, "at {now}");
+        }
+        assert!(writer.next_expiry() > Some(Uptime(3_500)));
+        writer.set_uptime(Uptime(4_000));
+        writer.expire(Time(1));
+        assert_eq!(settle(&mut writer).0.len(), 2);
+        assert_eq!((keys(&mut writer), writer.leases().len(), writer.next_expiry()), (0, 0, None));
+    }
+
+    #[test]
+    fn a_lease_whose_time_is_over_is_revoked_by_the_keep_alive_that_comes_too_late() {
+        let mut writer = writer();
+        grant(&mut writer, 7, 2);
+        put(&mut writer, "a", 7).expect("a put");
+        writer.set_uptime(Uptime(2_001));
+        let (entries, late) = ask(&mut writer, LeaseCommand::KeepAlive(LeaseId(7)));
+        assert_eq!(entries.len(), 2, "the deletion and the end of the lease");
+        let outcome = LeaseOutcome::KeptAlive { id: LeaseId(7), ttl: None };
+        assert_eq!(late, Ok(LeaseAnswer { revision: Revision(3), outcome }));
+    }
+
+    #[test]
+    fn leases_of_one_time_expire_in_bounded_turns() {
+        let mut writer = writer();
+        for id in 1..=10_000 {
+            grant(&mut writer, id, 5);
+        }
+        writer.set_uptime(Uptime(9_000));
+        let mut turns = 0;
+        while writer.expire(Time(1)) {
+            turns += 1;
+            assert!(settle(&mut writer).0.len() <= VISITS_PER_TURN);
+        }
+        settle(&mut writer);
+        assert_eq!((turns, writer.leases().len()), (10_000 / VISITS_PER_TURN, 0));
+    }
+
+    #[test]
+    fn an_alarm_for_space_refuses_grants_and_lets_revocations_pass() {
+        let mut writer = writer();
+        grant(&mut writer, 7, 60);
+        let alarm = |kind| Write::Alarm { alarm: Alarm { member: 1, kind }, active: true };
+        writer.write(origin(4), &alarm(AlarmKind::NoSpace), Time(1), false);
+        settle(&mut writer);
+        let refused = ask(&mut writer, LeaseCommand::Grant { id: LeaseId(8), ttl: 60 });
+        assert_eq!(refused.1, Err(Error::NoSpace));
+        assert!(ask(&mut writer, LeaseCommand::Revoke(LeaseId(7))).1.is_ok());
+        writer.write(origin(4), &alarm(AlarmKind::Corrupt), Time(1), false);
+        settle(&mut writer);
+        for command in [LeaseCommand::Grant { id: LeaseId(8), ttl: 60 }, LeaseCommand::Revoke(LeaseId(7))] {
+            assert_eq!(ask(&mut writer, command).1.map(drop), Err(Error::Corrupt));
+        }
+    }
+}
