@@ -236,7 +236,8 @@ impl Lessor {
     pub fn standing(&self, id: LeaseId, now: Uptime) -> Option<Standing> {
         let row = &self.rows[self.row_of(id)?];
         let left = row.deadline.0 as i64 - now.0 as i64;
-        Some(Standing { remaining: left / 1_000, granted: row.ttl })
+        // Part of the millisecond that counts has passed already, so a lease never has its whole time left.
+        Some(Standing { remaining: (left - i64::from(left > 0)) / 1_000, granted: row.ttl })
     }
 
     /// All leases, the one that expires first in front.

@@ -38,6 +38,11 @@ fn keys(revoked: Option<(Lease, Vec<Key>)>) -> Option<Vec<Key>> {
     revoked.map(|(_, keys)| keys)
 }
 
+/// Whole seconds that are left for certain.
+fn remaining(milliseconds: i64) -> i64 {
+    if milliseconds > 0 { (milliseconds - 1) / 1_000 } else { milliseconds / 1_000 }
+}
+
 struct World {
     random: Random,
     lessor: Lessor,
@@ -162,7 +167,7 @@ impl World {
         let now = self.now.0 as i64;
         let expected = self.model.leases.get(&id);
         let expected =
-            expected.map(|(ttl, deadline)| Standing { remaining: (*deadline as i64 - now) / 1_000, granted: *ttl });
+            expected.map(|(ttl, deadline)| Standing { remaining: remaining(*deadline as i64 - now), granted: *ttl });
         assert_eq!(self.lessor.standing(id, self.now), expected);
     }
 }

@@ -171,6 +171,7 @@ scripts! {
     a_single_member_answers_as_etcds_does "cluster"
     the_calls_for_leadership_and_downgrades_are_answered_as_etcd_does "maintenance"
     hashes_are_those_of_etcd "hash"
+    leases_are_granted_kept_and_expire_as_etcds_do "lease"
     progress_is_told_as_etcd_tells_it "watch_progress"
     large_events_are_cut_as_etcd_cuts_them "watch_fragment"
 }
@@ -245,7 +246,7 @@ fn difference(step: &Step, answer: &[String]) -> String {
 fn descriptors() -> DescriptorPool {
     let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/../proto/proto");
     let mut compiler = protox::Compiler::new([directory]).expect("the .proto files are in the repository");
-    let files = ["kv", "cluster", "maintenance", "watch"].map(|file| format!("etcdserverpb/{file}.proto"));
+    let files = ["kv", "lease", "cluster", "maintenance", "watch"].map(|file| format!("etcdserverpb/{file}.proto"));
     compiler.open_files(files).expect("the .proto files compile");
     compiler.descriptor_pool()
 }

@@ -14,6 +14,8 @@ use crate::types::{AlarmKind, Batch, Entry, KeyRange, Lease, LeaseId, Time, Upti
 
 use super::{Origin, Waiting, Writer};
 
+/// A start gives each lease so much more, as etcd does by its election timeout: clients have to find the server first.
+const START_GRACE_MILLISECONDS: u64 = 1_000;
 /// What a grant costs against the quota: etcd's estimate.
 const GRANT_BYTES: u64 = 64;
 /// Leases that are looked at in one turn, and keys that go with the expired of them: some 500 us of work.
@@ -34,7 +36,7 @@ impl Default for Leases {
 
 impl Leases {
     pub(super) fn begin(mut lessor: Lessor, now: Uptime) -> Leases {
-        lessor.begin(now);
+        lessor.begin(Uptime(now.0 + START_GRACE_MILLISECONDS));
         Leases { lessor, now }
     }
 
