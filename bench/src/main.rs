@@ -29,6 +29,8 @@ mod keys;
 mod link;
 mod load;
 mod meter;
+#[allow(dead_code)]
+mod plot;
 mod process;
 mod proof;
 mod random;
