@@ -26,6 +26,7 @@ pub mod backend;
 pub mod config;
 pub mod grpc;
 pub mod log;
+pub mod metrics;
 pub mod net;
 pub mod pb;
 pub mod service;

@@ -19,12 +19,12 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("watch", &["types"]),
     ("lease", &["types"]),
     ("auth", &["types"]),
-    ("metrics", &["types"]),
+    ("metrics", &[]),
     ("backend", &["auth", "lease", "store", "types", "watch"]),
     ("config", &["types"]),
-    ("net", &["backend", "grpc", "shard::clock", "types"]),
+    ("net", &["backend", "grpc", "metrics", "shard::clock", "types"]),
     // The log goes to the disk over the same ring.
-    ("wal", &["net::ring", "shard::clock", "types"]),
+    ("wal", &["metrics", "net::ring", "shard::clock", "types"]),
     // Of the connection's edge, a service knows the words for a call and for what it sends, and nothing that moves
     // bytes.
     (
@@ -34,6 +34,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "backend",
             "grpc",
             "lease",
+            "metrics",
             "net::CallHead",
             "net::CallId",
             "net::CallKind",

@@ -3,6 +3,7 @@
 //! Everything here is plain data: no clock, no IO, no knowledge of the wire. Keys are raw bytes and compare as raw bytes.
 
 pub mod encode;
+pub mod lines;
 
 use std::fmt;
 use std::sync::Arc;

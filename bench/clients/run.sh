@@ -185,13 +185,13 @@ if wanted node; then
 fi
 
 if wanted java; then
-    classes=$here/java/target
-    sources=$(cd "$here/java" && find pom.xml src -type f -newer target/built 2>&1)
-    if [ -n "$sources" ]; then
-        must mvn --batch-mode --quiet --file "$here/java/pom.xml" clean package
-        touch "$classes/built"
+    built=$here/java/target
+    if [ ! -e "$built/whole" ] || [ -n "$(find "$here/java/pom.xml" "$here/java/src" -newer "$built/whole")" ]; then
+        rm -rf "$built"
+        must mvn --batch-mode --quiet --file "$here/java/pom.xml" package
+        touch "$built/whole"
     fi
-    run "Java jetcd: a day" java -cp "$classes/classes:$classes/lib/*" tarsier.test.Day "$endpoint"
+    run "Java jetcd: a day" java -cp "$built/classes:$built/lib/*" tarsier.test.Day "$endpoint"
 fi
 
 exit $((failures > 0))

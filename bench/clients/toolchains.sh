@@ -2,7 +2,7 @@
 # Sees to the toolchains that the clients are built with.
 #
 #   bench/clients/toolchains.sh                        # installs what is missing, with apt-get, as root
-#   bench/clients/toolchains.sh --check rust,python    # says what is missing for these, and fails
+#   bench/clients/toolchains.sh --check rust,python    # says what does not run for these, and fails
 #
 # Rust and Go are asked for but not installed: Debian's are too old for what is built here.
 set -u
@@ -14,7 +14,7 @@ missing='' packages=''
 # $1 is the command that is tried, $2 the package that brings it, or nothing.
 need() {
     sh -c "$1" >/dev/null 2>&1 && return
-    missing="$missing${missing:+, }'${1%% *}' (tried: $1)"
+    missing="$missing${missing:+, }$1"
     packages="$packages ${2:-none-for-${1%% *}}"
 }
 look() {
@@ -34,12 +34,12 @@ look() {
 
 look && exit 0
 if $check; then
-    echo "clients: missing: $missing; bench/clients/toolchains.sh installs what Debian has" >&2
+    echo "clients: these do not run: $missing; bench/clients/toolchains.sh installs what Debian has" >&2
     exit 1
 fi
-case $packages in *none-for-*) echo "clients: install these first: $missing" >&2 && exit 1 ;; esac
+case $packages in *none-for-*) echo "clients: these do not run, and Debian does not bring all of them: $missing" >&2 && exit 1 ;; esac
 echo "clients: apt-get install$packages"
 export DEBIAN_FRONTEND=noninteractive
 # shellcheck disable=SC2086 # The packages are words.
 apt-get -qq update && apt-get -qq install --yes --no-install-recommends $packages >/dev/null || exit 1
-look || { echo "clients: still missing: $missing" >&2; exit 1; }
+look || { echo "clients: these still do not run: $missing" >&2; exit 1; }

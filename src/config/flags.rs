@@ -69,7 +69,6 @@ const NO_TLS: &str = "TLS is not built yet, only http is served";
 const NO_TLS_HARMLESS: &str = "TLS is not built yet, so there is nothing it would apply to";
 const NO_AUTH: &str = "users and tokens are not built yet, so there is nothing it would apply to";
 const NO_DISCOVERY: &str = "this is a single server, there is no cluster to discover";
-const NO_SLOW_LOG: &str = "slow requests are not logged yet";
 const NO_CHECKS: &str = "there are no other members to compare data with";
 const OWN_COMPACTION: &str = "compaction runs in bounded steps of its own";
 
@@ -174,6 +173,17 @@ pub const FLAGS: &[Flag] = &[
         "67108864",
         "Bytes of recent changes kept in memory for watches that fall behind, at least 1048576 (1 MiB).",
     ),
+    supported("metrics", "basic", "Detail of /metrics: basic, or extensive, which adds how long calls took by method."),
+    supported(
+        "warning-apply-duration",
+        "100ms",
+        "Duration after which a request is logged as slow: apply request took too long.",
+    ),
+    supported(
+        "warning-unary-request-duration",
+        "300ms",
+        "The same for the line that etcd writes of a slow call; only the smaller of the two matters. 0 means 300ms.",
+    ),
     supported(
         "memory-limit",
         "80%",
@@ -185,7 +195,11 @@ pub const FLAGS: &[Flag] = &[
     supported("log-outputs", "default", "Where log lines go: stderr (the default) or stdout."),
     supported("logger", "zap", "Only zap is accepted: log lines have the keys that etcd's have."),
     // Members and raft.
-    harmless("initial-advertise-peer-urls", "http://localhost:2380", NO_PEERS),
+    harmless(
+        "initial-advertise-peer-urls",
+        "http://localhost:2380",
+        "this is a single server: its member is listed with these URLs, but nothing listens there",
+    ),
     harmless("listen-peer-urls", "http://localhost:2380", NO_PEERS),
     harmless("initial-cluster", "", "this is a single server, and its only member is itself"),
     harmless("initial-cluster-token", "etcd-cluster", NO_PEERS),
@@ -268,15 +282,12 @@ pub const FLAGS: &[Flag] = &[
     harmless("feature-gates", "", "etcd's feature gates name features of etcd's own"),
     // Pages, metrics, tracing, log.
     harmless("listen-client-http-urls", "", "gRPC and plain HTTP share the URLs for clients"),
-    harmless("metrics", "basic", "metrics are not built yet"),
     switch(harmless("enable-grpc-gateway", "true", NO_GATEWAY)),
     switch(harmless("enable-pprof", "false", "there is no Go runtime to profile")),
     harmless("cors", "*", NO_GATEWAY),
     harmless("host-whitelist", "*", NO_GATEWAY),
     switch(harmless("enable-log-rotation", "false", NO_ROTATION)),
     harmless("log-rotation-config-json", "", NO_ROTATION),
-    harmless("warning-unary-request-duration", "300ms", NO_SLOW_LOG),
-    harmless("warning-apply-duration", "100ms", NO_SLOW_LOG),
     switch(harmless("enable-distributed-tracing", "false", NO_TRACING)),
     harmless("distributed-tracing-address", "localhost:4317", NO_TRACING),
     harmless("distributed-tracing-service-name", "etcd", NO_TRACING),

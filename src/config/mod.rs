@@ -39,6 +39,7 @@ const MEMORY_BYTES_MIN: u64 = 32 * 1024 * 1024;
 /// etcd's floor; a shorter interval is raised to it.
 const PROGRESS_INTERVAL_MIN: Duration = Duration::from_millis(100);
 const PROGRESS_INTERVAL_DEFAULT: Duration = Duration::from_secs(600);
+const WARN_AFTER_UNARY_DEFAULT: Duration = Duration::from_millis(300);
 /// grpc-go raises a shorter ping interval of a server to this.
 const KEEPALIVE_INTERVAL_MIN: Duration = Duration::from_secs(1);
 
@@ -53,6 +54,9 @@ pub struct Config {
     pub listen_metrics: Vec<ListenAddress>,
     /// `--advertise-client-urls`, default the URLs of `--listen-client-urls` as they were written.
     pub advertise_client_urls: Vec<String>,
+    /// `--initial-advertise-peer-urls`, default that of etcd. Nothing listens there: this is what the one member is listed
+    /// with, as tools tell members apart by it.
+    pub advertise_peer_urls: Vec<String>,
     /// `--data-dir`, default `default.tarsier`: not etcd's `default.etcd`, whose files we could not read.
     pub data_dir: PathBuf,
     /// `--wal-dir`: where the log is, if not in the data directory.
@@ -95,6 +99,10 @@ pub struct Config {
     /// `--history-limit`: bytes of recent changes in memory, default 64 MiB. Watches within it catch up without asking
     /// the writer; more only pays when watchers are often cut off for long.
     pub history_bytes_max: usize,
+    /// `--metrics extensive`: the times of calls by method are kept and shown, 5 KB a shard.
+    pub metrics_are_extensive: bool,
+    /// `--warning-apply-duration` and `--warning-unary-request-duration`: default 100 ms and 300 ms as in etcd.
+    pub warn_after: WarnAfter,
     /// `--memory-limit`: default 80% of what the machine or the cgroup has; the rest is the kernel's, for sockets and files.
     /// `None`: there is no limit.
     pub memory_limit: Option<MemoryLimit>,
@@ -116,6 +124,13 @@ impl MemoryLimit {
             MemoryLimit::Percent(percent) => available_bytes / 100 * usize::from(percent),
         }
     }
+}
+
+/// After how long a request counts as slow. etcd has a line for each.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct WarnAfter {
+    pub apply: Duration,
+    pub unary: Duration,
 }
 
 /// How much history is kept when nobody compacts by hand, in etcd's two modes.
@@ -273,6 +288,11 @@ fn config(source: &Source) -> Result<Config, ConfigError> {
     Ok(Config {
         listen_metrics: read(source, "listen-metrics-urls", |urls| listen::listen_addresses_beside(urls, &listen))?,
         listen,
+        advertise_peer_urls: text(source, "initial-advertise-peer-urls")
+            .split(',')
+            .map(str::trim)
+            .map(str::to_owned)
+            .collect(),
         advertise_client_urls: match source.given.get("advertise-client-urls") {
             Some(_) => read(source, "advertise-client-urls", listen::advertised_urls)?,
             None => listen_urls.split(',').map(|url| url.trim().to_owned()).collect(),
@@ -310,6 +330,18 @@ fn config(source: &Source) -> Result<Config, ConfigError> {
         })?,
         shards: NonZeroUsize::new(number(source, "shards", 0, SHARDS_MAX)? as usize),
         history_bytes_max: number(source, "history-limit", HISTORY_BYTES_MIN, i64::MAX as u64)? as usize,
+        metrics_are_extensive: read(source, "metrics", |detail| match detail {
+            "basic" => Ok(false),
+            "extensive" => Ok(true),
+            _ => Err("expected basic or extensive"),
+        })?,
+        warn_after: WarnAfter {
+            apply: read(source, "warning-apply-duration", value::duration)?,
+            unary: match read(source, "warning-unary-request-duration", value::duration)? {
+                Duration::ZERO => WARN_AFTER_UNARY_DEFAULT,
+                duration => duration,
+            },
+        },
         memory_limit: read(source, "memory-limit", memory_limit)?,
         log: log(source)?,
         name,

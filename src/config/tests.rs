@@ -255,6 +255,7 @@ fn the_unit_of_a_single_etcd_starts_unchanged() {
     let (config, warnings) = served(line);
     assert_eq!(config.name, "infra0");
     assert_eq!((config.listen.len(), config.listen_metrics.len()), (2, 1));
+    assert!(config.metrics_are_extensive);
     assert_eq!(config.advertise_client_urls, ["http://10.0.1.10:2379"]);
     assert_eq!(config.log.level, LogLevel::Warn);
     assert_eq!((config.fsync, config.quota_backend_bytes), (false, Some(8 << 30)));
@@ -274,7 +275,6 @@ fn the_unit_of_a_single_etcd_starts_unchanged() {
             "--listen-peer-urls",
             "--max-snapshots",
             "--max-wals",
-            "--metrics",
             "--socket-reuse-address",
             "--socket-reuse-port",
         ]

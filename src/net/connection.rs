@@ -19,7 +19,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use h2::server::{Builder, Connection as H2, Handshake, SendResponse};
+use h2::server::{Connection as H2, Handshake, SendResponse};
 use h2::{Ping, PingPong, RecvStream};
 use http::{Request, StatusCode};
 use slab::Slab;
@@ -31,7 +31,7 @@ use super::ready::Due;
 use super::ring::Nop;
 use super::server::{Drain, NetConfig, Server};
 use super::stream::{Broken, Look, Row, Surroundings};
-use super::{CallHead, CallId, CallKind, Door, IdleBuffers};
+use super::{CallHead, CallId, CallKind, Door, IdleBuffers, settings};
 use crate::backend::Caller;
 use crate::grpc::head::{Head, Refusal};
 use crate::grpc::status::{Code, Status};
@@ -291,7 +291,9 @@ impl Connection {
             unreachable!("a connection begins once")
         };
         self.state = match protocol {
-            Protocol::Http2 => State::Shaking(builder(self.server.config.concurrent_streams_max).handshake(plain)),
+            Protocol::Http2 => {
+                State::Shaking(settings::builder(self.server.config.concurrent_streams_max).handshake(plain))
+            }
             Protocol::Http1 => {
                 self.look_at_the_peer_in(http1::look_interval(&self.server.config), LivenessStep::LookAtHttp1);
                 let (server, wire) = (self.server.clone(), self.wire.clone());
@@ -374,6 +376,8 @@ impl Connection {
             Err(status) => return row.end_with(StatusCode::OK, &status),
         };
         row.open(opened.kind, opened.handle);
+        row.method = opened.method;
+        self.server.counters.methods.started(row.method);
         if let Some(timeout) = head.timeout {
             // A time that the clock cannot say never comes.
             row.deadline = (self.server.config.now)().checked_add(timeout);
@@ -445,7 +449,10 @@ impl Connection {
         }
         match look {
             // The handler has ended the call and given its handle away, whatever the row still holds.
-            Look::Ended => self.remove(stream),
+            Look::Ended(code) => {
+                self.server.counters.methods.handled(row.method, code);
+                self.remove(stream);
+            }
             Look::Broken(by) => self.break_off(stream, by),
             _ if partial.get() > self.server.config.partial_bytes_max && row.held_bytes() > 0 => {
                 let text = "too many requests are arriving at once";
@@ -457,10 +464,15 @@ impl Connection {
     }
 
     fn break_off(&mut self, stream: u32, by: Broken) {
-        let handle = self.rows[stream as usize].handle;
+        let Row { handle, method, .. } = self.rows[stream as usize];
         self.remove(stream);
-        if by == Broken::ByPeer {
-            self.server.counters.calls_reset.add(1);
+        let counters = &self.server.counters;
+        match by {
+            Broken::ByUs(code) => counters.methods.handled(method, code),
+            Broken::ByPeer => {
+                counters.methods.handled(method, Code::Canceled);
+                counters.calls_reset.add(1);
+            }
         }
         self.server.handler.closed(self.call(stream), handle);
     }
@@ -477,7 +489,7 @@ impl Connection {
     /// Ends a call with a status of ours, and tells the handler.
     fn end_call(&mut self, stream: u32, status: &Status) {
         self.rows[stream as usize].end(status);
-        self.break_off(stream, Broken::ByUs);
+        self.break_off(stream, Broken::ByUs(status.code));
     }
 
     /// Everything that happens because time passes: deadlines, keep-alive, and the end of the server.
@@ -543,6 +555,7 @@ impl Connection {
         self.stall.stuck_checks = if is_stuck { self.stall.stuck_checks + 1 } else { 0 };
         if self.stall.stuck_checks > STALL_CHECKS {
             self.server.counters.connections_stalled.add(1);
+            self.server.log_stalled(self.peer, "connection ended");
             return self.cut("its peer has taken nothing for too long");
         }
         let mut stalled = Vec::new();
@@ -555,7 +568,7 @@ impl Connection {
         }
         self.server.counters.streams_stalled.add(stalled.len() as u64);
         for stream in stalled {
-            tracing::debug!(peer = %self.peer, stream, "stream ended, it took nothing of what was due");
+            self.server.log_stalled(self.peer, "stream ended");
             self.end_call(stream, &Status::new(Code::Unavailable, STALLED));
         }
         self.expect_progress_of_the_send();
@@ -640,6 +653,7 @@ impl Connection {
             self.server.counters.partial_bytes.subtract(row.held_bytes() as u64);
             self.server.counters.streams_open.subtract(1);
             self.server.counters.calls_reset.add(1);
+            self.server.counters.methods.handled(row.method, Code::Canceled);
             self.server.handler.closed(self.call(stream as u32), row.handle);
         }
         self.server.counters.stream_slots.subtract(self.rows_high_water as u64);
@@ -674,21 +688,4 @@ impl Future for Connection {
         }
         polled
     }
-}
-
-/// The settings of h2, each with its reason.
-fn builder(concurrent_streams_max: u32) -> Builder {
-    let mut builder = Builder::new();
-    builder
-        .max_concurrent_streams(concurrent_streams_max)
-        // Metadata is a token and a few flags. This also shrinks h2's allowance of CONTINUATION frames.
-        .max_header_list_size(16 * 1_024)
-        // The default ends a client that pipelines some 150 small requests. This is a whole window of the smallest
-        // legal messages.
-        .data_frame_budget(4 << 20)
-        // Counted over the connection's whole life; the default ends clients that live for weeks.
-        .max_local_error_reset_streams(Some(16_384))
-        // Each stream may queue this much; what is beyond stays with the handler.
-        .max_send_buffer_size(32 * 1_024);
-    builder
 }

@@ -2,6 +2,9 @@
 
 use std::cell::Cell;
 
+use crate::grpc::status::Code;
+use crate::metrics::CODES;
+
 /// A number that only this thread writes.
 #[derive(Default, Debug)]
 pub struct Count(Cell<u64>);
@@ -20,6 +23,45 @@ impl Count {
     }
 }
 
+/// More methods than the API has.
+pub const METHODS_MAX: usize = 64;
+
+/// The calls of one method: those that began, and those that ended, by the number of their code.
+#[derive(Default, Debug)]
+pub struct MethodCounts {
+    pub started: Count,
+    pub handled: [Count; CODES.len()],
+}
+
+/// By the number that the handler gives a method.
+#[derive(Debug)]
+pub struct Methods(Box<[MethodCounts]>);
+
+impl Default for Methods {
+    fn default() -> Methods {
+        Methods((0..METHODS_MAX).map(|_| MethodCounts::default()).collect())
+    }
+}
+
+impl Methods {
+    /// A method without a number is not counted.
+    pub fn started(&self, method: u8) {
+        if let Some(counts) = self.0.get(usize::from(method)) {
+            counts.started.add(1);
+        }
+    }
+
+    pub fn handled(&self, method: u8, code: Code) {
+        if let Some(counts) = self.0.get(usize::from(method)) {
+            counts.handled[code as usize].add(1);
+        }
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &MethodCounts> {
+        self.0.iter()
+    }
+}
+
 /// Frame types of RFC 9113; the last counts all others.
 pub const FRAME_TYPES: usize = 11;
 
@@ -29,8 +71,10 @@ pub struct Counters {
     pub connections_accepted: Count,
     /// Clients that could not be accepted, for want of descriptors mostly.
     pub connections_refused: Count,
-    /// Clients turned away because the process or their address has as many connections as it may, or for want of memory.
+    /// Clients turned away because the process or their address has as many connections as it may.
     pub connections_over_limit: Count,
+    /// Clients turned away for want of memory.
+    pub connections_without_memory: Count,
     /// Peers that spoke neither HTTP/2 nor HTTP/1.1, or broke their rules.
     pub connections_broken: Count,
     /// Open connections whose idle buffers were given back.
@@ -49,6 +93,7 @@ pub struct Counters {
     pub http1_bytes_in: Count,
     pub http1_bytes_out: Count,
     pub sends: Count,
+    pub methods: Methods,
     /// Requests of HTTP/1.1.
     pub pages: Count,
     pub frames: [Count; FRAME_TYPES],

@@ -25,6 +25,7 @@ mod plain;
 mod ready;
 pub mod ring;
 pub mod server;
+mod settings;
 mod socket;
 mod stream;
 mod timers;
@@ -82,6 +83,8 @@ pub enum CallKind {
 pub struct Opened {
     pub kind: CallKind,
     pub handle: u32,
+    /// The number by which it is counted, at most [`counters::METHODS_MAX`]. One beyond is not counted.
+    pub method: u8,
 }
 
 /// Whether the handler can take more request messages of this call now.

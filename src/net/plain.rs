@@ -156,11 +156,14 @@ impl Wire {
     pub fn poll_protocol(&self, context: &mut Context<'_>) -> Poll<io::Result<Protocol>> {
         let state = &mut *self.state();
         loop {
-            if let Some(protocol) = state.input.as_ref().and_then(|input| protocol(input)) {
+            let begin = state.input.as_deref().unwrap_or_default();
+            if let Some(protocol) = protocol(begin) {
+                let bytes = begin.len();
                 state.is_http1 = protocol == Protocol::Http1;
+                state.count_received(bytes);
                 return Poll::Ready(Ok(protocol));
             }
-            let received = ready!(state.poll_received(context))?;
+            let received = ready!(state.socket.poll_receive(context))?;
             if received.is_empty() {
                 return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
             }
@@ -432,11 +435,15 @@ impl State {
     /// The next bytes of the socket, counted; the caller keeps them, and begins to read them at their start.
     fn poll_received(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Received>> {
         let received = ready!(self.socket.poll_receive(context))?;
-        self.bytes_in += received.len() as u64;
-        let bytes_in = if self.is_http1 { &self.counters.http1_bytes_in } else { &self.counters.bytes_in };
-        bytes_in.add(received.len() as u64);
+        self.count_received(received.len());
         self.input_taken = 0;
         Poll::Ready(Ok(received))
+    }
+
+    fn count_received(&mut self, bytes: usize) {
+        self.bytes_in += bytes as u64;
+        let bytes_in = if self.is_http1 { &self.counters.http1_bytes_in } else { &self.counters.bytes_in };
+        bytes_in.add(bytes as u64);
     }
 
     fn poll_read(&mut self, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {

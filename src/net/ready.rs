@@ -12,6 +12,7 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::task::{RawWaker, RawWakerVTable, Waker};
 
@@ -35,8 +36,8 @@ const CONNECTIONS_MAX: usize = 1 << 24;
 /// A queue that grew beyond this in a burst is given back once it is empty.
 const IDLE_QUEUE_MAX: usize = 64;
 
-#[derive(Default)]
 struct Slot {
+    peer: SocketAddr,
     task: Option<Waker>,
     /// The task runs: what is queued meanwhile needs no wake.
     is_polled: bool,
@@ -47,6 +48,20 @@ struct Slot {
     queue: VecDeque<u32>,
     /// By stream: whether it is queued, and whether the handler announced it.
     marks: Vec<u8>,
+}
+
+impl Slot {
+    fn new(peer: SocketAddr) -> Slot {
+        Slot {
+            peer,
+            task: None,
+            is_polled: false,
+            is_due: false,
+            served: None,
+            queue: VecDeque::new(),
+            marks: Vec::new(),
+        }
+    }
 }
 
 const QUEUED: u8 = 1;
@@ -77,13 +92,18 @@ impl Ready {
         self.0.push(call.connection, call.stream, ANNOUNCED);
     }
 
+    /// The peer of a connection, if it is still there.
+    pub fn peer(&self, connection: u32) -> Option<SocketAddr> {
+        self.0.with(connection, |slot| slot.peer)
+    }
+
     /// A slot for a connection; `None` when there are too many.
-    pub(super) fn add(&self) -> Option<u32> {
+    pub(super) fn add(&self, peer: SocketAddr) -> Option<u32> {
         let mut slots = self.0.slots.borrow_mut();
         if slots.len() >= CONNECTIONS_MAX {
             return None;
         }
-        u32::try_from(slots.insert(Slot::default())).ok()
+        u32::try_from(slots.insert(Slot::new(peer))).ok()
     }
 
     pub(super) fn remove(&self, connection: u32) {
@@ -219,10 +239,12 @@ fn wake(word: u64) {
 mod tests {
     use super::*;
 
+    const PEER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 7);
+
     #[test]
     fn a_wake_queues_its_stream_once_and_only_on_its_own_thread() {
         let ready = Ready::new(7);
-        let connection = ready.add().unwrap();
+        let connection = ready.add(PEER).unwrap();
         let waker = ready.stream_waker(connection, 3);
         waker.wake_by_ref();
         drop(waker.clone());
@@ -243,7 +265,7 @@ mod tests {
     #[test]
     fn the_connections_own_waker_marks_the_connection() {
         let ready = Ready::new(255);
-        let connection = ready.add().unwrap();
+        let connection = ready.add(PEER).unwrap();
         ready.connection_waker(connection).wake();
         assert!(ready.take_woken(connection) && !ready.take_woken(connection));
         assert!(!ready.has_due(connection));

@@ -20,6 +20,7 @@ use super::ready::Ready;
 use super::timers::Timers;
 use super::{Door, Handler, IdleBuffers, ring};
 use crate::grpc::status::Status;
+use crate::types::lines::LineBudget;
 
 /// The limits of connections and calls. Every field has a default that suits an etcd server.
 #[derive(Clone, Debug)]
@@ -95,6 +96,7 @@ pub struct Server {
     emptied: RefCell<Option<Waker>>,
     has_timers: Cell<bool>,
     told_of_limit: Cell<Option<Instant>>,
+    stall_lines: Cell<LineBudget>,
 }
 
 /// The end of all connections.
@@ -119,6 +121,7 @@ impl Server {
             emptied: RefCell::default(),
             has_timers: Cell::new(false),
             told_of_limit: Cell::new(None),
+            stall_lines: Cell::default(),
         })
     }
 
@@ -143,7 +146,7 @@ impl Server {
             });
         }
         let is_full = self.counters.connections_open.get() >= self.config.connections_max;
-        let slot = if is_full || self.drain.borrow().is_some() { None } else { self.ready.add() };
+        let slot = if is_full || self.drain.borrow().is_some() { None } else { self.ready.add(peer) };
         let Some(slot) = slot else {
             self.counters.connections_refused.add(1);
             return;
@@ -174,7 +177,10 @@ impl Server {
 
     /// The socket is new and its buffer empty, so the kernel takes the few bytes at once or never.
     fn turn_away(&self, client: &OwnedFd, peer: SocketAddr, limit: OverLimit) {
-        self.counters.connections_over_limit.add(1);
+        match limit {
+            OverLimit::Connections | OverLimit::Address => self.counters.connections_over_limit.add(1),
+            OverLimit::Memory => self.counters.connections_without_memory.add(1),
+        }
         let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
         if rustix::net::send(client, &limit.goaway(), flags).is_ok() {
             // The end of the stream goes out behind them; a reset in its place could overtake them.
@@ -186,6 +192,24 @@ impl Server {
             self.told_of_limit.set(Some(now));
             tracing::warn!(%peer, limit = limit.text(), "a client was turned away; more are not logged for a minute");
         }
+    }
+
+    /// One line for a peer that takes nothing, unless there were many.
+    pub(super) fn log_stalled(&self, peer: SocketAddr, what: &'static str) {
+        let mut lines = self.stall_lines.get();
+        if let Some(left_out) = lines.admit((self.config.now)()) {
+            tracing::warn!(remote = %peer, reason = "its client took nothing of what was due to it", left_out, "{what}");
+        }
+        self.stall_lines.set(lines);
+    }
+
+    /// Tells how many lines were left out, when no line came to tell. To be called from time to time.
+    pub fn keep_house(&self, now: Instant) {
+        let mut lines = self.stall_lines.get();
+        if let Some(left_out) = lines.untold(now) {
+            tracing::warn!(left_out, of = "stalled streams", "lines were left out");
+        }
+        self.stall_lines.set(lines);
     }
 
     pub fn counters(&self) -> &Rc<Counters> {

@@ -42,7 +42,12 @@ pub struct Row {
     is_output_due: bool,
     /// How many checks in a row have found it blocked.
     blocked_checks: u8,
+    /// How it is counted.
+    pub method: u8,
 }
+
+/// No method has this number: of a request that became no call.
+const UNCOUNTED: u8 = u8::MAX;
 
 enum Sender {
     /// No headers have left.
@@ -63,8 +68,8 @@ pub enum Look {
     Waits,
     /// There is more to do at once.
     More,
-    /// The handler has ended the call.
-    Ended,
+    /// The handler has ended the call, with this code.
+    Ended(Code),
     /// The call ended without the handler, which is to be told.
     Broken(Broken),
 }
@@ -72,8 +77,8 @@ pub enum Look {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Broken {
     ByPeer,
-    /// Ended by a status of ours.
-    ByUs,
+    /// Ended by a status of ours, with this code.
+    ByUs(Code),
 }
 
 /// What every look needs.
@@ -96,6 +101,7 @@ impl Row {
             reading: Reading::Open,
             is_output_due: false,
             blocked_checks: 0,
+            method: UNCOUNTED,
         }
     }
 
@@ -234,14 +240,14 @@ impl Row {
                 Output::Bytes(bytes) => self.send(bytes)?,
                 Output::End(status) => {
                     self.end(&status);
-                    return Err(Look::Ended);
+                    return Err(Look::Ended(status.code));
                 }
                 Output::Last(bytes) => {
                     // A stream that broke at this moment is over either way, and the handler knows.
                     if self.send(bytes).is_ok() {
                         self.end(&Status::ok());
                     }
-                    return Err(Look::Ended);
+                    return Err(Look::Ended(Code::Ok));
                 }
             }
         }
@@ -323,6 +329,6 @@ impl Row {
 
     fn fail(&mut self, status: &Status) -> Look {
         self.end(status);
-        Look::Broken(Broken::ByUs)
+        Look::Broken(Broken::ByUs(status.code))
     }
 }

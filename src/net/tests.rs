@@ -64,7 +64,7 @@ impl Handler for Echo {
             });
         }
         let new = Call { path: head.path.to_owned(), queue: VecDeque::new(), is_half_closed: false, is_paused: false };
-        Ok(Opened { kind, handle: self.calls.borrow_mut().insert(new) as u32 })
+        Ok(Opened { kind, method: 0, handle: self.calls.borrow_mut().insert(new) as u32 })
     }
 
     fn message(&self, call: CallId, handle: u32, message: Bytes) -> Intake {

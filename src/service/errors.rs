@@ -37,6 +37,9 @@ pub enum Refusal {
     LogRefused,
     /// Ours: the memory budget. etcd meets the OOM killer.
     NoMemory,
+    /// Ours, of a code that etcd's clients give to their callers: they would try again after some milliseconds if it were
+    /// UNAVAILABLE.
+    NoStreamMemory,
     RootUserNotExist,
     RootRoleNotExist,
     UserAlreadyExist,
@@ -59,6 +62,10 @@ pub enum Refusal {
     MemberBadUrls,
     MemberNotFound,
     MemberNotLearner,
+    /// On the wire its code is 2, though etcd's own table says 9: there it loses its status on the way.
+    NotEnoughStartedMembers,
+    /// A number that names no action.
+    UnknownMethod,
     NotLeader,
     BadLeaderTransferee,
     Stopped,
@@ -91,6 +98,7 @@ impl Refusal {
             Refusal::WatchCanceled => (Canceled, "etcdserver: watch canceled"),
             Refusal::RequestTooLarge => (InvalidArgument, "etcdserver: request is too large"),
             Refusal::Corrupt => (DataLoss, "etcdserver: corrupt cluster"),
+            Refusal::NoStreamMemory => (ResourceExhausted, "tarsier: no memory for a further watch stream"),
             Refusal::NoMemory => (ResourceExhausted, "tarsier: no memory for so large a range, ask for less at a time"),
             Refusal::LogRefused => {
                 (Unavailable, "etcdserver: the disk refuses writes, only reads and watches are served until a restart")
@@ -117,6 +125,10 @@ impl Refusal {
             Refusal::MemberBadUrls => (InvalidArgument, "etcdserver: given member URLs are invalid"),
             Refusal::MemberNotFound => (NotFound, "etcdserver: member not found"),
             Refusal::MemberNotLearner => (FailedPrecondition, "etcdserver: can only promote a learner member"),
+            Refusal::NotEnoughStartedMembers => {
+                (Unknown, "etcdserver: re-configuration failed due to not enough started members")
+            }
+            Refusal::UnknownMethod => (Unknown, "etcdserver: unknown method"),
             Refusal::NotLeader => (FailedPrecondition, "etcdserver: not leader"),
             Refusal::BadLeaderTransferee => (FailedPrecondition, "etcdserver: bad leader transferee"),
             Refusal::Stopped => (Unavailable, "etcdserver: server stopped"),
@@ -169,6 +181,11 @@ impl From<Error> for Status {
 /// etcd has no words of its own for it either: what the disk said reaches the client.
 pub fn defragment_failed(reason: String) -> Status {
     Status::new(Code::Unknown, reason)
+}
+
+/// What a cluster does and a single server cannot.
+pub fn single_server(what: &'static str) -> Status {
+    Status::new(Code::Unimplemented, format!("tarsier is a single server: {what}"))
 }
 
 /// etcd keeps an alarm of any number, and an action of any number ends its process.

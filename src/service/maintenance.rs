@@ -1,22 +1,28 @@
-//! Maintenance: alarms, status and defragmentation, from bytes to commands and from replies to bytes.
+//! Maintenance: alarms, status, hashes and the rest, from bytes to commands and from replies to bytes.
 //!
-//! Its answers are short, so they are encoded at once and as a whole, with the generated messages. The remaining calls of
-//! the service are answered `UNIMPLEMENTED` by the route.
+//! Its answers are short, so they are encoded at once and as a whole, with the generated messages. Snapshot is answered
+//! `UNIMPLEMENTED` by the route.
+//!
+//! What a single member cannot do is refused in etcd's words: it leads, so leadership moves to itself or nowhere. A downgrade
+//! makes the data readable for an older etcd; ours has another format, which no etcd reads, so that is `UNIMPLEMENTED`.
 
-use bytes::{BufMut, Bytes};
-use prost::Message;
+use bytes::Bytes;
 
 use crate::backend::{AlarmFilter, BackendStatus, Command, Identity};
 use crate::grpc::status::Status;
 use crate::pb::etcdserverpb as wire;
 use crate::pb::etcdserverpb::alarm_request::AlarmAction;
-use crate::service::errors::{Refusal, malformed_request, unknown_alarm};
-use crate::store::command::Write;
+use crate::service::errors::{Refusal, unknown_alarm};
+use crate::service::message::{framed, header, parse};
+use crate::service::{Asked, downgrade};
+use crate::store::command::{Hash, Read, Write};
 use crate::types::{Alarm, AlarmKind, ETCD_API_VERSION, Revision};
 
 /// What etcd names the format of its database by. It goes with the API version; ours has another format, which no client
 /// reads.
 pub const STORAGE_VERSION: &str = "3.7.0";
+/// What the members agreed to be compatible with.
+pub const CLUSTER_VERSION: &str = "3.7";
 
 /// The calls that are served.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -24,22 +30,68 @@ pub enum MaintenanceMethod {
     Alarm,
     Status,
     Defragment,
+    Hash,
+    HashKv,
+    MoveLeader,
+    Downgrade,
+}
+
+impl MaintenanceMethod {
+    pub fn of(name: &str) -> Option<MaintenanceMethod> {
+        Some(match name {
+            "Alarm" => MaintenanceMethod::Alarm,
+            "Status" => MaintenanceMethod::Status,
+            "Defragment" => MaintenanceMethod::Defragment,
+            "Hash" => MaintenanceMethod::Hash,
+            "HashKV" => MaintenanceMethod::HashKv,
+            "MoveLeader" => MaintenanceMethod::MoveLeader,
+            "Downgrade" => MaintenanceMethod::Downgrade,
+            _ => return None,
+        })
+    }
 }
 
 /// Reads the request of one call.
 ///
 /// # Errors
-/// When it is no request of the call, or names an alarm or an action that etcd does not know.
-pub fn decode(method: MaintenanceMethod, message: Bytes) -> Result<Command, Status> {
-    match method {
-        MaintenanceMethod::Alarm => alarm(&parse(message)?),
-        MaintenanceMethod::Status => parse::<wire::StatusRequest>(message).map(|_| Command::Status),
-        MaintenanceMethod::Defragment => parse::<wire::DefragmentRequest>(message).map(|_| Command::Defragment),
-    }
+/// When it is no request of the call, asks for what a single member cannot do, or names an alarm or an action that etcd
+/// does not know.
+pub fn decode(method: MaintenanceMethod, message: Bytes, identity: Identity) -> Result<Asked, Status> {
+    let command = match method {
+        MaintenanceMethod::Alarm => alarm(&parse(message)?)?,
+        MaintenanceMethod::Status => parse::<wire::StatusRequest>(message).map(|_| Command::Status)?,
+        MaintenanceMethod::Defragment => parse::<wire::DefragmentRequest>(message).map(|_| Command::Defragment)?,
+        // etcd hashes its file, whose pages and other buckets no other server has. What can differ here is what is stored.
+        MaintenanceMethod::Hash => parse::<wire::HashRequest>(message).map(|_| hash_at(0))?,
+        MaintenanceMethod::HashKv => hash_at(parse::<wire::HashKvRequest>(message)?.revision),
+        MaintenanceMethod::MoveLeader => {
+            let request: wire::MoveLeaderRequest = parse(message)?;
+            // To move it to where it is takes no move.
+            let is_here = request.target_id == identity.member_id;
+            return if is_here { Ok(Asked::Answer(moved())) } else { Err(Refusal::BadLeaderTransferee.into()) };
+        }
+        MaintenanceMethod::Downgrade => downgrade::decode(&parse(message)?)?,
+    };
+    Ok(Asked::Backend(command))
 }
 
-fn parse<M: Message + Default>(message: Bytes) -> Result<M, Status> {
-    M::decode(message).map_err(|_| malformed_request())
+fn hash_at(revision: i64) -> Command {
+    Command::Read(Read::Hash { revision })
+}
+
+fn moved() -> Bytes {
+    framed(&wire::MoveLeaderResponse { header: None })
+}
+
+/// The answer to a hash request.
+pub fn hash(header: Option<wire::ResponseHeader>, hash: &Hash) -> Bytes {
+    framed(&wire::HashResponse { header, hash: hash.hash })
+}
+
+/// The answer to a request for the hash of keys.
+pub fn hash_kv(header: Option<wire::ResponseHeader>, hash: &Hash) -> Bytes {
+    let Hash { hash, revision, compacted } = *hash;
+    framed(&wire::HashKvResponse { header, hash, compact_revision: compacted.0, hash_revision: revision.0 })
 }
 
 fn alarm(request: &wire::AlarmRequest) -> Result<Command, Status> {
@@ -113,35 +165,39 @@ pub fn defragmented() -> Bytes {
     framed(&wire::DefragmentResponse { header: None })
 }
 
-fn header(identity: Identity, revision: Revision) -> Option<wire::ResponseHeader> {
-    let Identity { cluster_id, member_id, raft_term } = identity;
-    Some(wire::ResponseHeader { cluster_id, member_id, revision: revision.0, raft_term })
-}
-
 fn signed(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
-/// The one message of a response: no compression, the length, the message.
-fn framed<M: Message>(message: &M) -> Bytes {
-    let mut bytes = Vec::with_capacity(5 + message.encoded_len());
-    bytes.put_u8(0);
-    bytes.put_u32(u32::try_from(message.encoded_len()).expect("a status or a list of alarms is short"));
-    message.encode_raw(&mut bytes);
-    bytes.into()
-}
-
 #[cfg(test)]
 mod tests {
+    use prost::Message;
+
     use super::*;
+    use crate::service::errors::malformed_request;
     use crate::service::random::Random;
 
     const IDENTITY: Identity = Identity { cluster_id: 3, member_id: 7, raft_term: 2 };
+    const METHODS: [MaintenanceMethod; 7] = [
+        MaintenanceMethod::Alarm,
+        MaintenanceMethod::Status,
+        MaintenanceMethod::Defragment,
+        MaintenanceMethod::Hash,
+        MaintenanceMethod::HashKv,
+        MaintenanceMethod::MoveLeader,
+        MaintenanceMethod::Downgrade,
+    ];
     const NO_SPACE: Alarm = Alarm { member: 7, kind: AlarmKind::NoSpace };
 
+    fn asked<M: Message>(method: MaintenanceMethod, request: &M) -> Result<Asked, Status> {
+        decode(method, request.encode_to_vec().into(), IDENTITY)
+    }
+
     fn request(action: i32, member_id: u64, alarm: i32) -> Result<Command, Status> {
-        let request = wire::AlarmRequest { action, member_id, alarm };
-        decode(MaintenanceMethod::Alarm, request.encode_to_vec().into())
+        match asked(MaintenanceMethod::Alarm, &wire::AlarmRequest { action, member_id, alarm })? {
+            Asked::Backend(command) => Ok(command),
+            Asked::Answer(_) => panic!("alarms are the backend's"),
+        }
     }
 
     fn sent<M: Message + Default>(bytes: &Bytes) -> M {
@@ -188,14 +244,14 @@ mod tests {
         for (action, alarm) in [(3, 1), (-1, 1), (1, 3), (0, 9)] {
             assert_eq!(request(action, 7, alarm).expect_err("refused"), unknown_alarm());
         }
-        for method in [MaintenanceMethod::Alarm, MaintenanceMethod::Status, MaintenanceMethod::Defragment] {
-            assert_eq!(decode(method, Bytes::from_static(&[0x0f])).expect_err("malformed"), malformed_request());
+        for method in METHODS {
+            let refused = decode(method, Bytes::from_static(&[0x0f]), IDENTITY).err();
+            assert_eq!(refused, Some(malformed_request()), "{method:?}");
         }
     }
 
     #[test]
     fn junk_and_damaged_requests_are_commands_or_refusals() {
-        let methods = [MaintenanceMethod::Alarm, MaintenanceMethod::Status, MaintenanceMethod::Defragment];
         let mut random = Random::new(7);
         for turn in 0..20_000 {
             let mut message = wire::AlarmRequest { action: 1, member_id: random.next(), alarm: random.below(3) as i32 }
@@ -206,7 +262,7 @@ mod tests {
                 random.damage(&mut message)
             }
             // Whatever comes back is an answer; only a panic fails.
-            let _ = decode(methods[turn % methods.len()], message.into());
+            let _ = decode(METHODS[turn % METHODS.len()], message.into(), IDENTITY);
         }
     }
 
@@ -234,5 +290,33 @@ mod tests {
     #[test]
     fn a_defragmentation_is_answered_without_a_header() {
         assert_eq!(defragmented()[..], [0; 5]);
+    }
+
+    #[test]
+    fn leadership_moves_to_the_one_member_or_nowhere() {
+        let moved = |target_id| asked(MaintenanceMethod::MoveLeader, &wire::MoveLeaderRequest { target_id });
+        assert!(matches!(moved(7), Ok(Asked::Answer(message)) if message[..] == [0; 5]));
+        for stranger in [0, 8, u64::MAX] {
+            assert_eq!(moved(stranger).err(), Some(Refusal::BadLeaderTransferee.into()));
+        }
+    }
+
+    #[test]
+    fn hashes_name_their_revision_and_their_compaction() {
+        for (request, revision) in [(0, 0), (9, 9), (-1, -1)] {
+            let request = wire::HashKvRequest { revision: request };
+            let Ok(Asked::Backend(Command::Read(Read::Hash { revision: asked }))) =
+                asked(MaintenanceMethod::HashKv, &request)
+            else {
+                panic!("a read")
+            };
+            assert_eq!(asked, revision);
+        }
+        let told = Hash { hash: 77, revision: Revision(5), compacted: Revision(-1) };
+        let response: wire::HashKvResponse = sent(&hash_kv(header(IDENTITY, Revision(9)), &told));
+        assert_eq!((response.hash, response.compact_revision, response.hash_revision), (77, -1, 5));
+        assert_eq!(response.header.map(|header| header.revision), Some(9));
+        let response: wire::HashResponse = sent(&hash(header(IDENTITY, Revision(9)), &told));
+        assert_eq!(response.hash, 77);
     }
 }

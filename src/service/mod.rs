@@ -4,13 +4,17 @@
 //! message becomes a command for the backend, a reply becomes bytes for the peer. Watch streams are not kept here: they are
 //! rows of the watch hub, and [`watch`] only translates for them.
 
+pub mod cluster;
 pub mod errors;
+pub mod health;
 pub mod kv;
 pub mod maintenance;
 pub mod pages;
 pub mod watch;
 pub mod watch_request;
 
+mod downgrade;
+mod message;
 mod wire;
 
 #[cfg(test)]
@@ -19,15 +23,20 @@ mod random;
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use slab::Slab;
 
 use crate::backend::{Command, Identity, Reply};
 use crate::grpc::status::{Code, Status};
-use crate::net::{CallHead, CallId, Output};
+use crate::metrics;
+use crate::net::{CallHead, CallId, CallKind, Output};
+use crate::pb;
 use crate::store::command::{Answer, Outcome};
 
+use cluster::{ClusterMethod, Member};
+use health::HealthMethod;
 use kv::decode::KvMethod;
 use kv::encode::Response;
 use maintenance::MaintenanceMethod;
@@ -48,7 +57,19 @@ pub enum Route {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Method {
     Kv(KvMethod),
+    Cluster(ClusterMethod),
     Maintenance(MaintenanceMethod),
+    Health(HealthMethod),
+}
+
+impl Method {
+    /// A watch of the health goes on until its client or the server ends.
+    pub fn kind(self) -> CallKind {
+        match self {
+            Method::Health(HealthMethod::Watch) => CallKind::RequestStream,
+            Method::Kv(_) | Method::Cluster(_) | Method::Maintenance(_) | Method::Health(_) => CallKind::OneRequest,
+        }
+    }
 }
 
 impl Route {
@@ -62,14 +83,53 @@ impl Route {
             "/etcdserverpb.KV/DeleteRange" => Ok(Route::Unary(Method::Kv(KvMethod::DeleteRange))),
             "/etcdserverpb.KV/Compact" => Ok(Route::Unary(Method::Kv(KvMethod::Compact))),
             "/etcdserverpb.Watch/Watch" => Ok(Route::Watch),
-            "/etcdserverpb.Maintenance/Alarm" => Ok(Route::Unary(Method::Maintenance(MaintenanceMethod::Alarm))),
-            "/etcdserverpb.Maintenance/Status" => Ok(Route::Unary(Method::Maintenance(MaintenanceMethod::Status))),
-            "/etcdserverpb.Maintenance/Defragment" => {
-                Ok(Route::Unary(Method::Maintenance(MaintenanceMethod::Defragment)))
-            }
-            _ => Err(errors::unknown_path(path)),
+            _ => Route::of_others(path).ok_or_else(|| errors::unknown_path(path)),
         }
     }
+}
+
+impl Route {
+    fn of_others(path: &str) -> Option<Route> {
+        let (service, name) = path.strip_prefix('/')?.split_once('/')?;
+        Some(Route::Unary(match service {
+            "etcdserverpb.Maintenance" => Method::Maintenance(MaintenanceMethod::of(name)?),
+            "etcdserverpb.Cluster" => Method::Cluster(ClusterMethod::of(name)?),
+            "grpc.health.v1.Health" => Method::Health(HealthMethod::of(name)?),
+            _ => return None,
+        }))
+    }
+}
+
+/// What becomes of a request that is in order.
+pub enum Asked {
+    Backend(Command),
+    /// It can be answered without the backend, with this message.
+    Answer(Bytes),
+}
+
+/// The number by which calls of a path are counted: its place in the table of all methods.
+pub fn method_number(path: &str) -> Option<u8> {
+    let at = pb::METHODS.binary_search_by_key(&path, |method| method.path).ok()?;
+    u8::try_from(at).ok()
+}
+
+/// The path of a method by its number.
+pub fn method_path(number: u8) -> &'static str {
+    pb::METHODS.get(usize::from(number)).map_or("", |method| method.path)
+}
+
+/// All methods in the order of their numbers, as metrics label them. What is not served yet is there too: boards take sums
+/// over all of them.
+pub fn methods() -> Vec<metrics::Method> {
+    let kind = |method: &pb::Method| match method.kind() {
+        pb::Kind::Unary => "unary",
+        pb::Kind::ServerStream => "server_stream",
+        pb::Kind::ClientStream => "client_stream",
+        pb::Kind::Bidi => "bidi_stream",
+    };
+    let method =
+        |row: &'static pb::Method| metrics::Method { service: row.service(), name: row.name(), kind: kind(row) };
+    pb::METHODS.iter().map(method).collect()
 }
 
 /// Where a unary call stands.
@@ -81,6 +141,8 @@ enum Unary {
     Answering(Response),
     /// A short answer, encoded as a whole.
     Short(Bytes),
+    /// The first message of a call that goes on, until it was taken.
+    Subscribed(Option<Bytes>),
     Failed(Status),
     /// The peer has gone; the reply that is still to come is thrown away with the slot.
     Abandoned,
@@ -97,6 +159,7 @@ struct Call {
 /// The unary calls of one shard.
 pub struct Services {
     identity: Identity,
+    member: Arc<Member>,
     limits: Limits,
     calls: Slab<Call>,
     preparing: VecDeque<u32>,
@@ -107,9 +170,10 @@ pub struct Services {
 }
 
 impl Services {
-    pub fn new(identity: Identity, limits: Limits) -> Services {
+    pub fn new(identity: Identity, member: Arc<Member>, limits: Limits) -> Services {
         Services {
             identity,
+            member,
             limits,
             calls: Slab::new(),
             preparing: VecDeque::new(),
@@ -133,22 +197,46 @@ impl Services {
         u32::try_from(index).expect("a shard has fewer than 4 G calls, since each holds a stream")
     }
 
-    /// The request of a call: a command for the backend, or a refusal that the call answers with.
+    /// The request of a call: a command for the backend, or an answer that is at hand.
     pub fn request(&mut self, handle: u32, message: Bytes) -> Option<Command> {
         let call = &mut self.calls[handle as usize];
-        let command = match call.method {
-            Method::Kv(method) => kv::decode::decode(method, message, &self.limits),
-            Method::Maintenance(method) => maintenance::decode(method, message),
+        let asked = match call.method {
+            Method::Health(method) => {
+                // Nobody reads a second request of a watch.
+                if matches!(call.state, Unary::Waiting) {
+                    call.state = match (method, health::answer(method, message)) {
+                        (HealthMethod::Watch, Ok(message)) => Unary::Subscribed(Some(message)),
+                        (HealthMethod::Check | HealthMethod::List, Ok(message)) => Unary::Short(message),
+                        (_, Err(status)) => Unary::Failed(status),
+                    };
+                }
+                return None;
+            }
+            Method::Kv(method) => kv::decode::decode(method, message, &self.limits).map(Asked::Backend),
+            Method::Maintenance(method) => maintenance::decode(method, message, self.identity),
+            Method::Cluster(method) => cluster::answer(method, message, self.identity, &self.member).map(Asked::Answer),
         };
-        match command {
-            Ok(command) => {
+        match asked {
+            Ok(Asked::Backend(command)) => {
                 call.submitted = true;
                 Some(command)
+            }
+            Ok(Asked::Answer(message)) => {
+                call.state = Unary::Short(message);
+                None
             }
             Err(status) => {
                 call.state = Unary::Failed(status);
                 None
             }
+        }
+    }
+
+    /// The client has half-closed. A call that goes on and was never asked anything ends as grpc-go ends it.
+    pub fn end_of_requests(&mut self, handle: u32) {
+        let call = &mut self.calls[handle as usize];
+        if call.method.kind() == CallKind::RequestStream && matches!(call.state, Unary::Waiting) {
+            call.state = Unary::Failed(Status::new(Code::Unknown, "EOF"));
         }
     }
 
@@ -161,6 +249,13 @@ impl Services {
             Reply::Answer(Ok(Answer { revision, result: Outcome::Alarm(listed) })) => {
                 Unary::Short(maintenance::alarms(self.identity, revision, listed.as_slice()))
             }
+            Reply::Answer(Ok(Answer { revision, result: Outcome::Hash(hash) })) => {
+                let header = message::header(self.identity, revision);
+                Unary::Short(match call.method {
+                    Method::Maintenance(MaintenanceMethod::HashKv) => maintenance::hash_kv(header, &hash),
+                    _ => maintenance::hash(header, &hash),
+                })
+            }
             Reply::Answer(Ok(answer)) if is_abandoned => {
                 self.discarding.push_back(Response::new(answer, self.identity).counted_in(&self.scratch_bytes));
                 Unary::Abandoned
@@ -170,7 +265,12 @@ impl Services {
             }
             Reply::Answer(Err(error)) => Unary::Failed(error.into()),
             Reply::Alarms { revision, alarms } => Unary::Short(maintenance::alarms(self.identity, revision, &alarms)),
-            Reply::Status(status) => Unary::Short(maintenance::status(self.identity, &status)),
+            Reply::Status(status) => Unary::Short(match call.method {
+                Method::Maintenance(MaintenanceMethod::Downgrade) => {
+                    downgrade::canceled(self.identity, status.revision)
+                }
+                _ => maintenance::status(self.identity, &status),
+            }),
             Reply::Defragmented(Ok(())) => Unary::Short(maintenance::defragmented()),
             Reply::Defragmented(Err(reason)) => Unary::Failed(errors::defragment_failed(reason)),
             Reply::History(_) => unreachable!("the shard keeps history for its hub"),
@@ -242,6 +342,7 @@ impl Services {
                 self.calls.remove(handle as usize);
                 Output::Last(bytes)
             }
+            Unary::Subscribed(message) => message.take().map_or(Output::Nothing, Output::Bytes),
             Unary::Short(message) => {
                 let message = std::mem::take(message);
                 self.calls.remove(handle as usize);

@@ -21,6 +21,7 @@ use crate::types::{Alarm, AlarmKind, ETCD_API_VERSION, KeyRange};
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Asked {
     Version,
+    Metrics,
     Variables,
     /// Whether it asks for a serializable read makes no difference: the one member always leads, and every read is of
     /// what is committed.
@@ -103,6 +104,7 @@ pub fn asked(request: &Parts, for_pages_alone: bool) -> Result<Asked, Response<B
     let path = request.uri.path();
     let query = request.uri.query().unwrap_or("");
     let page = match path {
+        "/metrics" => return Ok(Asked::Metrics),
         "/health" => {
             Asked::Health { excluded: values(query, "exclude").filter_map(|name| alarm_kind(&name)).collect() }
         }
@@ -228,6 +230,11 @@ pub fn variables(arguments: &[String], descriptors_max: u64) -> Response<Bytes> 
     answer(StatusCode::OK, HeaderValue::from_static("application/json; charset=utf-8"), body)
 }
 
+/// `/metrics`, in the text format of Prometheus.
+pub fn metrics(exposition: String) -> Response<Bytes> {
+    answer(StatusCode::OK, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"), exposition)
+}
+
 /// Why `/health` is not well. Alarms come first; the one member always leads.
 pub fn illness(findings: &Findings, excluded: &[AlarmKind]) -> Option<String> {
     let alarm = findings.alarms.iter().find(|alarm| !excluded.contains(&alarm.kind));
@@ -297,6 +304,8 @@ mod tests {
     #[test]
     fn paths_are_etcds_and_all_others_are_404() {
         assert_eq!(get("/version"), Ok(Asked::Version));
+        assert_eq!(get("/metrics?x=y"), Ok(Asked::Metrics));
+        assert_eq!(ask("GET", "/metrics", true), Ok(Asked::Metrics));
         assert_eq!(get("/debug/vars"), Ok(Asked::Variables));
         for path in ["/", "/health/", "/metrics/", "/livez/", "/livez/non_learner", "/readyzz", "/v3/kv/range", "*"] {
             assert_eq!(get(path), Err(404), "{path}");
@@ -307,11 +316,12 @@ mod tests {
     }
 
     #[test]
-    fn a_method_but_get_is_405_and_names_what_is_allowed() {
+    fn a_method_but_get_is_405_and_names_what_is_allowed_except_for_metrics() {
         for method in ["POST", "PUT", "HEAD", "OPTIONS", "FOO"] {
             for path in ["/health", "/version", "/livez", "/readyz/non_learner", "/debug/vars"] {
                 assert_eq!(ask(method, path, false), Err(405), "{method} {path}");
             }
+            assert_eq!(ask(method, "/metrics", false), Ok(Asked::Metrics), "etcd answers any method");
             assert_eq!(ask(method, "/nope", false), Err(404));
         }
         let refusal = method_not_allowed();

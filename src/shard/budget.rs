@@ -11,12 +11,14 @@
 //! | 70% | a line in the log |
 //! | 85% | another; from here on caches shrink, step by step to nothing: recent history of the hubs, events gathered for late watchers, what is queued for one stream before its watchers fall behind; and freed memory is returned each few seconds |
 //! | 94% | new watches are created and canceled, new connections are turned away, large ranges and puts are refused |
+//! | 97% | new watch streams are refused |
 //!
 //! The last sixteenth is for what goes on: keep-alives, deletes, compactions, events of the watches that are held.
 //!
-//! What nobody counts (what the allocator keeps back, the checkpoint's pages, a cost that was estimated too low) is found
-//! once a second: it is what is resident beyond the sum, and it is used like the rest. So a wrong estimate makes the server
-//! refuse early, and not meet the OOM killer.
+//! What nobody counts (what the allocator keeps back, batches that the checkpoint has yet to write, a cost that was
+//! estimated too low) is found by looking: it is what is resident beyond the sum, and it is used like the rest. So a wrong
+//! estimate makes the server refuse early, and not meet the OOM killer. A shard that turns looks a hundred times a second, at
+//! 3 us each: with one look a second, a client that put values of a megabyte and compacted them was faster.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -24,6 +26,9 @@ use std::time::{Duration, Instant};
 
 /// Room of a process without a limit: more than any machine has, and far from overflow when others are added to it.
 const UNLIMITED: usize = usize::MAX / 4;
+/// What the checkpoint takes to write what was put: the batches of one commit, and the pages of its database. With a small
+/// limit no more than a quarter of it is kept free for that.
+const CHECKPOINT_BYTES: usize = 48 << 20;
 /// Caches in full, in [`Standing::caches`].
 pub const CACHES_FULL: usize = 256;
 /// One line a level in this time.
@@ -67,6 +72,11 @@ pub enum Level {
 pub struct Standing {
     /// What this shard may add in one place.
     pub room: usize,
+    /// The same for the store: less, by what the checkpoint takes to write what was put.
+    pub store_room: usize,
+    /// The same for what carries the refusals: a watch stream must be there before its watches can be refused on it. Half of
+    /// what is set aside.
+    pub reserve: usize,
     /// The part of their size that caches may have, of [`CACHES_FULL`].
     pub caches: usize,
 }
@@ -91,6 +101,10 @@ impl Budget {
         self.limit.map(|limit| limit / self.shards.len())
     }
 
+    pub fn base(&self) -> usize {
+        self.base.load(Ordering::Relaxed)
+    }
+
     pub fn set_base(&self, bytes: usize) {
         self.base.store(bytes, Ordering::Relaxed);
     }
@@ -99,14 +113,24 @@ impl Budget {
     pub fn tell(&self, shard: usize, resident: usize, sockets: usize) -> Standing {
         self.shards[shard].resident.store(resident, Ordering::Relaxed);
         self.shards[shard].sockets.store(sockets, Ordering::Relaxed);
-        let Some(limit) = self.limit else { return Standing { room: UNLIMITED, caches: CACHES_FULL } };
+        self.standing()
+    }
+
+    pub fn standing(&self) -> Standing {
+        let Some(limit) = self.limit else {
+            let (room, store_room, reserve) = (UNLIMITED, UNLIMITED, UNLIMITED);
+            return Standing { room, store_room, reserve, caches: CACHES_FULL };
+        };
         let used = self.used();
         let room = full_at(limit).saturating_sub(used);
         // Below the line where they begin to shrink, what is left of the way to the full is more than the whole of it.
         let way = (full_at(limit) - pressed_at(limit)).max(1);
         let caches = (room as u128 * CACHES_FULL as u128 / way as u128).min(CACHES_FULL as u128) as usize;
         // Twice: a shard has a hub beside its connections, and the writer's has the store.
-        Standing { room: room / (2 * self.shards.len()), caches }
+        let share = |bytes: usize| bytes / (2 * self.shards.len());
+        let reserve = (limit - limit / 32).saturating_sub(used);
+        let store_room = room.saturating_sub(CHECKPOINT_BYTES.min(limit / 4));
+        Standing { room: share(room), store_room: share(store_room), reserve: share(reserve), caches }
     }
 
     fn resident(&self) -> usize {
@@ -180,11 +204,11 @@ mod tests {
     fn what_any_shard_holds_takes_from_the_room_of_all() {
         let budget = Budget::new(Some(1_600), 2);
         budget.set_base(100);
-        assert_eq!(budget.tell(0, 400, 0), Standing { room: 250, caches: CACHES_FULL });
+        assert_eq!(budget.tell(0, 400, 0), Standing { room: 250, store_room: 150, reserve: 262, caches: CACHES_FULL });
         assert_eq!(budget.tell(1, 500, 100).room, 100);
         assert_eq!(budget.tell(0, 400, 0).room, 100);
         assert_eq!((budget.used(), budget.level()), (1_100, Level::Plenty));
-        assert_eq!(budget.tell(0, 820, 0), Standing { room: 0, caches: 0 });
+        assert_eq!(budget.tell(0, 820, 0), Standing { room: 0, store_room: 0, reserve: 7, caches: 0 });
         assert_eq!(budget.level(), Level::Full);
         assert_eq!(budget.tell(0, 0, 0).room, 200, "what is freed is room again");
         let unlimited = Budget::new(None, 1);

@@ -9,7 +9,7 @@ use crate::shard::history::Appender;
 use crate::shard::mesh::{Port, Request, Response};
 use crate::shard::writer::{Origin, Writer};
 use crate::store::command::{Read, Write};
-use crate::types::{Alarm, Entry, Time};
+use crate::types::{Alarm, Batch, Change, Entry, Time};
 use crate::wal::LogFailure;
 
 pub struct Embedded {
@@ -22,6 +22,8 @@ pub struct Embedded {
     told: Vec<bool>,
     failure: Option<LogFailure>,
     defragmenting: Defragmenting,
+    /// Keys and values of all puts that were told, in bytes.
+    put_bytes: u64,
 }
 
 /// Who waits for a defragmentation. One that comes while it runs is answered with the others.
@@ -34,7 +36,8 @@ struct Defragmenting {
 impl Embedded {
     pub fn new(writer: Writer, durability: Box<dyn Durability>, appender: Appender, ports: Vec<Port>) -> Embedded {
         let told = vec![false; ports.len()];
-        Embedded { writer, durability, appender, ports, told, failure: None, defragmenting: Defragmenting::default() }
+        let defragmenting = Defragmenting::default();
+        Embedded { writer, durability, appender, ports, told, failure: None, defragmenting, put_bytes: 0 }
     }
 
     /// A bounded turn: the log first, then commands, an even share for each shard so that one's flood leaves room for the
@@ -118,6 +121,7 @@ impl Embedded {
                 Ok(position) => {
                     if let Some(release) = self.writer.durable(position) {
                         release.alarms.iter().for_each(log_alarm);
+                        self.put_bytes += release.batches.iter().map(|batch| put_bytes(batch)).sum::<u64>();
                         self.appender.publish(release.batches.into_iter(), release.revision, release.compacted);
                         self.told.fill(true);
                     }
@@ -129,6 +133,10 @@ impl Embedded {
                 }
             }
         }
+    }
+
+    pub fn put_bytes(&self) -> u64 {
+        self.put_bytes
     }
 
     /// Why the log takes nothing any more, told once.
@@ -162,6 +170,14 @@ impl Embedded {
     pub fn writer(&self) -> &Writer {
         &self.writer
     }
+}
+
+fn put_bytes(batch: &Batch) -> u64 {
+    let puts = batch.changes.iter().map(|change| match change {
+        Change::Put { kv, .. } => kv.key().len() + kv.value().len(),
+        Change::Delete { .. } => 0,
+    });
+    puts.sum::<usize>() as u64
 }
 
 /// An operator looks here for the reason when writes are refused.

@@ -16,6 +16,9 @@ use crate::types::{Batch, Revision};
 
 /// Batches a block holds: 4 KiB of slots.
 const BLOCK_SLOTS: usize = 256;
+/// Bytes of batches that end a block early. A reader holds all of its block for as long as nothing is written, whatever was
+/// compacted since: with values of a megabyte, 256 batches were more than a small server may have.
+const BLOCK_BYTES_MAX: usize = 1 << 20;
 
 struct Block {
     slots: [OnceLock<Arc<Batch>>; BLOCK_SLOTS],
@@ -68,6 +71,8 @@ impl Committed {
 pub struct Appender {
     block: Arc<Block>,
     at: usize,
+    /// Of the batches in the block.
+    block_bytes: usize,
     committed: Arc<Committed>,
 }
 
@@ -78,7 +83,7 @@ impl Appender {
             revision: AtomicI64::new(revision.0),
             compacted: AtomicI64::new(compacted.map_or(NEVER, |revision| revision.0)),
         };
-        Appender { block: Block::new(), at: 0, committed: Arc::new(committed) }
+        Appender { block: Block::new(), at: 0, block_bytes: 0, committed: Arc::new(committed) }
     }
 
     pub fn committed(&self) -> Arc<Committed> {
@@ -91,13 +96,14 @@ impl Appender {
     }
 
     fn append(&mut self, batch: Arc<Batch>) {
-        if self.at == BLOCK_SLOTS {
+        if self.at == BLOCK_SLOTS || self.block_bytes >= BLOCK_BYTES_MAX {
             let next = Block::new();
             let linked = self.block.next.set(Arc::clone(&next));
             assert!(linked.is_ok(), "only this end links blocks, each once");
             self.block = next;
-            self.at = 0;
+            (self.at, self.block_bytes) = (0, 0);
         }
+        self.block_bytes += batch.bytes();
         let set = self.block.slots[self.at].set(batch);
         assert!(set.is_ok(), "only this end sets slots, each once");
         self.at += 1;
@@ -125,25 +131,35 @@ pub struct Reader {
     at: usize,
 }
 
+impl Reader {
+    fn standing_at(&self) -> Option<&Arc<Batch>> {
+        self.block.slots.get(self.at)?.get()
+    }
+}
+
 impl Iterator for Reader {
     type Item = Arc<Batch>;
 
     /// The next batch, if it hangs there already.
     fn next(&mut self) -> Option<Arc<Batch>> {
-        if self.at == BLOCK_SLOTS {
-            self.block = Arc::clone(self.block.next.get()?);
-            self.at = 0;
+        while self.standing_at().is_none() {
+            let next = Arc::clone(self.block.next.get()?);
+            // A block may end early; it was linked behind everything that stands in this one, so a second look sees that.
+            if self.standing_at().is_none() {
+                self.block = next;
+                self.at = 0;
+            }
         }
-        let batch = Arc::clone(self.block.slots[self.at].get()?);
+        let batch = self.standing_at().map(Arc::clone);
         self.at += 1;
-        Some(batch)
+        batch
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::Time;
+    use crate::types::{Change, KeyValue, LeaseId, Time};
 
     fn batch(revision: i64) -> Arc<Batch> {
         Arc::new(Batch { revision: Revision(revision), time: Time(0), changes: Box::new([]) })
@@ -166,6 +182,27 @@ mod tests {
         assert!(late.next().is_none(), "a reader at the edge waits");
         publish(&mut appender, 2_000);
         assert_eq!(late.next().map(|batch| batch.revision), Some(Revision(2_000)));
+    }
+
+    #[test]
+    fn large_batches_are_let_go_although_nothing_is_written_behind_them() {
+        let mut appender = Appender::new(Revision::FIRST, None);
+        let mut reader = appender.reader();
+        let value = vec![7; 100_000];
+        let large: Vec<Arc<Batch>> = (2..102)
+            .map(|revision| {
+                let revision = Revision(revision);
+                let kv = KeyValue::new(b"k", &value, revision, revision, 0, 1, LeaseId::NONE);
+                Arc::new(Batch { revision, time: Time(0), changes: Box::new([Change::Put { kv, previous: None }]) })
+            })
+            .collect();
+        for batch in &large {
+            appender.publish([Arc::clone(batch)].into_iter(), batch.revision, None);
+            assert_eq!(reader.next().map(|batch| batch.revision), Some(batch.revision));
+            assert!(reader.next().is_none());
+        }
+        let held = large.iter().filter(|batch| Arc::strong_count(batch) > 1).count();
+        assert!(held <= 11, "{held} batches of 100 kB are held");
     }
 
     #[test]

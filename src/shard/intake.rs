@@ -33,6 +33,11 @@ impl Intake {
         self.committed.revision()
     }
 
+    /// What was last compacted, as far as it may be told.
+    pub fn compacted(&self) -> Option<Revision> {
+        self.committed.compacted()
+    }
+
     /// Hands the hub what was published since, as far as it has room. True when something is left.
     pub fn feed(&mut self, hub: &mut Hub) -> bool {
         let committed = self.committed.revision();

@@ -48,7 +48,17 @@ pub fn collect() {
 
 /// Resident memory of this process in bytes, as the kernel counts it.
 pub fn resident_bytes() -> io::Result<usize> {
-    kilobytes("/proc/self/status", "VmRSS:")
+    // The shortest of the files that say so, since this is asked a hundred times a second.
+    let text = fs::read_to_string("/proc/self/statm")?;
+    let pages = text.split(' ').nth(1).and_then(|pages| pages.parse::<usize>().ok());
+    pages
+        .map(|pages| pages * rustix::param::page_size())
+        .ok_or_else(|| io::Error::other("/proc/self/statm is malformed"))
+}
+
+/// Virtual memory of this process in bytes.
+pub fn virtual_bytes() -> io::Result<usize> {
+    kilobytes("/proc/self/status", "VmSize:")
 }
 
 #[cfg(test)]

@@ -18,16 +18,20 @@ pub mod cores;
 pub mod costs;
 pub mod durability;
 pub mod embedded;
+pub mod hashes;
 pub mod history;
 pub mod intake;
 pub mod memory;
 pub mod mesh;
+mod meter;
+mod numbers;
 mod pages;
 mod process;
 mod progress;
 mod space;
 mod start;
 mod storage;
+mod supervisor;
 pub mod writer;
 
 pub use start::run;
@@ -48,11 +52,14 @@ use crate::backend::{Command, HistoryError, Identity, Reply};
 use crate::grpc::status::Status;
 use crate::net::ring::{self, Doorbell};
 use crate::net::{CallHead, CallId, CallKind, Door, Handler, Intake, Opened, Output, Page, Ready, Server};
-use crate::service::{Limits, Route, Services, watch};
+use crate::service::cluster::Member;
+use crate::service::errors::Refusal;
+use crate::service::{Limits, Route, Services, method_number, method_path, watch};
 use crate::store::command::{Answer, Error, Write};
 use crate::types::{Revision, WatchLimits};
 use crate::wal::LogFailure;
 use crate::watch::hub::{Hub, HubConfig, StreamId};
+use crate::watch::refusal::Why;
 
 use accounting::Account;
 use auto_compact::AutoCompact;
@@ -62,6 +69,8 @@ use control::Control;
 use embedded::Embedded;
 use intake::Intake as HubIntake;
 use mesh::{Link, Request as Sent, Response, Token};
+use meter::Meter;
+use numbers::About;
 use pages::{QUESTION, Questions};
 use progress::ProgressTimers;
 
@@ -78,6 +87,8 @@ const READY_PER_TURN: usize = 4_096;
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
 /// A disk that does not finish the last write by then is left alone; the log is as good as after a kill.
 const LOG_STOP_MAX: Duration = Duration::from_secs(5);
+/// How long a shard that turns goes by what was resident before.
+const RESIDENT_LOOK_INTERVAL: Duration = Duration::from_millis(10);
 /// While memory is short, the pages of the allocator are looked through this often, and no more.
 const COLLECT_INTERVAL: Duration = Duration::from_secs(5);
 /// What a further connection takes, its first stream and its socket included.
@@ -103,6 +114,7 @@ struct Core {
     ending: HashMap<u32, Status>,
     /// What the pages of plain HTTP ask.
     questions: Questions,
+    meter: Meter,
     progress: ProgressTimers,
     /// On shard 0, when history is to be forgotten by itself.
     auto_compact: Option<AutoCompact>,
@@ -117,6 +129,7 @@ pub struct Shard {
     bells: Vec<Doorbell>,
     control: Control,
     boards: Arc<Boards>,
+    about: About,
     /// Itself: an answer that takes its time keeps it.
     itself: Weak<Shard>,
     /// The connections of this shard, for the account alone: they call in, nobody calls out.
@@ -129,7 +142,11 @@ pub struct Shard {
     budget: Arc<Budget>,
     /// What connections and their sockets may take before further clients are turned away.
     connection_bytes_max: Cell<usize>,
+    /// The same, before further watch streams are refused.
+    stream_bytes_max: Cell<usize>,
     herald: RefCell<Herald>,
+    /// When this shard last asked the kernel how much is resident.
+    looked_at: Cell<Option<Instant>>,
     collected_at: Cell<Option<Instant>>,
 }
 
@@ -137,6 +154,7 @@ pub struct Shard {
 pub struct Parts {
     pub index: usize,
     pub identity: Identity,
+    pub member: Arc<Member>,
     pub limits: Limits,
     pub watch_limits: WatchLimits,
     pub history_bytes_max: usize,
@@ -151,6 +169,8 @@ pub struct Parts {
     pub control: Control,
     pub budget: Arc<Budget>,
     pub boards: Arc<Boards>,
+    pub meter: Meter,
+    pub about: About,
     pub itself: Weak<Shard>,
 }
 
@@ -165,12 +185,13 @@ impl Shard {
         };
         let core = Core {
             hub: Hub::new(config, parts.intake.received()),
-            services: Services::new(parts.identity, parts.limits),
+            services: Services::new(parts.identity, parts.member, parts.limits),
             link: parts.link,
             intake: parts.intake,
             embedded: parts.embedded,
             ending: HashMap::new(),
             questions: Questions::default(),
+            meter: parts.meter,
             progress: ProgressTimers::new(parts.progress_interval),
             auto_compact: parts.auto_compact,
         };
@@ -181,6 +202,7 @@ impl Shard {
             bells: parts.bells,
             control: parts.control,
             boards: parts.boards,
+            about: parts.about,
             itself: parts.itself,
             server: RefCell::default(),
             woken: Cell::new(false),
@@ -189,7 +211,9 @@ impl Shard {
             last_bytes: Cell::new(0),
             budget: parts.budget,
             connection_bytes_max: Cell::new(usize::MAX),
+            stream_bytes_max: Cell::new(usize::MAX),
             herald: RefCell::new(Herald::default()),
+            looked_at: Cell::new(None),
             collected_at: Cell::new(None),
         }
     }
@@ -284,12 +308,20 @@ impl Shard {
         self.look_at_budget(core);
         let mut more = self.turn_writer(core);
         more |= self.take_replies(core);
+        core.meter.before_feed(core.hub.revision(), core.hub.counters().events_sent, &self.boards, clock::now);
         more |= core.intake.feed(&mut core.hub);
         more |= core.hub.turn(HUB_WORK_PER_TURN);
         if let Some(from) = core.hub.next_history_request() {
             self.send(core, HISTORY_TOKEN, Command::History { from });
         }
         more |= self.announce(core);
+        if !core.hub.has_ready() {
+            more |= core.meter.after_turn(core.hub.revision(), core.hub.counters().events_sent);
+        }
+        while let Some(refusal) = core.hub.next_refusal() {
+            let peer = self.ready.peer((refusal.token >> 32) as u32);
+            core.meter.log_refusal(refusal, peer, clock::now());
+        }
         while let Some(stream) = core.hub.next_progress_stream() {
             core.progress.start(stream, clock::now());
         }
@@ -297,26 +329,44 @@ impl Shard {
             // Nobody waits any more when the send fails: then nobody wants the account.
             let _ = account.send(self.account(core));
         }
+        if let Some(question) = self.boards.question(self.index) {
+            self.boards.answer(self.index, question, &self.numbers(core));
+        }
         more
     }
 
     /// Tells the others what this shard holds, and what of this shard may grow, how far it may.
     fn look_at_budget(&self, core: &mut Core) -> Account {
         let account = self.account(core);
-        let standing = self.budget.tell(self.index, account.sum(), account.socket_bytes);
+        let mut standing = self.budget.tell(self.index, account.sum(), account.socket_bytes);
+        let time = clock::now();
+        if self.budget.limit().is_some()
+            && self.looked_at.get().is_none_or(|at| time.duration_since(at) >= RESIDENT_LOOK_INTERVAL)
+        {
+            self.looked_at.set(Some(time));
+            match memory::resident_bytes() {
+                Ok(resident) => self.budget.look(resident),
+                Err(error) => tracing::debug!(%error, "how much memory is resident is unknown"),
+            }
+            standing = self.budget.standing();
+        }
         core.hub.set_memory(standing.room, standing.caches, CACHES_FULL);
         if let Some(embedded) = &mut core.embedded {
-            embedded.set_memory_room(standing.room);
+            embedded.set_memory_room(standing.store_room);
         }
         let connection_bytes = account.connection_bytes + account.socket_bytes;
         self.connection_bytes_max.set(connection_bytes.saturating_add(standing.room));
+        self.stream_bytes_max.set(connection_bytes.saturating_add(standing.reserve));
         account
     }
 
     /// Shard 0: the log and the commands.
     fn turn_writer(&self, core: &mut Core) -> bool {
         let Some(embedded) = &mut core.embedded else { return false };
+        let begun = clock::now();
         let more = embedded.turn(clock::wall(), COMMANDS_PER_TURN);
+        let (sealed, committed) = (embedded.writer().sealed_position(), embedded.writer().committed_position());
+        core.meter.writer_turned(sealed, committed, core.intake.committed(), begun, &self.boards);
         match embedded.take_failure() {
             None => {}
             Some(refused @ LogFailure::Refused(_)) => {
@@ -338,6 +388,7 @@ impl Shard {
     }
 
     fn take_replies(&self, core: &mut Core) -> bool {
+        let mut now = None;
         for _ in 0..REPLIES_PER_TURN {
             let Some(Response { token, reply }) = core.link.receive() else { break };
             match (token, reply) {
@@ -345,6 +396,10 @@ impl Shard {
                 (COMPACTION_TOKEN, Reply::Answer(answer)) => end_compaction(core, &answer),
                 (token, reply) if token & QUESTION != 0 => core.questions.reply(token, reply),
                 (token, reply) => {
+                    if let Reply::Answer(answer) = &reply {
+                        core.meter.answered(answer);
+                    }
+                    self.call_answered(core, token, *now.get_or_insert_with(clock::now));
                     if let Some(call) = core.services.reply(token, reply) {
                         self.ready.ready(call);
                     }
@@ -358,6 +413,12 @@ impl Shard {
             self.wake_writer();
         }
         core.link.has_response() || core.services.has_work()
+    }
+
+    fn call_answered(&self, core: &mut Core, handle: u32, now: Instant) {
+        if let Some(slow) = core.meter.call_answered(handle, now) {
+            core.meter.log_slow(&slow, method_path(slow.method), self.ready.peer(slow.connection));
+        }
     }
 
     fn announce(&self, core: &mut Core) -> bool {
@@ -377,6 +438,8 @@ impl Shard {
                 self.wake();
             }
             Err(status) => {
+                core.hub.refused(stream.0, Why::Request("a message that is no watch request"));
+                self.wake();
                 core.ending.insert(stream.0 | WATCH_HANDLE, status);
                 self.ready.ready(call);
                 return Intake::Pause;
@@ -397,6 +460,10 @@ impl Shard {
         let core = &mut *self.core.borrow_mut();
         let time = clock::now();
         self.boards.turned(self.index, time);
+        core.meter.keep_house(time);
+        if let Some(server) = self.server.borrow().upgrade() {
+            server.keep_house(time);
+        }
         while let Some(stream) = core.progress.next_due(time) {
             if core.hub.progress_due(stream) {
                 self.wake();
@@ -414,7 +481,7 @@ impl Shard {
         }
         core.hub.keep_house();
         if self.index == 0 {
-            self.look_at_resident_memory(time);
+            self.tell_of_memory(time);
         }
         let bytes = self.look_at_budget(core).sum();
         self.give_memory_back(bytes, time);
@@ -441,12 +508,22 @@ impl Shard {
         }
     }
 
-    /// Shard 0: what is resident and not counted, and what an operator should know.
-    fn look_at_resident_memory(&self, time: Instant) {
-        match memory::resident_bytes() {
-            Ok(resident) => self.budget.look(resident),
-            Err(error) => tracing::debug!(%error, "how much memory is resident is unknown"),
+    /// By the numbers of this moment: a burst of connections or streams comes between two turns.
+    fn connection_bytes(&self) -> usize {
+        let server = self.server.borrow().upgrade();
+        server.map_or(0, |server| (server.bytes() + server.socket_bytes()) as usize)
+    }
+
+    /// As [`Handler::has_room`], for a watch stream.
+    fn admits_stream(&self, core: &mut Core) -> bool {
+        self.connection_bytes() <= self.stream_bytes_max.get() || {
+            self.look_at_budget(core);
+            self.connection_bytes() <= self.stream_bytes_max.get()
         }
+    }
+
+    /// Shard 0: what an operator should know.
+    fn tell_of_memory(&self, time: Instant) {
         let Some(level) = self.herald.borrow_mut().look(time, self.budget.level()) else { return };
         let (used_bytes, limit_bytes) = (self.budget.used(), self.budget.limit());
         match level {
@@ -464,6 +541,7 @@ impl Shard {
     fn account(&self, core: &Core) -> Account {
         let (hub, counters) = (core.hub.bytes(), core.hub.counters());
         let (calls, call_bytes) = core.services.bytes();
+        let call_bytes = call_bytes + core.meter.bytes();
         let mut account = Account {
             calls,
             call_bytes,
@@ -524,20 +602,29 @@ fn compacted(HistoryError::Compacted(revision): HistoryError) -> Revision {
 
 impl Handler for Shard {
     fn has_room(&self) -> bool {
-        let Some(server) = self.server.borrow().upgrade() else { return true };
-        // By the numbers of this moment: a burst of connections comes between two turns.
-        (server.bytes() + server.socket_bytes()) as usize + CONNECTION_BYTES <= self.connection_bytes_max.get()
+        let admits = || self.connection_bytes() + CONNECTION_BYTES <= self.connection_bytes_max.get();
+        // A burst of connections comes between two turns, and the bound is what the last turn knew.
+        admits() || {
+            self.look_at_budget(&mut self.core.borrow_mut());
+            admits()
+        }
     }
 
     fn open(&self, call: CallId, head: &CallHead<'_>) -> Result<Opened, Status> {
         let route = Route::of(head.path)?;
         Services::admit(head)?;
+        let number = method_number(head.path).expect("a method that is served is in the table");
         let core = &mut *self.core.borrow_mut();
         Ok(match route {
-            Route::Unary(method) => Opened { kind: CallKind::OneRequest, handle: core.services.open(call, method) },
+            Route::Unary(method) => {
+                let handle = core.services.open(call, method);
+                core.meter.call_opened(handle, call.connection, number, clock::now());
+                Opened { kind: method.kind(), handle, method: number }
+            }
+            Route::Watch if !self.admits_stream(core) => return Err(Refusal::NoStreamMemory.into()),
             Route::Watch => {
                 let stream = core.hub.open_stream(u64::from(call.connection) << 32 | u64::from(call.stream));
-                Opened { kind: CallKind::RequestStream, handle: stream.0 | WATCH_HANDLE }
+                Opened { kind: CallKind::RequestStream, handle: stream.0 | WATCH_HANDLE, method: number }
             }
         })
     }
@@ -545,8 +632,9 @@ impl Handler for Shard {
     fn message(&self, call: CallId, handle: u32, message: Bytes) -> Intake {
         let core = &mut *self.core.borrow_mut();
         if handle & WATCH_HANDLE == 0 {
-            if let Some(command) = core.services.request(handle, message) {
-                self.send(core, handle, command);
+            match core.services.request(handle, message) {
+                Some(command) => self.send(core, handle, command),
+                None => self.call_answered(core, handle, clock::now()),
             }
             return Intake::Continue;
         }
@@ -559,9 +647,12 @@ impl Handler for Shard {
         !core.ending.contains_key(&handle) && core.hub.can_take_requests(StreamId(handle & !WATCH_HANDLE))
     }
 
-    fn end_of_requests(&self, _call: CallId, _handle: u32) {
-        // A unary call is answered when its reply comes. A watch stream that its client has half-closed goes on, as in
-        // etcd: an HTTP gateway sends one create request and then only listens.
+    fn end_of_requests(&self, _call: CallId, handle: u32) {
+        // A watch stream that its client has half-closed goes on, as in etcd: an HTTP gateway sends one create request and
+        // then only listens.
+        if handle & WATCH_HANDLE == 0 {
+            self.core.borrow_mut().services.end_of_requests(handle);
+        }
     }
 
     fn output(&self, _call: CallId, handle: u32, bytes_max: usize) -> Output {
@@ -588,6 +679,7 @@ impl Handler for Shard {
     fn closed(&self, _call: CallId, handle: u32) {
         let core = &mut *self.core.borrow_mut();
         if handle & WATCH_HANDLE == 0 {
+            core.meter.call_closed(handle);
             core.services.closed(handle);
             if core.services.has_work() {
                 self.wake();

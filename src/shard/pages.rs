@@ -26,6 +26,9 @@ const ANSWER_MAX: Duration = Duration::from_secs(7);
 /// In the words of etcd.
 const TIMED_OUT: &str = "etcdserver: request timed out";
 
+/// The shard that answers for the backend.
+const WRITER: usize = 0;
+
 /// Tells the token of a question from that of a call.
 pub const QUESTION: Token = 1 << 31;
 
@@ -48,6 +51,10 @@ impl Questions {
 impl Shard {
     /// What the backend says, or why it says nothing.
     async fn ask(&self, command: Command) -> Result<Reply, &'static str> {
+        if self.boards.hangs(WRITER, clock::now()) {
+            // A probe has less patience than the answer would take.
+            return Err(TIMED_OUT);
+        }
         let (sender, answer) = oneshot::channel();
         {
             let core = &mut *self.core.borrow_mut();
@@ -68,12 +75,14 @@ impl Shard {
         match asked {
             Asked::Version => pages::version(),
             Asked::Variables => pages::variables(&process::arguments(), process::descriptors_max()),
+            Asked::Metrics => pages::metrics(self.write_metrics().await),
             Asked::Health { excluded } => {
                 let mut findings = self.look_at_alarms().await;
                 if pages::illness(&findings, &excluded).is_none() {
                     findings.read_failed = self.try_to_read().await.err();
                 }
                 let illness = pages::illness(&findings, &excluded);
+                self.core.borrow_mut().meter.health_checked(illness.is_none());
                 if let Some(reason) = &illness {
                     tracing::warn!(%peer, reason, "/health error");
                 }

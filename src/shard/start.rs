@@ -23,7 +23,8 @@ use crate::net::limits::ConnectionLimits;
 use crate::net::listener::{self, ListenError, Listener};
 use crate::net::ring::{Doorbell, Ring, RingRefused};
 use crate::net::{Door, IdleBuffers, NetConfig, Ready, Server};
-use crate::service::Limits;
+use crate::service::cluster::Member;
+use crate::service::{self, Limits};
 use crate::shard::accounting::Account;
 use crate::shard::auto_compact::AutoCompact;
 use crate::shard::board::Boards;
@@ -33,7 +34,10 @@ use crate::shard::embedded::Embedded;
 use crate::shard::history::{Appender, Committed, Reader};
 use crate::shard::intake::Intake;
 use crate::shard::mesh::{self, Link};
+use crate::shard::meter::Meter;
+use crate::shard::numbers::About;
 use crate::shard::storage::{self, Opened, Primed, StorageError};
+use crate::shard::supervisor::{State, Supervisor};
 use crate::shard::writer::{Pace, Writer};
 use crate::shard::{Parts, Shard, clock, cores, memory};
 use crate::store::quota::{self, Quota};
@@ -102,6 +106,7 @@ struct Plan {
     control: Control,
     budget: Arc<Budget>,
     boards: Arc<Boards>,
+    about: About,
 }
 
 /// The writer's side, on shard 0.
@@ -117,6 +122,7 @@ struct WriterPlan {
 /// # Errors
 /// When it cannot start.
 pub fn run(config: Config) -> Result<(), StartError> {
+    let started_at = clock::wall();
     memory::without_huge_pages().map_err(system("switch transparent huge pages off"))?;
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGUSR1]).map_err(system("listen for signals"))?;
     probe(&config)?;
@@ -126,8 +132,15 @@ pub fn run(config: Config) -> Result<(), StartError> {
     let bells = bells.map_err(system("make an eventfd for each shard"))?;
     let Opened { identity, storage, primed } = storage::open(&config, &bells[0]).map_err(StartError::Storage)?;
     let store_bytes = primed.store.bytes().total();
+    let about = About {
+        started_at,
+        member_id: identity.member_id,
+        methods: service::methods().into(),
+        disk: Some(primed.checkpointed.meter.clone()),
+    };
+    let boards = Boards::new(bells.len(), about.methods.len(), clock::now());
     let budget = budget(&config, bells.len())?;
-    let (plans, mut orders) = plan_shards(config, &cores, bells, identity, primed, &budget);
+    let (plans, mut orders) = plan_shards(config, &cores, bells, identity, primed, (&budget, &boards, &about));
     let (started_sender, started) = mpsc::channel();
     // The writer's shard first, which has the term of this start on the disk before it is ready.
     let mut threads = Vec::new();
@@ -139,7 +152,9 @@ pub fn run(config: Config) -> Result<(), StartError> {
     let resident = memory::resident_bytes().map_err(system("read how much memory is resident"))?;
     let base = resident.saturating_sub(store_bytes);
     budget.set_base(base);
+    let supervisor = Supervisor::of_this_process();
     tracing::info!(shards = threads.len(), "ready to serve client requests");
+    supervisor.tell(State::Ready);
     for signal in signals.forever() {
         if signal == SIGUSR1 {
             print_account(&mut orders, base, &budget);
@@ -148,6 +163,7 @@ pub fn run(config: Config) -> Result<(), StartError> {
         tracing::info!(signal = low_level::signal_name(signal).unwrap_or("unknown"), "received signal, shutting down");
         break;
     }
+    supervisor.tell(State::Stopping);
     drain(&mut orders, threads);
     storage.close();
     tracing::info!("all connections closed");
@@ -214,11 +230,10 @@ fn plan_shards(
     bells: Vec<Doorbell>,
     identity: Identity,
     primed: Primed,
-    budget: &Arc<Budget>,
+    (budget, boards, about): (&Arc<Budget>, &Arc<Boards>, &About),
 ) -> (Vec<Plan>, Orders) {
     let config = Arc::new(config);
     let limits = ConnectionLimits::new(config.connections_max, config.connections_per_address_max);
-    let boards = Boards::new(bells.len(), clock::now());
     let at = primed.store.revision();
     let appender = Appender::new(at, primed.store.compacted());
     let (links, ports): (Vec<_>, Vec<_>) = (0..bells.len()).map(|_| mesh::pair()).unzip();
@@ -243,7 +258,8 @@ fn plan_shards(
                 bells: bells.clone(),
                 control,
                 budget: Arc::clone(budget),
-                boards: Arc::clone(&boards),
+                boards: Arc::clone(boards),
+                about: About { disk: about.disk.clone().filter(|_| index == 0), ..about.clone() },
             }
         })
         .collect();
@@ -390,6 +406,11 @@ fn shard(plan: Plan, ready: Ready, itself: Weak<Shard>) -> Shard {
     Shard::new(Parts {
         index: plan.index,
         identity: plan.identity,
+        member: Arc::new(Member {
+            name: config.name.clone(),
+            peer_urls: config.advertise_peer_urls.clone(),
+            client_urls: config.advertise_client_urls.clone(),
+        }),
         limits: Limits { request_bytes_max: config.request_bytes_max, txn_ops_max: config.txn_operations_max },
         watch_limits: config.watch_limits,
         history_bytes_max: config.history_bytes_max,
@@ -404,6 +425,8 @@ fn shard(plan: Plan, ready: Ready, itself: Weak<Shard>) -> Shard {
         control: plan.control,
         budget: plan.budget,
         boards: plan.boards,
+        meter: Meter::new(config.warn_after, plan.about.methods.len(), config.metrics_are_extensive),
+        about: plan.about,
         itself,
     })
 }

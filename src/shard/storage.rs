@@ -76,7 +76,7 @@ pub struct Primed {
     pub term: u64,
     supply: Supply<std::os::fd::OwnedFd>,
     progress: Sender<Progress>,
-    checkpointed: Checkpointed,
+    pub checkpointed: Checkpointed,
     segments: SegmentsHandle,
     is_durable: bool,
 }
@@ -250,7 +250,8 @@ impl Logged {
         is_durable: bool,
         wake: Rc<dyn Fn()>,
     ) -> Logged {
-        let log = Log::new(RingDevice::new(wake, is_durable), supply, progress.clone());
+        let device = RingDevice::new(wake, is_durable, checkpointed.meter.clone());
+        let log = Log::new(device, supply, progress.clone());
         Logged { log, progress, checkpointed, segments, defragmenting: None }
     }
 }

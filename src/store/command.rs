@@ -28,6 +28,10 @@ pub enum Read {
     Range(Range),
     /// A transaction whose both branches only range, and that nests none.
     Txn(Txn),
+    /// etcd's hash over what is stored up to a revision. 0 is the newest; below 0 nothing is hashed.
+    Hash {
+        revision: i64,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -158,8 +162,18 @@ pub enum Outcome {
     },
     Txn(TxnOutcome),
     Compact,
+    Hash(Hash),
     /// The alarm that was raised, also when it was active before; or the one that was taken back, if it was active.
     Alarm(Option<Alarm>),
+}
+
+/// What was hashed, and under which compaction: two hashes compare only if both are the same.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Hash {
+    pub hash: u32,
+    pub revision: Revision,
+    /// -1 before the first compaction.
+    pub compacted: Revision,
 }
 
 /// What a range found.

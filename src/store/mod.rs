@@ -9,6 +9,7 @@
 //! - `key_index`: key -> its versions, for reads at a revision;
 //! - `history`: revision -> batch, for watchers that are behind; versions are shared between the two;
 //! - `txn`, `range`, `sort`: the semantics of writes and reads, over the index alone;
+//! - `hash`: one number over all that is stored, as etcd computes it;
 //! - `quota`: what a write costs;
 //! - `compact`: what a compaction made unreachable leaves in bounded turns;
 //! - `restore`: a store from rows of changes, at a start; `bulk` makes the index of many versions at once.
@@ -33,6 +34,7 @@
 mod bulk;
 pub mod command;
 mod compact;
+mod hash;
 mod history;
 mod key_index;
 #[cfg(test)]
@@ -54,6 +56,7 @@ use crate::types::{Alarm, AlarmKind, Batch, ChangeId, Entry, KeyRange, Revision,
 
 use self::command::{Answer, Error, Outcome, Range, Read, Write};
 use self::compact::Removal;
+use self::hash::HashJob;
 use self::history::History;
 use self::key_index::KeyIndex;
 use self::range::{Budget, RangeJob, read_one};
@@ -252,6 +255,7 @@ impl Store {
         let horizon = self.horizon(now);
         match read {
             Read::Range(range) => self.read_range(range, horizon),
+            Read::Hash { revision } => self.read_hash(*revision, horizon),
             Read::Txn(txn) => {
                 let job = ReadTxnJob::new(txn, horizon);
                 Ok(ReadJob { now, oldest: job.oldest(), work: Work::Txn(Box::new(job)) })
@@ -273,6 +277,18 @@ impl Store {
             KeyRange::Span { .. } | KeyRange::From(_) => Work::Range(Box::new(RangeJob::new(range, at))),
         };
         Ok(ReadJob { now, oldest: at, work })
+    }
+
+    fn read_hash(&self, revision: i64, Horizon { current, compacted }: Horizon) -> Result<ReadJob, Error> {
+        if revision > 0 && Revision(revision) < compacted {
+            return Err(Error::Compacted { asked: revision, compacted });
+        }
+        if Revision(revision) > current {
+            return Err(Error::FutureRevision { asked: revision, current });
+        }
+        let at = if revision == 0 { current } else { Revision(revision) };
+        let job = HashJob::new(at, compacted);
+        Ok(ReadJob { now: current, oldest: job.oldest(), work: Work::Hash(Box::new(job)) })
     }
 
     /// Removal passes a reader only when its pin was given up; then it is told so instead of shown a hole.
@@ -298,6 +314,10 @@ impl Store {
         match &mut job.work {
             Work::Ready(_) => None,
             Work::Range(range) => range.turn(&self.index, &mut budget).map(|rows| Ok(answer(Outcome::Range(rows)))),
+            Work::Hash(job) => {
+                let hash = job.turn(&self.index, &self.history, &mut budget)?;
+                Some(Ok(answer(Outcome::Hash(hash))))
+            }
             Work::Txn(txn) => {
                 let outcome = txn.turn(&self.index, &mut budget)?;
                 Some(outcome.map(|outcome| answer(Outcome::Txn(outcome))))
@@ -355,6 +375,7 @@ enum Work {
     Ready(Outcome),
     Range(Box<RangeJob>),
     Txn(Box<ReadTxnJob>),
+    Hash(Box<HashJob>),
 }
 
 impl ReadJob {
@@ -369,6 +390,7 @@ impl ReadJob {
             Work::Ready(_) => 0,
             Work::Range(range) => range.scratch_bytes(),
             Work::Txn(txn) => txn.scratch_bytes(),
+            Work::Hash(hash) => hash.scratch_bytes(),
         }
     }
 }

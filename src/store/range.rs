@@ -35,6 +35,13 @@ impl Budget {
         left
     }
 
+    /// Takes what a row of so many bytes is worth, when a visit pays for `bytes_per_visit` of them, if there is any left.
+    pub fn take_bytes(&mut self, bytes: usize, bytes_per_visit: usize) -> bool {
+        let left = self.0 > 0;
+        self.0 = self.0.saturating_sub(1 + bytes / bytes_per_visit);
+        left
+    }
+
     pub fn is_spent(&self) -> bool {
         self.0 == 0
     }
@@ -157,7 +164,7 @@ impl RangeJob {
 
 /// Sorts what one turn collected, so that no turn sorts more than it walked, and forgets rows that cannot come first.
 /// `rows_max` are the rows that all turns may collect.
-fn keep_run(runs: &mut Vec<Vec<KeyValue>>, mut run: Vec<KeyValue>, order: Order, limit: usize, rows_max: usize) {
+pub fn keep_run(runs: &mut Vec<Vec<KeyValue>>, mut run: Vec<KeyValue>, order: Order, limit: usize, rows_max: usize) {
     if order.by_key() {
         // Runs in key order follow one another: one growing run, cut at the end.
         match runs.first_mut() {

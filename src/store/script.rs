@@ -267,6 +267,7 @@ fn show_outcome(outcome: &Outcome) -> String {
             format!(" {} [{}]", if txn.succeeded { "yes" } else { "no" }, answers.join(" | "))
         }
         Outcome::Compact => String::new(),
+        Outcome::Hash(hash) => format!(" hash {} of {} over {}", hash.hash, hash.revision, hash.compacted),
         Outcome::Alarm(None) => " none".to_owned(),
         Outcome::Alarm(Some(Alarm { member, kind })) => format!(" {kind:?} {member}"),
     }

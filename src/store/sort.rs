@@ -18,6 +18,8 @@ pub enum Order {
     Key,
     /// The index is walked backwards.
     KeyDescending,
+    /// That in which the versions were written. No request can name it.
+    Change,
     Target {
         target: SortTarget,
         descending: bool,
@@ -35,13 +37,14 @@ impl Order {
     }
 
     pub fn by_key(self) -> bool {
-        !matches!(self, Order::Target { .. })
+        matches!(self, Order::Key | Order::KeyDescending)
     }
 
     pub fn compare(self, left: &KeyValue, right: &KeyValue) -> Ordering {
         let (target, descending) = match self {
             Order::Key => return left.key().cmp(right.key()),
             Order::KeyDescending => return right.key().cmp(left.key()),
+            Order::Change => return left.id().cmp(&right.id()),
             Order::Target { target, descending } => (target, descending),
         };
         let ordering = match target {

@@ -102,6 +102,11 @@ pub fn put_key_value(out: &mut impl Sink, kv: &KeyValue) {
     out.put_number(LEASE, kv.lease().0 as u64);
 }
 
+/// What etcd stores of a deleted key: a `mvccpb.KeyValue` with the key and nothing else.
+pub fn put_deleted(out: &mut impl Sink, key: &[u8]) {
+    out.put_bytes(KEY, key);
+}
+
 /// A message field is present even when the message in it is empty.
 fn put_message_head(out: &mut impl Sink, tag: u8, length: usize) {
     out.put_byte(tag);

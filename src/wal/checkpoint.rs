@@ -20,6 +20,8 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use redb::{Database, ReadableDatabase, TableDefinition};
 
+use crate::metrics::Histogram;
+use crate::metrics::histogram::DISK;
 use crate::types::{Batch, ChangeId, Entry, Position, Revision, Row};
 
 use super::checkpoint_backend::{CheckpointError, RedbError, Shared, database};
@@ -138,7 +140,7 @@ impl<D: Disk> Checkpoint<D> {
             disk.remove(NEW_FILE_NAME).map_err(CheckpointError::io)?;
         }
         drop(disk.create(NEW_FILE_NAME).map_err(CheckpointError::io)?);
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared::new(Arc::new(Histogram::new(DISK))));
         let database = database(&*disk, NEW_FILE_NAME, &shared, false)?;
         let mut checkpoint = Checkpoint {
             disk,
@@ -172,7 +174,7 @@ impl<D: Disk> Checkpoint<D> {
     }
 
     fn open_checked(disk: Arc<D>, check: bool) -> Result<Checkpoint<D>, CheckpointError> {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared::new(Arc::new(Histogram::new(DISK))));
         // An empty file would be taken for a new one.
         let length = disk.open(FILE_NAME).and_then(|file| file.len()).map_err(CheckpointError::io)?;
         if length == 0 {
@@ -196,6 +198,10 @@ impl<D: Disk> Checkpoint<D> {
 
     pub fn file_bytes(&self) -> Result<u64, CheckpointError> {
         self.disk.open(FILE_NAME).and_then(|file| file.len()).map_err(CheckpointError::io)
+    }
+
+    pub fn syncs(&self) -> Arc<Histogram> {
+        self.shared.syncs.clone()
     }
 
     /// How many bytes were written to the file since it was opened.
@@ -252,7 +258,7 @@ impl<D: Disk> Checkpoint<D> {
         meta: Meta,
     ) -> Result<(), CheckpointError> {
         if self.database.is_none() {
-            self.shared = Arc::new(Shared::default());
+            self.shared = Arc::new(Shared::new(self.shared.syncs.clone()));
             self.database = Some(database(&*self.disk, FILE_NAME, &self.shared, false)?);
         }
         let result = self.write(batches, removed, meta);

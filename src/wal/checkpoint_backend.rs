@@ -7,6 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use redb::{Builder, Database, StorageBackend, StorageError};
 
+use crate::metrics::Histogram;
+use crate::shard::clock;
+
 use super::checkpoint::FILE_NAME;
 use super::checkpoint_rows::FORMAT_VERSION;
 use super::disk::{Disk, DiskFile};
@@ -56,15 +59,26 @@ struct Backend<F> {
     shared: Arc<Shared>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Shared {
     failure: Mutex<Option<io::Error>>,
     pub written_bytes: AtomicU64,
     /// What is written is slowed down to this many bytes a second; 0 is as fast as the disk.
     pub write_bytes_per_second: AtomicU64,
+    /// How long the syncs took.
+    pub syncs: Arc<Histogram>,
 }
 
 impl Shared {
+    pub fn new(syncs: Arc<Histogram>) -> Shared {
+        Shared {
+            failure: Mutex::default(),
+            written_bytes: AtomicU64::new(0),
+            write_bytes_per_second: AtomicU64::new(0),
+            syncs,
+        }
+    }
+
     fn note<T>(&self, result: io::Result<T>) -> io::Result<T> {
         if let Err(error) = &result {
             let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
@@ -104,7 +118,10 @@ impl<F: DiskFile> StorageBackend for Backend<F> {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.shared.note(self.file.sync_data())
+        let begun = clock::now();
+        let synced = self.file.sync_data();
+        self.shared.syncs.observe(clock::now() - begun);
+        self.shared.note(synced)
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
@@ -114,7 +131,7 @@ impl<F: DiskFile> StorageBackend for Backend<F> {
         let rate = self.shared.write_bytes_per_second.load(Ordering::Relaxed);
         if rate > 0 && before / PACE_BYTES != (before + bytes) / PACE_BYTES {
             // What goes to the disk bit by bit does not stand before the log's sync all at once.
-            self.shared.note(self.file.sync_data())?;
+            self.sync_data()?;
             std::thread::sleep(std::time::Duration::from_secs_f64(PACE_BYTES as f64 / rate as f64));
         }
         Ok(())

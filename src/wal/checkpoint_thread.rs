@@ -23,6 +23,7 @@ use super::Progress;
 use super::checkpoint::{Checkpoint, Gathered};
 use super::checkpoint_backend::CheckpointError;
 use super::disk::{Disk, DiskFile};
+use super::meter::Meter;
 
 /// Space that is kept for redb's next commit on a full disk.
 pub const RESERVE_NAME: &str = "reserve";
@@ -55,12 +56,14 @@ const SCRUB_BYTES_PER_POLL: u64 = 2_000_000;
 const SCRUB_ROWS: usize = 1_000;
 
 /// What the thread shares with the others.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Checkpointed {
     /// The last position that the checkpoint holds: segments of the log up to it are free.
     pub position: Arc<AtomicU64>,
     /// The checkpoint could not be written for want of space.
     pub is_short_of_space: Arc<AtomicBool>,
+    /// For whoever wants to know how it stands.
+    pub meter: Arc<Meter>,
 }
 
 /// When to come again.
@@ -102,7 +105,10 @@ impl<D: Disk> Mover<D> {
         progress: Receiver<Progress>,
         now: Instant,
     ) -> Mover<D> {
-        let checkpointed = Checkpointed::default();
+        let meter = Meter::new(checkpoint.syncs(), clock::wall());
+        meter.checkpoint_lacks(gathered.bytes());
+        let checkpointed =
+            Checkpointed { position: Arc::default(), is_short_of_space: Arc::default(), meter: Arc::new(meter) };
         checkpointed.position.store(checkpoint.meta().position.0, Ordering::Release);
         let mut mover = Mover {
             disk,
@@ -170,6 +176,7 @@ impl<D: Disk> Mover<D> {
         }
         if self.gathered.has_groups() {
             self.since.get_or_insert(now);
+            self.checkpointed.meter.checkpoint_lacks(self.gathered.bytes());
         }
     }
 
@@ -200,6 +207,7 @@ impl<D: Disk> Mover<D> {
             Ok(()) => {
                 (self.since, self.retry_at) = (None, None);
                 self.checkpointed.position.store(self.checkpoint.meta().position.0, Ordering::Release);
+                self.checkpointed.meter.checkpointed(clock::wall(), self.gathered.bytes());
                 Ok(())
             }
             Err(CheckpointError::Full(error)) => {

@@ -13,6 +13,7 @@ pub mod examine;
 pub mod file_disk;
 pub mod identity;
 pub mod log;
+pub mod meter;
 mod overlay;
 pub mod record;
 pub mod recovery;

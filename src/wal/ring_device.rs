@@ -4,16 +4,20 @@ use std::cell::Cell;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use crate::net::ring::{self, AlignedBuffer};
+use crate::shard::clock;
 use crate::wal::LogFailure;
 use crate::wal::log::Device;
+use crate::wal::meter::Meter;
 
 /// Lives inside of [`ring::Ring::run`].
 pub struct RingDevice {
     done: Rc<Cell<Option<Done>>>,
     wake: Rc<dyn Fn()>,
     is_durable: bool,
+    meter: Arc<Meter>,
 }
 
 type Done = (Result<(), LogFailure>, AlignedBuffer);
@@ -21,8 +25,8 @@ type Done = (Result<(), LogFailure>, AlignedBuffer);
 impl RingDevice {
     /// `wake` is called when a frame is done, so that the thread looks at its log. Unless `is_durable`, frames are written
     /// and not synced (`--unsafe-no-fsync`).
-    pub fn new(wake: Rc<dyn Fn()>, is_durable: bool) -> RingDevice {
-        RingDevice { done: Rc::default(), wake, is_durable }
+    pub fn new(wake: Rc<dyn Fn()>, is_durable: bool, meter: Arc<Meter>) -> RingDevice {
+        RingDevice { done: Rc::default(), wake, is_durable, meter }
     }
 }
 
@@ -30,10 +34,11 @@ impl Device for RingDevice {
     type Segment = OwnedFd;
 
     fn submit(&mut self, segment: &Rc<OwnedFd>, offset: u64, frame: AlignedBuffer) {
-        let (segment, done, wake, is_durable) =
-            (segment.clone(), self.done.clone(), self.wake.clone(), self.is_durable);
+        let (segment, done, wake) = (segment.clone(), self.done.clone(), self.wake.clone());
+        let (is_durable, meter) = (self.is_durable, self.meter.clone());
         ring::spawn(async move {
-            done.set(Some(write(&segment, offset, frame, is_durable).await));
+            meter.log_wrote(frame.len());
+            done.set(Some(write(&segment, offset, frame, is_durable, &meter).await));
             wake();
         });
     }
@@ -44,7 +49,7 @@ impl Device for RingDevice {
 }
 
 /// Writes until all of it is written, then syncs. A write that was cut short goes on behind.
-async fn write(segment: &Rc<OwnedFd>, offset: u64, mut frame: AlignedBuffer, is_durable: bool) -> Done {
+async fn write(segment: &Rc<OwnedFd>, offset: u64, mut frame: AlignedBuffer, is_durable: bool, meter: &Meter) -> Done {
     let mut written = 0;
     while written < frame.len() {
         let (result, buffer) = ring::Write::submit(segment, frame, written, offset + written as u64).await;
@@ -60,12 +65,18 @@ async fn write(segment: &Rc<OwnedFd>, offset: u64, mut frame: AlignedBuffer, is_
     if !is_durable {
         return (Ok(()), frame);
     }
-    (ring::SyncData::submit(segment).await.map_err(LogFailure::Broken), frame)
+    let begun = clock::now();
+    let synced = ring::SyncData::submit(segment).await;
+    meter.log_syncs.observe(clock::now() - begun);
+    (synced.map_err(LogFailure::Broken), frame)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::Histogram;
+    use crate::metrics::histogram::{DISK, WORDS};
+    use crate::metrics::numbers::totals;
     use crate::net::ring::{Doorbell, Ring};
     use crate::types::{Entry, Position};
     use crate::wal::Progress;
@@ -75,7 +86,6 @@ mod tests {
     use crate::wal::replay::{Recovered, Replay};
     use crate::wal::segments;
     use std::path::PathBuf;
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicU64, Ordering};
     use std::sync::mpsc::channel;
 
@@ -116,7 +126,9 @@ mod tests {
         let handle = segments::spawn(keeper, Box::new(move || far.ring())).unwrap();
         let (sender, progress) = channel();
         let near = bell.clone();
-        let mut log = Log::new(RingDevice::new(Rc::new(move || near.ring()), true), supply, sender);
+        let meter = Arc::new(Meter::new(Arc::new(Histogram::new(DISK)), clock::wall()));
+        let device = RingDevice::new(Rc::new(move || near.ring()), true, meter.clone());
+        let mut log = Log::new(device, supply, sender);
         let end = position.0 + groups;
         let mut durable = position;
         while durable.0 < end {
@@ -138,6 +150,10 @@ mod tests {
             handle.wake();
         }
         assert!(log.is_idle());
+        let mut words = [0; WORDS];
+        meter.log_syncs.read(&mut words);
+        let syncs = totals(&words).0;
+        assert!(syncs >= groups / 8 && meter.log_written_bytes() >= syncs * 4_096, "{syncs} syncs");
     }
 
     #[test]

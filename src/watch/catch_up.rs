@@ -25,6 +25,7 @@ use super::fan_out::{previous_is_kept, put_tagged};
 use super::group::{Member, Options};
 use super::hub::Hub;
 use super::message::{Events, Head, SHARED_BYTES_MIN};
+use super::refusal::Why;
 use crate::types::{Batch, Revision};
 
 impl Hub {
@@ -242,6 +243,7 @@ impl Hub {
             ..Head::default()
         };
         self.streams.send(member.stream, &self.config.identity.header(Revision::ZERO), &head, Events::NONE);
+        self.refused(member.stream, Why::Compacted(self.compacted));
         self.end_watch(member, flush.group);
         self.drop_apart(member, flush.group);
     }

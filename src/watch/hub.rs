@@ -20,8 +20,9 @@ use super::behind::CatchUp;
 use super::fan_out::FanOut;
 use super::group::{Groups, Options};
 pub use super::message::HeaderIds;
+use super::refusal::{Refusal, RefusalCounts, Refusals, Why};
 use super::stream::Streams;
-use crate::types::{Batch, KeyRange, Revision, WatchLimits};
+use crate::types::{Batch, KeyRange, Revision, Time, WatchLimits};
 
 /// Work on requests, late watchers and removals between two batches while more batches wait. Without it a steady stream of
 /// writes would starve them.
@@ -165,8 +166,9 @@ pub struct HubCounters {
     pub behind: u64,
     /// Responses with events since the start.
     pub events_sent: u64,
-    /// How often a watcher fell behind because its stream had no room (etcd: `slow_watcher_total`).
+    /// How often a watcher fell behind because its stream had no room.
     pub slow_events: u64,
+    pub refused: RefusalCounts,
 }
 
 pub struct Hub {
@@ -210,6 +212,7 @@ pub struct Hub {
     work_left: usize,
     pub(super) events_sent: u64,
     pub(super) slow_events: u64,
+    pub(super) refusals: Refusals,
     #[cfg(test)]
     pub planted: Planted,
 }
@@ -246,6 +249,7 @@ impl Hub {
             work_left: WORK_BETWEEN_BATCHES,
             events_sent: 0,
             slow_events: 0,
+            refusals: Refusals::default(),
             #[cfg(test)]
             planted: Planted::default(),
         }
@@ -517,6 +521,22 @@ impl Hub {
         true
     }
 
+    /// A watch that was refused or ended, for the log. Some are only counted.
+    pub fn next_refusal(&mut self) -> Option<Refusal> {
+        self.refusals.take_next()
+    }
+
+    /// Counts it, and keeps it for the log. Also for what was refused before it came here.
+    pub fn refused(&mut self, stream: u32, why: Why) {
+        let token = self.streams.get(stream).token;
+        self.refusals.add(Refusal { token, why });
+    }
+
+    /// When the oldest change came that the hub has at hand for watchers that fall behind.
+    pub fn oldest_at_hand(&self) -> Option<Time> {
+        self.recent.front().map(|batch| batch.time)
+    }
+
     pub fn bytes(&self) -> HubBytes {
         let future = (size_of::<(Revision, u32, u32)>() + size_of::<u32>()) * 2 * self.future.len();
         HubBytes {
@@ -541,6 +561,7 @@ impl Hub {
             behind: self.catch_up.len() as u64,
             events_sent: self.events_sent,
             slow_events: self.slow_events,
+            refused: self.refusals.counts(),
         }
     }
 }

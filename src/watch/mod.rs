@@ -11,6 +11,7 @@
 //! | `interval` | spans, found by a key |
 //! | `fan_out` | one batch on its way to the synced |
 //! | `behind`, `catch_up` | watchers that are behind; the passes that bring them forward |
+//! | `refusal` | what was refused or ended, by reason |
 //! | `removal` | what is gone, and the sweeps that take it out |
 //! | `stream` | the watches and ids of one stream; all streams |
 //! | `outbox`, `message` | what a stream has to send; responses to bytes |
@@ -41,6 +42,7 @@ mod interval;
 mod members;
 mod message;
 mod outbox;
+pub mod refusal;
 mod removal;
 mod request;
 mod stream;

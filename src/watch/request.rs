@@ -6,6 +6,7 @@
 use super::group::{Member, Options};
 use super::hub::{Create, Hub, Request};
 use super::message::{Events, Head};
+use super::refusal::Why;
 use super::stream::Row;
 use crate::types::Revision;
 
@@ -38,34 +39,36 @@ impl Hub {
     }
 
     fn create(&mut self, stream: u32, create: &Create) {
-        let refused = |reason| Head {
-            watch_id: NO_WATCH,
-            created: true,
-            canceled: true,
-            cancel_reason: reason,
-            ..Head::default()
-        };
         if create.start < 0 {
-            return self.send_head(stream, refused(COMPACTED));
+            return self.refuse(stream, Why::Request(COMPACTED));
         }
         if create.range.is_empty() {
-            return self.send_head(stream, refused(EMPTY_RANGE));
+            return self.refuse(stream, Why::Request(EMPTY_RANGE));
         }
         if create.watch_id != 0 && self.streams.get(stream).row_of(create.watch_id).is_some() {
-            return self.send_head(stream, refused(DUPLICATE_ID));
+            return self.refuse(stream, Why::Request(DUPLICATE_ID));
         }
         if let Some(reason) = self.limit_reached(stream) {
-            return self.send_head(stream, refused(reason));
+            return self.refuse(stream, Why::Limit(reason));
         }
         if !self.has_room_for(create.range.bytes()) {
             self.streams.pause_refused(stream);
-            return self.send_head(stream, refused(NO_MEMORY));
+            return self.refuse(stream, Why::Memory(NO_MEMORY));
         }
         let Some(group) = self.groups.intern(&create.range, create.options()) else {
-            return self.send_head(stream, refused(TOO_MANY));
+            return self.refuse(stream, Why::Limit(TOO_MANY));
         };
         let start = if create.start == 0 { self.revision.next() } else { Revision(create.start) };
         self.register(stream, create, group, start);
+    }
+
+    fn refuse(&mut self, stream: u32, why: Why) {
+        let cancel_reason = why.text();
+        self.send_head(
+            stream,
+            Head { watch_id: NO_WATCH, created: true, canceled: true, cancel_reason, ..Head::default() },
+        );
+        self.refused(stream, why);
     }
 
     /// Why the stream may have no further watch now. A watch that is cancelled makes room for another at once.

@@ -1,6 +1,7 @@
 // Watchday is a day's work of etcd's own Go client against a server: reads, writes and transactions with their options,
-// leases, the client's sessions, mutexes, elections and software transactions, then many watches on one stream while
-// another client writes, a compaction in between, a resume, progress and cancel.
+// leases, the client's sessions, mutexes, elections and software transactions, what an API server of Kubernetes asks of
+// its store, then many watches on one stream while another client writes, a compaction in between, a resume, progress and
+// cancel.
 //
 // It ends with an error at the first thing that is not as etcd's documents promise. When all is well it prints
 // "verified" and stays connected until the server stops; then its watches must end too, and it leaves with 0. With
@@ -66,6 +67,9 @@ func run(endpoint string, day *day, leave bool) error {
 	}
 	if err := useConcurrency(ctx, writer); err != nil {
 		return fmt.Errorf("concurrency: %w", err)
+	}
+	if err := useKubernetes(ctx, writer); err != nil {
+		return fmt.Errorf("kubernetes: %w", err)
 	}
 	day.writer, day.watcher = writer, watcher
 	left, err := day.run(ctx)

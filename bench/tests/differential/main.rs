@@ -39,6 +39,10 @@ struct Exception {
     reason: &'static str,
 }
 
+const URLS_ARE_FIXED: &str =
+    "status 12 tarsier is a single server: its peer URLs are those of the flag --initial-advertise-peer-urls";
+const NO_WAY_BACK: &str = "status 12 tarsier is a single server: no etcd reads its data";
+
 /// Everything that differs from etcd on purpose.
 const EXCEPTIONS: &[Exception] = &[
     Exception {
@@ -74,6 +78,34 @@ const EXCEPTIONS: &[Exception] = &[
         request: r#"raw path: "/etcdserverpb.KV/Range" body: "\x0a\x01a\x1a\x01x""#,
         at: None,
         answer: &["status 13 grpc: error unmarshalling request: proto: cannot parse invalid wire-format data"],
+        reason: "As above.",
+    },
+    Exception {
+        script: "cluster",
+        request: "MemberUpdate ID: $member peerURLs: \"bad\"",
+        at: None,
+        answer: &[URLS_ARE_FIXED],
+        reason: "The URLs of the member are what its flag says; nothing listens there.",
+    },
+    Exception {
+        script: "cluster",
+        request: "MemberUpdate ID: $member",
+        at: Some(2),
+        answer: &[URLS_ARE_FIXED],
+        reason: "As above.",
+    },
+    Exception {
+        script: "maintenance",
+        request: "Downgrade version: \"3.06.0\"",
+        at: None,
+        answer: &[NO_WAY_BACK],
+        reason: "Our data has a format of its own: whoever asks whether he may go back must not be told yes.",
+    },
+    Exception {
+        script: "maintenance",
+        request: "Downgrade version: \"3.6",
+        at: None,
+        answer: &[NO_WAY_BACK],
         reason: "As above.",
     },
     Exception {
@@ -126,6 +158,9 @@ scripts! {
     events_are_told_as_etcd_tells_them "watch_events"
     history_is_told_as_etcd_tells_it "watch_history"
     alarms_are_raised_and_heeded_as_etcd_does "alarm"
+    a_single_member_answers_as_etcds_does "cluster"
+    the_calls_for_leadership_and_downgrades_are_answered_as_etcd_does "maintenance"
+    hashes_are_those_of_etcd "hash"
     progress_is_told_as_etcd_tells_it "watch_progress"
     large_events_are_cut_as_etcd_cuts_them "watch_fragment"
 }
@@ -200,7 +235,7 @@ fn difference(step: &Step, answer: &[String]) -> String {
 fn descriptors() -> DescriptorPool {
     let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/../proto/proto");
     let mut compiler = protox::Compiler::new([directory]).expect("the .proto files are in the repository");
-    let files = ["etcdserverpb/kv.proto", "etcdserverpb/maintenance.proto", "etcdserverpb/watch.proto"];
+    let files = ["kv", "cluster", "maintenance", "watch"].map(|file| format!("etcdserverpb/{file}.proto"));
     compiler.open_files(files).expect("the .proto files compile");
     compiler.descriptor_pool()
 }

@@ -3,7 +3,7 @@
 //! A script is a list of steps; a line that begins with a space continues the one before, `#` and empty lines are kept:
 //!
 //! ```text
-//! Put key: "a" value: "1"           a method of KV or Maintenance and its request
+//! Put key: "a" value: "1"           a method of KV, Cluster or Maintenance and its request
 //! times 100 Put key: "k$i"          the same a hundred times; the last answer counts
 //! raw path: "/x.Y/Z" body: "\x0a"   a call in which everything can be said wrong, see `raw_call`
 //! open w                            a watch stream
@@ -16,6 +16,8 @@
 //! pause 300                         waits so many milliseconds, where etcd needs time and does not tell when it is done
 //! kill                              kills the server and starts it again on its data
 //! ```
+//!
+//! `$member`, `$peer` and `$client` stand for the id and the URLs of the server that is asked, in requests and in answers.
 //!
 //! Nothing tells a reader that a server has nothing more to say. Recording reads until the stream was silent for a long
 //! while; comparing reads until the recorded answer is complete, then a short while longer, and what comes later still
@@ -126,6 +128,8 @@ pub struct Player {
     server: Server,
     connection: Option<Connection>,
     streams: BTreeMap<String, WatchStream>,
+    /// What the server calls itself, and what the script calls that. Learned when a script speaks of it.
+    own_names: Vec<(String, &'static str)>,
     pace: Pace,
 }
 
@@ -137,12 +141,16 @@ struct WatchStream {
 
 impl Player {
     pub fn new(pool: DescriptorPool, binary: &Path, pace: Pace) -> Player {
-        Player { pool, server: Server::start(binary), connection: None, streams: BTreeMap::new(), pace }
+        let (server, streams, own_names) = (Server::start(binary), BTreeMap::new(), Vec::new());
+        Player { pool, server, connection: None, streams, own_names, pace }
     }
 
     /// Plays all steps; the answers are in their order.
     pub async fn play(mut self, steps: &[Step]) -> Vec<Vec<String>> {
         self.connection = Some(Connection::open(self.server.address()).await);
+        if steps.iter().any(|step| step.request.contains("$member")) {
+            self.own_names = self.learn_own_names().await;
+        }
         let mut answers = Vec::new();
         for step in steps {
             let answer = self.step(step).await;
@@ -204,6 +212,32 @@ impl Player {
         Ok(Vec::new())
     }
 
+    async fn learn_own_names(&self) -> Vec<(String, &'static str)> {
+        let head = Head::grpc("/etcdserverpb.Cluster/MemberList");
+        let received = self.connection().call(head, call::frame(0, &[])).await;
+        let descriptor = self.descriptor("MemberListResponse").expect("the file of the service is read");
+        let list = decoded(&received[0], &descriptor).expect("every server lists its members");
+        let members = list.get_field_by_name("members").expect("the message has this field").into_owned();
+        let [Value::Message(member)] = members.as_list().expect("it is repeated") else { panic!("one member") };
+        let text = |name: &str| {
+            let field = member.get_field_by_name(name).expect("the message has this field").into_owned();
+            match field {
+                Value::List(texts) => texts[0].as_str().expect("a URL is a text").to_owned(),
+                other => other.as_u64().expect("an id is a number").to_string(),
+            }
+        };
+        vec![(text("ID"), "$member"), (text("peerURLs"), "$peer"), (text("clientURLs"), "$client")]
+    }
+
+    fn with_own_names(&self, request: &str) -> String {
+        self.own_names.iter().fold(request.to_owned(), |text, (own, name)| text.replace(name, own))
+    }
+
+    fn without_own_names(&self, lines: Vec<String>) -> Vec<String> {
+        let plain = |line: String| self.own_names.iter().fold(line, |text, (own, name)| text.replace(own, name));
+        lines.into_iter().map(plain).collect()
+    }
+
     fn connection(&self) -> &Connection {
         self.connection.as_ref().expect("it is opened before the first step")
     }
@@ -218,14 +252,14 @@ impl Player {
     }
 
     async fn call(&mut self, method: &str, request: &str) -> Result<Vec<String>, String> {
-        let services = ["KV", "Maintenance"].map(|name| self.pool.get_service_by_name(&format!("etcdserverpb.{name}")));
+        let services = self.pool.services().filter(|service| service.name() != "Watch");
         let method =
-            services.iter().flatten().find_map(|service| service.methods().find(|known| known.name() == method));
+            services.flat_map(|service| service.methods().collect::<Vec<_>>()).find(|known| known.name() == method);
         let method = method.ok_or("neither a step nor a method")?;
-        let request = text::message(&method.input(), &text::parse(request)?)?;
+        let request = text::message(&method.input(), &text::parse(&self.with_own_names(request))?)?;
         let head = Head::grpc(&format!("/{}/{}", method.parent_service().full_name(), method.name()));
         let received = self.connection().call(head, call::frame(0, &request.encode_to_vec())).await;
-        Ok(text::fold(answer_lines(&received, &method.output())))
+        Ok(self.without_own_names(text::fold(answer_lines(&received, &method.output()))))
     }
 
     /// Fields: `path`, `method`, `header { name: value }` (an empty value removes one of the usual headers), and those

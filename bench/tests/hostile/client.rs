@@ -130,6 +130,7 @@ pub struct Stream {
     buffer: BytesMut,
 }
 
+#[allow(dead_code, reason = "each test binary uses its part of this module")]
 impl Stream {
     pub fn send(&mut self, body: Bytes) {
         self.requests.send_data(body, false).expect("the stream is open");
@@ -175,6 +176,12 @@ impl Stream {
         let trailers = poll_fn(|context| answers.poll_trailers(context)).await?;
         let status = trailers.as_ref().and_then(status).expect("every call ends with a status");
         Ok((all.freeze(), status))
+    }
+
+    /// The next bytes of whatever the call answers.
+    pub async fn next_bytes(&mut self) -> Bytes {
+        let chunk = timeout(SOON, self.chunk()).await.expect("an answer is due").expect("the connection lives");
+        chunk.expect("the call goes on")
     }
 
     /// The status that a stream ends with, whatever comes before it.

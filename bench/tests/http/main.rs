@@ -7,6 +7,11 @@
 //! ```
 
 mod client;
+#[path = "../hostile/client.rs"]
+#[allow(dead_code, reason = "the hostile clients use the rest")]
+mod grpc;
+mod health;
+mod metrics;
 mod pages;
 #[path = "../server/mod.rs"]
 mod server;

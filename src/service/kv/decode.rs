@@ -13,9 +13,10 @@ use crate::grpc::status::Status;
 use crate::pb::etcdserverpb as wire;
 use crate::pb::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use crate::pb::etcdserverpb::request_op::Request;
-use crate::service::errors::{Refusal, malformed_request};
+use crate::service::errors::Refusal;
 use crate::service::kv::overlap::check_overlap;
 use crate::service::kv::scan::scan_txn;
+use crate::service::message::parse;
 use crate::store::command::{
     Compare, DeleteRange, Op, Operand, Put, PutLease, PutValue, Range, Read, Relation, SortOrder, SortTarget, Txn,
     Write,
@@ -98,10 +99,6 @@ fn decode_txn(message: Bytes, limits: &Limits) -> Result<Command, Status> {
     }
     check_size(&request, limits)?;
     Ok(Command::Write(Write::Txn(txn(request)?)))
-}
-
-fn parse<M: Message + Default>(message: Bytes) -> Result<M, Status> {
-    M::decode(message).map_err(|_| malformed_request())
 }
 
 /// A write is held to its size as etcd would propose it. Fields that we do not know are not counted, and not kept.

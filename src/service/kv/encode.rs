@@ -268,7 +268,9 @@ fn flatten(outcome: Outcome, header: Header, items: &mut Vec<Item>) {
         }
         Outcome::Txn(txn) => flatten_txn(txn, header, items),
         Outcome::Compact => items.push(Item::Head { header, second: 0 }),
-        Outcome::Alarm(_) => unreachable!("the answer to an alarm is not one of this service"),
+        Outcome::Alarm(_) | Outcome::Hash(_) => {
+            unreachable!("the answer to an alarm or a hash is not one of this service")
+        }
     }
 }
 
@@ -280,7 +282,7 @@ fn flatten_txn(txn: TxnOutcome, header: Header, items: &mut Vec<Item>) {
             Outcome::Put { .. } => 2,
             Outcome::DeleteRange { .. } => 3,
             Outcome::Txn(_) => 4,
-            Outcome::Compact | Outcome::Alarm(_) => unreachable!("a transaction asks only for keys"),
+            Outcome::Compact | Outcome::Alarm(_) | Outcome::Hash(_) => unreachable!("a transaction asks only for keys"),
         };
         items.push(Item::Open { key: TXN_RESPONSES, bytes: 0 });
         items.push(Item::Open { key: message_key(number), bytes: 0 });

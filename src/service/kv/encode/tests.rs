@@ -85,7 +85,7 @@ fn to_wire(answer: &Answer, identity: Option<Identity>) -> OpResponse {
                 .map(|answer| wire::ResponseOp { response: Some(to_wire(answer, None)) })
                 .collect(),
         }),
-        Outcome::Compact | Outcome::Alarm(_) => unreachable!("the test does not make one"),
+        Outcome::Compact | Outcome::Alarm(_) | Outcome::Hash(_) => unreachable!("the test does not make one"),
     }
 }
 
