@@ -3,12 +3,15 @@
 //! Everything here is plain data: no clock, no IO, no knowledge of the wire. Keys are raw bytes and compare as raw bytes.
 
 pub mod encode;
+mod key_value;
 pub mod lines;
 
 use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
+
+pub use self::key_value::KeyValue;
 
 /// The release of etcd whose API and flags are kept.
 pub const ETCD_API_VERSION: &str = "3.7.3";
@@ -102,112 +105,6 @@ impl KeyRange {
             KeyRange::One(key) | KeyRange::From(key) => key,
             KeyRange::Span { start, .. } => start,
         }
-    }
-}
-
-/// One version of a key. Cloning copies a handle; the bytes are shared between the store, history and every reader.
-///
-/// One allocation holds a fixed head and then key and value, because a separate allocation each for key, value and
-/// numbers would cost 50 bytes more a stored version.
-#[derive(Clone, PartialEq, Eq)]
-pub struct KeyValue(Arc<[u8]>);
-
-/// create_revision, mod_revision, version, lease: 8 bytes each; then 4 bytes of key length and 4 of sub revision.
-const HEAD_BYTES: usize = 40;
-
-impl KeyValue {
-    /// `mod_revision` and `sub` together name the change that wrote this version.
-    ///
-    /// # Panics
-    /// When the key is longer than 4 GiB; request limits keep it far below.
-    pub fn new(
-        key: &[u8],
-        value: &[u8],
-        create_revision: Revision,
-        mod_revision: Revision,
-        sub: u32,
-        version: i64,
-        lease: LeaseId,
-    ) -> KeyValue {
-        let key_len = u32::try_from(key.len()).expect("request limits keep a key below 4 GiB");
-        // Filled in place: a vector that becomes an `Arc` is allocated and copied twice, on the path of every put.
-        let mut shared: Arc<[u8]> = std::iter::repeat_n(0, HEAD_BYTES + key.len() + value.len()).collect();
-        let bytes = Arc::get_mut(&mut shared).expect("nobody else has the handle yet");
-        for (at, number) in [create_revision.0, mod_revision.0, version, lease.0].into_iter().enumerate() {
-            bytes[at * 8..at * 8 + 8].copy_from_slice(&number.to_le_bytes());
-        }
-        bytes[32..36].copy_from_slice(&key_len.to_le_bytes());
-        bytes[36..HEAD_BYTES].copy_from_slice(&sub.to_le_bytes());
-        let (key_bytes, value_bytes) = bytes[HEAD_BYTES..].split_at_mut(key.len());
-        key_bytes.copy_from_slice(key);
-        value_bytes.copy_from_slice(value);
-        KeyValue(shared)
-    }
-
-    fn number(&self, at: usize) -> i64 {
-        i64::from_le_bytes(self.0[at * 8..at * 8 + 8].try_into().expect("the slice has 8 bytes"))
-    }
-
-    fn key_end(&self) -> usize {
-        let key_len = u32::from_le_bytes(self.0[32..36].try_into().expect("the slice has 4 bytes"));
-        HEAD_BYTES + key_len as usize
-    }
-
-    pub fn key(&self) -> &[u8] {
-        &self.0[HEAD_BYTES..self.key_end()]
-    }
-
-    pub fn value(&self) -> &[u8] {
-        &self.0[self.key_end()..]
-    }
-
-    /// The revision of the put that created the key or created it anew.
-    pub fn create_revision(&self) -> Revision {
-        Revision(self.number(0))
-    }
-
-    /// The revision of the put that wrote this version.
-    pub fn mod_revision(&self) -> Revision {
-        Revision(self.number(1))
-    }
-
-    /// The index of that put among the changes of its revision.
-    pub fn sub(&self) -> u32 {
-        u32::from_le_bytes(self.0[36..HEAD_BYTES].try_into().expect("the slice has 4 bytes"))
-    }
-
-    /// The change that wrote this version.
-    pub fn id(&self) -> ChangeId {
-        ChangeId { revision: self.mod_revision(), sub: self.sub() }
-    }
-
-    /// 1 at creation, one more with each put.
-    pub fn version(&self) -> i64 {
-        self.number(2)
-    }
-
-    pub fn lease(&self) -> LeaseId {
-        LeaseId(self.number(3))
-    }
-
-    /// What one stored version takes, in bytes: the two reference counts, the head, key and value.
-    pub fn bytes(&self) -> usize {
-        16 + self.0.len()
-    }
-}
-
-impl fmt::Debug for KeyValue {
-    /// Values stay out of logs; the key and the numbers tell which version it is.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("KeyValue")
-            .field("key", &Bytes::copy_from_slice(self.key()))
-            .field("create_revision", &self.create_revision().0)
-            .field("mod_revision", &self.mod_revision().0)
-            .field("sub", &self.sub())
-            .field("version", &self.version())
-            .field("lease", &self.lease().0)
-            .field("value_bytes", &self.value().len())
-            .finish()
     }
 }
 
@@ -332,17 +229,6 @@ pub struct WatchLimits {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_key_value_gives_back_what_went_in() {
-        let kv = KeyValue::new(b"key", b"value", Revision(2), Revision(9), 3, 4, LeaseId(-7));
-        assert_eq!((kv.key(), kv.value()), (&b"key"[..], &b"value"[..]));
-        assert_eq!((kv.create_revision(), kv.mod_revision()), (Revision(2), Revision(9)));
-        assert_eq!((kv.version(), kv.lease()), (4, LeaseId(-7)));
-        assert_eq!(kv.id(), ChangeId { revision: Revision(9), sub: 3 });
-        let empty = KeyValue::new(b"k", b"", Revision(2), Revision(2), 0, 1, LeaseId::NONE);
-        assert_eq!((empty.key(), empty.value()), (&b"k"[..], &b""[..]));
-    }
 
     #[test]
     fn a_range_end_of_one_zero_byte_means_every_key_from_here_on() {

@@ -25,7 +25,7 @@ use crate::load::{latencies, record};
 use crate::meter::Meter;
 use crate::report::Measured;
 use crate::screen::count;
-use crate::server::Server;
+use crate::server::{Server, Side};
 use crate::wire;
 
 /// Puts of one transaction while the keys are loaded; etcd allows 128 operations.
@@ -88,7 +88,8 @@ pub async fn run(server: &mut Server, sizes: Bystander) -> Result<Measured> {
 }
 
 /// The same puts beside what a server does behind its answers: first while the revisions just written go where it keeps
-/// them, then while they are compacted. Nobody else asks for anything meanwhile.
+/// them, then while they are compacted, then while it reads its files in search of damage. Nobody else asks for anything
+/// meanwhile.
 pub async fn beside_upkeep(server: &mut Server, sizes: Bystander) -> Result<Measured> {
     let endpoint = server.endpoint.clone();
     load(&endpoint, sizes.keys, b"value").await?;
@@ -120,6 +121,14 @@ pub async fn beside_upkeep(server: &mut Server, sizes: Bystander) -> Result<Meas
     let compacted = beside(&endpoint, sizes, compact).await?;
     add_tail(&mut measured, &scene, &compacted);
     measured.add(&scene, "compaction, s", compacting.as_secs_f64());
+    if server.side == Side::Tarsier {
+        // It reads its checkpoint once a day; here, again and again.
+        server.kill();
+        server.spawn_again_with("--scrub-interval=1s")?;
+        server.wait_until_ready().await?;
+        let scrubbed = beside(&endpoint, sizes, async { Ok(()) }).await?;
+        add_tail(&mut measured, &format!("puts, {} a second: beside a scrub", sizes.puts_a_second), &scrubbed);
+    }
     Ok(measured)
 }
 

@@ -244,6 +244,12 @@ impl Server {
         Ok(())
     }
 
+    /// The same, with one more flag from here on.
+    pub fn spawn_again_with(&mut self, flag: &str) -> Result<()> {
+        self.program.flags.push(flag.to_owned());
+        self.spawn_again()
+    }
+
     /// The time from here to the first answer.
     pub async fn wait_until_ready(&mut self) -> Result<Duration> {
         let (begun, endpoint) = (Instant::now(), self.endpoint.clone());

@@ -159,6 +159,11 @@ pub const FLAGS: &[Flag] = &[
         "Duration after which a stream that takes nothing of what is due to it is ended with UNAVAILABLE; 0 means never.",
     ),
     supported(
+        "scrub-interval",
+        "24h",
+        "Duration between two readings of the whole checkpoint, in search of rows that the disk has damaged; 0 means never.",
+    ),
+    supported(
         "idle-buffers",
         "give-back",
         "Buffers of connections that are silent for seconds: give-back returns their memory, keep does not.",
@@ -339,7 +344,7 @@ mod tests {
             ours.remove(at);
         }
         let expected = "max-connections max-connections-per-address max-watches-per-stream max-watches-per-connection \
-            stalled-stream-timeout idle-buffers shards history-limit memory-limit";
+            stalled-stream-timeout scrub-interval idle-buffers shards history-limit memory-limit";
         assert_eq!(ours, expected.split_whitespace().collect::<Vec<_>>(), "also catches a row that stands twice");
     }
 

@@ -91,6 +91,9 @@ pub struct Config {
     /// `--stalled-stream-timeout`: default 10 min. A client that hangs for so long is better served by a new stream; a
     /// shorter time would end streams of clients that are only paused. `None` waits for ever.
     pub stalled_stream_timeout: Option<Duration>,
+    /// `--scrub-interval`: default 24 h. A start reads every row as well; this finds what rots while the server runs, early
+    /// enough to copy what memory still has. `None` never looks.
+    pub scrub_interval: Option<Duration>,
     /// `--idle-buffers`: `give-back` (the default) returns what a silent connection's buffers hold in memory, half of what
     /// such a connection costs; `keep` is the way back should that ever be suspected of harm.
     pub idle_buffers_are_kept: bool,
@@ -323,6 +326,7 @@ fn config(source: &Source) -> Result<Config, ConfigError> {
         watch_limits: watch_limits(source)?,
         stalled_stream_timeout: Some(read(source, "stalled-stream-timeout", value::duration)?)
             .filter(|timeout| !timeout.is_zero()),
+        scrub_interval: Some(read(source, "scrub-interval", value::duration)?).filter(|interval| !interval.is_zero()),
         idle_buffers_are_kept: read(source, "idle-buffers", |text| match text {
             "give-back" => Ok(false),
             "keep" => Ok(true),

@@ -55,6 +55,7 @@ fn without_flags_the_defaults_are_etcds_and_nothing_is_warned_of() {
     assert_eq!((config.connections_max, config.connections_per_address_max), (None, None));
     assert_eq!(config.watch_limits, WatchLimits::default());
     assert_eq!(config.stalled_stream_timeout, Some(Duration::from_secs(600)));
+    assert_eq!(config.scrub_interval, Some(Duration::from_secs(86_400)));
     assert!(!config.idle_buffers_are_kept);
     assert_eq!(config.shards, None);
     assert_eq!(config.history_bytes_max, 64 * 1024 * 1024);
@@ -132,9 +133,9 @@ fn limits_of_zero_are_none_and_others_are_kept() {
     assert_eq!(limited.watch_limits, WatchLimits { per_stream: Some(7), per_connection: Some(6) });
     assert_eq!(limited.stalled_stream_timeout, Some(Duration::from_secs(5)));
     assert!(limited.idle_buffers_are_kept);
-    let free = read("--max-connections=0 --max-watches-per-stream=0 --stalled-stream-timeout=0");
+    let free = read("--max-connections=0 --max-watches-per-stream=0 --stalled-stream-timeout=0 --scrub-interval=0");
     assert_eq!((free.connections_max, free.watch_limits.per_stream), (None, None));
-    assert_eq!(free.stalled_stream_timeout, None);
+    assert_eq!((free.stalled_stream_timeout, free.scrub_interval), (None, None));
 }
 
 #[test]

@@ -183,6 +183,15 @@ pub fn defragment_failed(reason: String) -> Status {
     Status::new(Code::Unknown, reason)
 }
 
+/// A stream of parts is told as it is read.
+pub fn no_custom_order() -> Status {
+    Status::new(Code::Unimplemented, "RangeStream does not support custom sort orders")
+}
+
+pub fn no_revision_filters() -> Status {
+    Status::new(Code::Unimplemented, "RangeStream does not support revision filters")
+}
+
 /// What a cluster does and a single server cannot.
 pub fn single_server(what: &'static str) -> Status {
     Status::new(Code::Unimplemented, format!("tarsier is a single server: {what}"))

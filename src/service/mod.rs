@@ -35,12 +35,14 @@ use crate::net::{CallHead, CallId, CallKind, Output};
 use crate::pb;
 use crate::store::command::{Answer, Outcome};
 
-use cluster::{ClusterMethod, Member};
+use cluster::ClusterMethod;
 use health::HealthMethod;
 use kv::decode::KvMethod;
 use kv::encode::Response;
+use kv::range_stream::RangeStream;
 use maintenance::MaintenanceMethod;
 
+pub use cluster::Member;
 pub use kv::decode::Limits;
 
 /// Rows of a large answer that are measured before the next answer has its turn: some 50 us of work.
@@ -57,6 +59,7 @@ pub enum Route {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Method {
     Kv(KvMethod),
+    RangeStream,
     Cluster(ClusterMethod),
     Maintenance(MaintenanceMethod),
     Health(HealthMethod),
@@ -67,7 +70,9 @@ impl Method {
     pub fn kind(self) -> CallKind {
         match self {
             Method::Health(HealthMethod::Watch) => CallKind::RequestStream,
-            Method::Kv(_) | Method::Cluster(_) | Method::Maintenance(_) | Method::Health(_) => CallKind::OneRequest,
+            Method::Kv(_) | Method::RangeStream | Method::Cluster(_) | Method::Maintenance(_) | Method::Health(_) => {
+                CallKind::OneRequest
+            }
         }
     }
 }
@@ -83,6 +88,7 @@ impl Route {
             "/etcdserverpb.KV/DeleteRange" => Ok(Route::Unary(Method::Kv(KvMethod::DeleteRange))),
             "/etcdserverpb.KV/Compact" => Ok(Route::Unary(Method::Kv(KvMethod::Compact))),
             "/etcdserverpb.Watch/Watch" => Ok(Route::Watch),
+            "/etcdserverpb.KV/RangeStream" => Ok(Route::Unary(Method::RangeStream)),
             _ => Route::of_others(path).ok_or_else(|| errors::unknown_path(path)),
         }
     }
@@ -151,6 +157,8 @@ enum Unary {
 struct Call {
     id: CallId,
     method: Method,
+    /// What is still to be told of an answer in parts.
+    parts: Option<Box<RangeStream>>,
     state: Unary,
     /// A request is at the backend, so a reply will come for this slot.
     submitted: bool,
@@ -193,7 +201,7 @@ impl Services {
 
     /// Begins a unary call. Its index is the handle of the call and the token of its request.
     pub fn open(&mut self, id: CallId, method: Method) -> u32 {
-        let index = self.calls.insert(Call { id, method, state: Unary::Waiting, submitted: false });
+        let index = self.calls.insert(Call { id, method, parts: None, state: Unary::Waiting, submitted: false });
         u32::try_from(index).expect("a shard has fewer than 4 G calls, since each holds a stream")
     }
 
@@ -213,6 +221,11 @@ impl Services {
                 return None;
             }
             Method::Kv(method) => kv::decode::decode(method, message, &self.limits).map(Asked::Backend),
+            Method::RangeStream => kv::range_stream::decode(message).map(|stream| {
+                let command = stream.command();
+                call.parts = Some(Box::new(stream));
+                Asked::Backend(command)
+            }),
             Method::Maintenance(method) => maintenance::decode(method, message, self.identity),
             Method::Cluster(method) => cluster::answer(method, message, self.identity, &self.member).map(Asked::Answer),
         };
@@ -261,7 +274,11 @@ impl Services {
                 Unary::Abandoned
             }
             Reply::Answer(Ok(answer)) => {
-                Unary::Preparing(Response::new(answer, self.identity).counted_in(&self.scratch_bytes))
+                let response = match &mut call.parts {
+                    Some(parts) => parts.part(answer, self.identity),
+                    None => Response::new(answer, self.identity),
+                };
+                Unary::Preparing(response.counted_in(&self.scratch_bytes))
             }
             Reply::Answer(Err(error)) => Unary::Failed(error.into()),
             Reply::Alarms { revision, alarms } => Unary::Short(maintenance::alarms(self.identity, revision, &alarms)),
@@ -293,6 +310,9 @@ impl Services {
                 Ok(true) => {
                     let state = std::mem::replace(&mut call.state, Unary::Waiting);
                     let Unary::Preparing(response) = state else { return None };
+                    if let Some(parts) = &mut call.parts {
+                        parts.weighed(response.remaining_bytes());
+                    }
                     call.state = Unary::Answering(response);
                 }
                 Err(status) => {
@@ -332,11 +352,16 @@ impl Services {
 
     /// What a call has to send. The call is over with its last bytes or its status.
     pub fn output(&mut self, handle: u32, bytes_max: usize) -> Output {
-        match &mut self.calls[handle as usize].state {
+        let call = &mut self.calls[handle as usize];
+        match &mut call.state {
             Unary::Waiting | Unary::Preparing(_) | Unary::Abandoned => Output::Nothing,
             Unary::Answering(response) => {
                 let bytes = response.next(bytes_max).unwrap_or_default();
                 if !response.is_finished() {
+                    return Output::Bytes(bytes);
+                }
+                if call.parts.as_ref().is_some_and(|parts| !parts.is_over()) {
+                    call.state = Unary::Waiting;
                     return Output::Bytes(bytes);
                 }
                 self.calls.remove(handle as usize);
@@ -353,6 +378,14 @@ impl Services {
                 _ => unreachable!("the state was matched above"),
             },
         }
+    }
+
+    /// Asks for the next part of an answer, once its peer has taken the one before: never more than one is in memory.
+    pub fn next_part(&mut self, handle: u32) -> Option<Command> {
+        let call = self.calls.get_mut(handle as usize)?;
+        let parts = call.parts.as_ref().filter(|_| matches!(call.state, Unary::Waiting) && !call.submitted)?;
+        call.submitted = true;
+        Some(parts.command())
     }
 
     /// The peer has gone. The slot stays for as long as a reply or a turn will still name it.

@@ -52,9 +52,8 @@ use crate::backend::{Command, HistoryError, Identity, Reply};
 use crate::grpc::status::Status;
 use crate::net::ring::{self, Doorbell};
 use crate::net::{CallHead, CallId, CallKind, Door, Handler, Intake, Opened, Output, Page, Ready, Server};
-use crate::service::cluster::Member;
 use crate::service::errors::Refusal;
-use crate::service::{Limits, Route, Services, method_number, method_path, watch};
+use crate::service::{Limits, Member, Route, Services, method_number, method_path, watch};
 use crate::store::command::{Answer, Error, Write};
 use crate::types::{Revision, WatchLimits};
 use crate::wal::LogFailure;
@@ -658,7 +657,11 @@ impl Handler for Shard {
     fn output(&self, _call: CallId, handle: u32, bytes_max: usize) -> Output {
         let core = &mut *self.core.borrow_mut();
         if handle & WATCH_HANDLE == 0 {
-            return core.services.output(handle, bytes_max);
+            let output = core.services.output(handle, bytes_max);
+            if let Some(command) = core.services.next_part(handle) {
+                self.send(core, handle, command);
+            }
+            return output;
         }
         let stream = StreamId(handle & !WATCH_HANDLE);
         if let Some(bytes) = core.hub.take_output(stream, bytes_max) {

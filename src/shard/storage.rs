@@ -114,7 +114,7 @@ pub fn open(config: &Config, bell: &Doorbell) -> Result<Opened, StorageError> {
     memory::collect();
 
     let (progress, receiver) = mpsc::channel();
-    let mover = Mover::new(claimed.data.clone(), checkpoint, gathered, receiver, clock::now());
+    let mover = Mover::new(claimed.data.clone(), checkpoint, gathered, receiver, config.scrub_interval, clock::now());
     let checkpointed = mover.checkpointed();
     let checkpoint = checkpoint_thread::spawn(
         mover,

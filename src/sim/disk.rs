@@ -397,6 +397,11 @@ impl SegmentDisk for FakeDisk {
     fn open_segment(&self, name: &str) -> io::Result<FakeFile> {
         self.open(name)
     }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        let state = self.state();
+        Ok(state.faults.capacity_bytes.map_or(u64::MAX, |capacity| capacity.saturating_sub(state.used_bytes())))
+    }
 }
 
 impl FakeFile {

@@ -26,6 +26,9 @@ pub enum Write {
 #[derive(Clone, Debug)]
 pub enum Read {
     Range(Range),
+    /// The first rows of a range in key order, as many as its limit says and no walk behind them: `more` tells whether there
+    /// are further ones, and the count is that of the rows.
+    Part(Range),
     /// A transaction whose both branches only range, and that nests none.
     Txn(Txn),
     /// etcd's hash over what is stored up to a revision. 0 is the newest; below 0 nothing is hashed.
@@ -79,6 +82,13 @@ pub struct Range {
     pub max_mod_revision: i64,
     pub min_create_revision: i64,
     pub max_create_revision: i64,
+}
+
+impl Range {
+    pub fn has_revision_bounds(&self) -> bool {
+        let bounds = [self.min_mod_revision, self.max_mod_revision, self.min_create_revision, self.max_create_revision];
+        bounds != [0; 4]
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

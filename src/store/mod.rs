@@ -23,7 +23,7 @@
 //! | what | bytes |
 //! | --- | --- |
 //! | a key, its newest version's place included | 60 + the key |
-//! | a version | 56 + key + value |
+//! | a version | 22 to 59, 28 in a store of millions of revisions, + key + value |
 //! | a key with older versions, for their list | 32 |
 //! | the place of an older version | 20 |
 //! | a revision in history | 64 + 48 a change + the key of each delete |
@@ -254,7 +254,8 @@ impl Store {
     pub fn read(&self, read: &Read, now: Revision) -> Result<ReadJob, Error> {
         let horizon = self.horizon(now);
         match read {
-            Read::Range(range) => self.read_range(range, horizon),
+            Read::Range(range) => self.read_range(range, horizon, RangeJob::new),
+            Read::Part(range) => self.read_range(range, horizon, RangeJob::part),
             Read::Hash { revision } => self.read_hash(*revision, horizon),
             Read::Txn(txn) => {
                 let job = ReadTxnJob::new(txn, horizon);
@@ -263,7 +264,12 @@ impl Store {
         }
     }
 
-    fn read_range(&self, range: &Range, horizon: Horizon) -> Result<ReadJob, Error> {
+    fn read_range(
+        &self,
+        range: &Range,
+        horizon: Horizon,
+        job: impl Fn(&Range, Revision) -> RangeJob,
+    ) -> Result<ReadJob, Error> {
         let now = horizon.current;
         // Outside a transaction 0 and below mean "now". A compaction that is applied but not committed may already lie
         // above "now"; what it forgets is still there, so only a revision that was named is refused.
@@ -274,7 +280,7 @@ impl Store {
         self.check_not_removed(at)?;
         let work = match &range.range {
             KeyRange::One(key) => Work::Ready(Outcome::Range(read_one(&self.index, range, key, at))),
-            KeyRange::Span { .. } | KeyRange::From(_) => Work::Range(Box::new(RangeJob::new(range, at))),
+            KeyRange::Span { .. } | KeyRange::From(_) => Work::Range(Box::new(job(range, at))),
         };
         Ok(ReadJob { now, oldest: at, work })
     }
@@ -428,13 +434,19 @@ mod tests {
         assert_eq!(key_index::KEY_BYTES, 60);
         assert_eq!((key_index::LIST_BYTES, key_index::LISTED_BYTES), (32, 20));
         assert_eq!(size_of::<key_index::Version>(), 16);
-        assert_eq!(KeyValue::new(b"", b"", Revision(2), Revision(2), 0, 1, LeaseId::NONE).bytes(), 56);
+        let bytes = |create, revision, sub, version, lease| {
+            KeyValue::new(b"k", b"", Revision(create), Revision(revision), sub, version, LeaseId(lease)).bytes() - 1
+        };
+        assert_eq!(bytes(2, 2, 0, 1, 0), 22);
+        assert_eq!(bytes(9_000_000, 17_000_000, 0, 200, 0), 28);
+        // And 3 more for a key that is longer than 16 MiB, which no request is.
+        assert_eq!(bytes(2, i64::MAX, u32::MAX, i64::MAX, -1), 56);
         assert_eq!((history::BATCH_BYTES, size_of::<Change>()), (64, 48));
         let mut store = Store::new();
         store.apply(&put("key", "value"), Time(0)).answer.unwrap();
-        assert_eq!(store.bytes(), StoreBytes { keys: 63, versions: 64, history: 112 });
+        assert_eq!(store.bytes(), StoreBytes { keys: 63, versions: 22 + 8, history: 112 });
         store.apply(&put("key", "value"), Time(0)).answer.unwrap();
-        assert_eq!(store.bytes(), StoreBytes { keys: 63, versions: 2 * 64 + 32 + 20, history: 224 });
+        assert_eq!(store.bytes(), StoreBytes { keys: 63, versions: 22 + 23 + 2 * 8 + 32 + 20, history: 224 });
     }
 
     #[test]

@@ -103,13 +103,15 @@ pub struct RangeJob {
     collect_max: usize,
     collected: usize,
     count: u64,
+    /// The walk ends once enough rows are collected.
+    is_part: bool,
     phase: Phase,
 }
 
 impl RangeJob {
     pub fn new(request: &Range, at: Revision) -> RangeJob {
         let order = Order::of(request);
-        let filtered = has_filters(request);
+        let filtered = request.has_revision_bounds();
         // etcd lets the limit cut by key first when no order is named, even if it then sorts by another target.
         let cut_by_key = order == Order::Key || (request.order == SortOrder::None && !filtered);
         let collect_max = match request.limit {
@@ -120,7 +122,7 @@ impl RangeJob {
         };
         let walk = Walk::new(request.range.clone(), at, order == Order::KeyDescending);
         let phase = Phase::Walking { walk, runs: Vec::new() };
-        RangeJob { request: request.clone(), order, collect_max, collected: 0, count: 0, phase }
+        RangeJob { request: request.clone(), order, collect_max, collected: 0, count: 0, is_part: false, phase }
     }
 
     /// What the rows that are collected take, their versions aside: those are the store's.
@@ -128,10 +130,15 @@ impl RangeJob {
         self.collected * size_of::<KeyValue>()
     }
 
+    /// The first rows alone, without a walk over what is behind them.
+    pub fn part(request: &Range, at: Revision) -> RangeJob {
+        RangeJob { is_part: true, ..RangeJob::new(request, at) }
+    }
+
     /// One turn. `None`: the budget is spent and there is more to do.
     pub fn turn(&mut self, index: &KeyIndex, budget: &mut Budget) -> Option<Rows> {
         if let Phase::Walking { walk, runs } = &mut self.phase {
-            let (request, collect_max) = (&self.request, self.collect_max);
+            let (request, collect_max, is_part) = (&self.request, self.collect_max, self.is_part);
             let (count, collected) = (&mut self.count, &mut self.collected);
             let mut run = Vec::new();
             let over = walk.turn(index, budget, |kv| {
@@ -141,7 +148,7 @@ impl RangeJob {
                     *collected += 1;
                     run.push(kv.clone());
                 }
-                true
+                !is_part || *collected < collect_max
             });
             let rows_in_all_max = index.keys_held().min(collect_max);
             keep_run(runs, run, self.order, self.request.limit, rows_in_all_max);
@@ -204,12 +211,6 @@ pub fn read_one(index: &KeyIndex, request: &Range, key: &Key, at: Revision) -> R
 
 fn rows_max(request: &Range) -> usize {
     if request.limit == 0 { usize::MAX } else { request.limit }
-}
-
-fn has_filters(request: &Range) -> bool {
-    let bounds =
-        [request.min_mod_revision, request.max_mod_revision, request.min_create_revision, request.max_create_revision];
-    bounds != [0; 4]
 }
 
 fn passes_filters(request: &Range, kv: &KeyValue) -> bool {

@@ -50,7 +50,6 @@ const POLL: Duration = Duration::from_millis(100);
 const IDLE_POLL: Duration = Duration::from_millis(500);
 const RETRY: Duration = Duration::from_secs(1);
 
-const SCRUB_EVERY: Duration = Duration::from_secs(24 * 60 * 60);
 /// 20 MB a second at [`POLL`], in rows of some 300 bytes.
 const SCRUB_BYTES_PER_POLL: u64 = 2_000_000;
 const SCRUB_ROWS: usize = 1_000;
@@ -87,7 +86,9 @@ pub struct Mover<D: Disk> {
     has_reserve: bool,
     /// When a reserve that could not be made is tried again.
     reserve_at: Instant,
-    scrub_at: Instant,
+    scrub_interval: Option<Duration>,
+    /// When the next scrub begins.
+    scrub_at: Option<Instant>,
     scrub: Option<Scrub>,
 }
 
@@ -97,12 +98,14 @@ struct Scrub {
 }
 
 impl<D: Disk> Mover<D> {
-    /// `gathered` is what recovery found behind the checkpoint, and rows that nothing needs.
+    /// `gathered` is what recovery found behind the checkpoint, and rows that nothing needs. Every `scrub_interval`, the whole
+    /// file is read.
     pub fn new(
         disk: Arc<D>,
         checkpoint: Checkpoint<D>,
         gathered: Gathered,
         progress: Receiver<Progress>,
+        scrub_interval: Option<Duration>,
         now: Instant,
     ) -> Mover<D> {
         let meter = Meter::new(checkpoint.syncs(), clock::wall());
@@ -122,7 +125,8 @@ impl<D: Disk> Mover<D> {
             is_stopping: false,
             has_reserve: false,
             reserve_at: now,
-            scrub_at: now + SCRUB_EVERY,
+            scrub_interval,
+            scrub_at: scrub_interval.map(|interval| now + interval),
             scrub: None,
         };
         mover.ensure_reserve();
@@ -156,7 +160,7 @@ impl<D: Disk> Mover<D> {
         }
         Ok(Next::After(match (self.retry_at, self.since) {
             (Some(_), _) => RETRY,
-            (None, Some(_)) => POLL,
+            (None, Some(_)) => self.scrub(now).min(POLL),
             (None, None) => self.scrub(now),
         }))
     }
@@ -263,7 +267,7 @@ impl<D: Disk> Mover<D> {
 
     /// Reads a little of the file, to find bits that rotted before a start needs them.
     fn scrub(&mut self, now: Instant) -> Duration {
-        if self.scrub.is_none() && now < self.scrub_at {
+        if self.scrub.is_none() && self.scrub_at.is_none_or(|at| now < at) {
             return IDLE_POLL;
         }
         let scrub = self.scrub.get_or_insert_default();
@@ -280,7 +284,7 @@ impl<D: Disk> Mover<D> {
             }
             if scrub.cursor.is_none() {
                 self.scrub = None;
-                self.scrub_at = now + SCRUB_EVERY;
+                self.scrub_at = self.scrub_interval.map(|interval| now + interval);
                 break;
             }
         }
@@ -352,7 +356,7 @@ mod tests {
         let checkpoint = Checkpoint::create(disk.clone(), Meta::new(1, 2)).unwrap();
         let (progress, receiver) = channel();
         let now = clock::now();
-        let mover = Mover::new(disk.clone(), checkpoint, Gathered::default(), receiver, now);
+        let mover = Mover::new(disk.clone(), checkpoint, Gathered::default(), receiver, None, now);
         Bench { disk, mover, progress, now, position: 0 }
     }
 

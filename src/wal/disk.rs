@@ -43,4 +43,6 @@ pub trait SegmentDisk: Disk {
 
     /// Opens a file that exists, for the log's device.
     fn open_segment(&self, name: &str) -> io::Result<Self::Segment>;
+    /// What the file system has left for us.
+    fn free_bytes(&self) -> io::Result<u64>;
 }

@@ -93,6 +93,11 @@ impl SegmentDisk for FileDisk {
             direct => direct.map(OwnedFd::from),
         }
     }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        let found = rustix::fs::fstatvfs(&self.directory)?;
+        Ok(found.f_bavail.saturating_mul(found.f_frsize))
+    }
 }
 
 impl DiskFile for File {

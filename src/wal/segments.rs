@@ -11,6 +11,10 @@
 //!
 //! One segment lies ready beyond the one in use. It is the reserve that lets deletes and compactions through when the disk
 //! is full: as soon as the next one cannot be made, the writer is told.
+//!
+//! A commit of the checkpoint frees many segments at once, and until the next commit the log takes as many again. So as many
+//! spares are kept as the log filled between the last two commits: filling a new file with zeros would write everything
+//! twice. A disk with little room, and a log at rest, keep two.
 
 use std::collections::VecDeque;
 use std::io;
@@ -26,8 +30,12 @@ use crate::wal::record::{BLOCK_BYTES, SegmentHeader};
 
 /// The length of a segment: 16 MiB, some 0.1 s of the fastest log, so that what is held beyond need stays small.
 pub const SEGMENT_BLOCKS: u32 = 4_096;
-/// Spares kept for the next segments. What a busy log gives up at once it soon takes again.
-const SPARES_MAX: usize = 2;
+/// Spares kept for the next segments, whatever the log does.
+const SPARES_MIN: usize = 2;
+/// More are kept only while the file system has room for so many segments: 1 GiB.
+const ROOM_SEGMENTS: u64 = 64;
+/// Looks, one each [`RETRY`], at a log that takes no segment until one of the spares beyond [`SPARES_MIN`] goes: a minute.
+const LOOKS_PER_SPARE: u32 = 60;
 /// How often a full disk is tried again, and how often the checkpoint is looked at while segments wait for it.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -179,6 +187,10 @@ pub struct Keeper<D: SegmentDisk> {
     /// Segments that recovery found without a frame; they go out first.
     prepared: VecDeque<SegmentHeader>,
     spares: Vec<Spare>,
+    /// Spares worth keeping: the segments that were closed between the last two times that some were given up.
+    spares_wanted: usize,
+    /// How often a log that took no segment was looked at since it took one.
+    looks: u32,
     next_sequence: u64,
     next_spare: u64,
     newly_closed: rtrb::Consumer<Closed>,
@@ -235,6 +247,8 @@ pub fn open<D: SegmentDisk>(
         closed: resume.closed.into(),
         prepared: resume.prepared.into(),
         spares,
+        spares_wanted: SPARES_MIN,
+        looks: 0,
         next_sequence: resume.next_sequence,
         next_spare: next_spare.map_or(0, |number| number.wrapping_add(1)),
         newly_closed,
@@ -291,12 +305,19 @@ impl<D: SegmentDisk> Keeper<D> {
         while let Ok(closed) = self.newly_closed.pop() {
             self.closed.push_back(closed);
         }
-        while given_up(&self.closed, Position(self.checkpointed.load(Ordering::Acquire))) > 0 {
-            self.give_up_first()?;
+        let given_up = given_up(&self.closed, Position(self.checkpointed.load(Ordering::Acquire)));
+        if given_up > 0 {
+            self.spares_wanted = self.closed.len().max(SPARES_MIN);
+            let spares_max = self.spares_max()?;
+            for _ in 0..given_up {
+                self.give_up_first(spares_max)?;
+            }
         }
         if self.ready.slots() == 0 {
+            self.shed_spare()?;
             return Ok(Step::Idle);
         }
+        self.looks = 0;
         let header = match self.prepared.front() {
             Some(header) => *header,
             None => self.prepare()?,
@@ -309,9 +330,9 @@ impl<D: SegmentDisk> Keeper<D> {
     }
 
     /// The oldest goes first, and its name is synced away before the next: those that are left never have a gap.
-    fn give_up_first(&mut self) -> io::Result<()> {
+    fn give_up_first(&mut self, spares_max: usize) -> io::Result<()> {
         let name = segment_name(self.closed[0].sequence);
-        if self.spares.len() < SPARES_MAX {
+        if self.spares.len() < spares_max {
             let spare = self.new_spare_name();
             self.disk.rename(&name, &spare)?;
             self.spares.push(Spare { name: spare, is_filled: true });
@@ -320,6 +341,33 @@ impl<D: SegmentDisk> Keeper<D> {
         }
         self.closed.pop_front();
         self.sync_names()
+    }
+
+    fn spares_max(&self) -> io::Result<usize> {
+        let has_room = self.disk.free_bytes()? >= ROOM_SEGMENTS * u64::from(self.blocks) * BLOCK_BYTES as u64;
+        Ok(if has_room { self.spares_wanted } else { SPARES_MIN })
+    }
+
+    /// Whether there are spares that a rest or a filling disk takes away.
+    fn has_surplus(&self) -> bool {
+        self.spares.len() > SPARES_MIN
+    }
+
+    /// Removes one spare when the disk has no room for it or the log rests.
+    fn shed_spare(&mut self) -> io::Result<()> {
+        if !self.has_surplus() {
+            return Ok(());
+        }
+        self.looks += 1;
+        if self.looks >= LOOKS_PER_SPARE {
+            self.looks = 0;
+            self.spares_wanted = self.spares.len() - 1;
+        }
+        while self.spares.len() > self.spares_max()? {
+            self.disk.remove(&self.spares[0].name)?;
+            self.spares.remove(0);
+        }
+        Ok(())
     }
 
     fn new_spare_name(&mut self) -> String {
@@ -398,7 +446,7 @@ pub fn spawn<D: SegmentDisk>(mut keeper: Keeper<D>, wake: Box<dyn Fn() + Send>) 
                     wake();
                     std::thread::park_timeout(RETRY);
                 }
-                Step::Idle if keeper.closed.is_empty() => std::thread::park(),
+                Step::Idle if keeper.closed.is_empty() && !keeper.has_surplus() => std::thread::park(),
                 Step::Idle => std::thread::park_timeout(RETRY),
                 Step::Over => return,
             }
@@ -411,6 +459,90 @@ pub fn spawn<D: SegmentDisk>(mut keeper: Keeper<D>, wake: Box<dyn Fn() + Send>) 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sim::disk::{FakeDisk, Faults};
+    use crate::wal::disk::Disk;
+
+    const BLOCKS: u32 = 2;
+
+    struct Bench {
+        disk: FakeDisk,
+        keeper: Keeper<FakeDisk>,
+        supply: Supply<<FakeDisk as SegmentDisk>::Segment>,
+        checkpointed: Arc<AtomicU64>,
+        closed: u64,
+    }
+
+    fn bench() -> Bench {
+        let (disk, checkpointed) = (FakeDisk::new(1), Arc::new(AtomicU64::new(0)));
+        let resume = Resume {
+            cluster_id: 1,
+            blocks: BLOCKS,
+            closed: Vec::new(),
+            current: None,
+            prepared: Vec::new(),
+            next_sequence: 1,
+            chain: 0,
+            last: Position(0),
+        };
+        let (keeper, supply) = open(Arc::new(disk.clone()), resume, checkpointed.clone(), Box::new(|| 7)).unwrap();
+        Bench { disk, keeper, supply, checkpointed, closed: 0 }
+    }
+
+    impl Bench {
+        /// The log fills segments, and then the checkpoint holds all of them.
+        fn fill_and_commit(&mut self, segments: u64) {
+            for _ in 0..segments {
+                while self.keeper.step() != Step::Idle {}
+                let ready = self.supply.next().expect("one lies ready").unwrap();
+                self.closed += 1;
+                self.supply.close(Closed { sequence: ready.header.sequence, last: Position(self.closed) });
+            }
+            self.keeper.step();
+            self.checkpointed.store(self.closed, Ordering::Relaxed);
+            while self.keeper.step() != Step::Idle {}
+        }
+
+        fn spares(&self) -> usize {
+            self.disk.names().unwrap().iter().filter(|name| is_spare(name)).count()
+        }
+    }
+
+    #[test]
+    fn as_many_spares_are_kept_as_the_log_filled_between_two_commits() {
+        let mut bench = bench();
+        bench.fill_and_commit(12);
+        let used = bench.disk.used_bytes();
+        for _ in 0..5 {
+            bench.fill_and_commit(12);
+            assert_eq!(bench.disk.used_bytes(), used, "no file is made and none is removed");
+        }
+        bench.fill_and_commit(3);
+        assert!(bench.spares() <= 3, "{} spares for a log that fills 3", bench.spares());
+    }
+
+    #[test]
+    fn a_log_at_rest_keeps_two_spares_in_the_end() {
+        let mut bench = bench();
+        bench.fill_and_commit(12);
+        let before = bench.spares();
+        assert!(before > SPARES_MIN);
+        for _ in 0..before as u32 * LOOKS_PER_SPARE {
+            assert_eq!(bench.keeper.step(), Step::Idle);
+        }
+        assert_eq!((bench.spares(), bench.keeper.has_surplus()), (SPARES_MIN, false));
+    }
+
+    #[test]
+    fn a_disk_with_little_room_gets_the_spares_back_at_once() {
+        let mut bench = bench();
+        bench.fill_and_commit(12);
+        assert!(bench.spares() > SPARES_MIN);
+        let room = (ROOM_SEGMENTS - 1) * u64::from(BLOCKS) * BLOCK_BYTES as u64;
+        let capacity_bytes = Some(bench.disk.used_bytes() + room - 10 * u64::from(BLOCKS) * BLOCK_BYTES as u64);
+        bench.disk.set_faults(Faults { capacity_bytes, ..Faults::default() });
+        assert_eq!(bench.keeper.step(), Step::Idle);
+        assert_eq!(bench.spares(), SPARES_MIN);
+    }
 
     #[test]
     fn a_segment_goes_once_all_of_it_is_in_the_checkpoint_and_none_goes_before_an_older_one() {

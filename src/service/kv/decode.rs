@@ -108,7 +108,7 @@ fn check_size<M: Message>(request: &M, limits: &Limits) -> Result<(), Refusal> {
     if proposal > limits.request_bytes_max { Err(Refusal::RequestTooLarge) } else { Ok(()) }
 }
 
-fn check_range(request: &wire::RangeRequest) -> Result<(), Refusal> {
+pub fn check_range(request: &wire::RangeRequest) -> Result<(), Refusal> {
     if request.key.is_empty() {
         return Err(Refusal::EmptyKey);
     }
@@ -159,7 +159,7 @@ fn is_read_only(request: &wire::TxnRequest) -> bool {
 }
 
 /// Builds the read; the same conversion of the enums is the check of them.
-fn range(request: wire::RangeRequest) -> Result<Range, Refusal> {
+pub fn range(request: wire::RangeRequest) -> Result<Range, Refusal> {
     Ok(Range {
         revision: request.revision,
         // A negative limit is none, as 0 is.

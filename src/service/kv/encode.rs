@@ -20,8 +20,8 @@ use prost::encoding::{encode_varint, encoded_len_varint};
 use crate::backend::Identity;
 use crate::grpc::status::Status;
 use crate::service::errors::response_too_large;
-use crate::store::command::{Answer, Outcome, Show, TxnOutcome};
-use crate::types::{KeyValue, LeaseId};
+use crate::store::command::{Answer, Outcome, Rows, Show, TxnOutcome};
+use crate::types::{KeyValue, LeaseId, Revision};
 
 /// What gRPC lets etcd send in one message.
 const MESSAGE_BYTES_MAX: u64 = i32::MAX as u64;
@@ -116,14 +116,31 @@ struct Header {
 
 impl Response {
     pub fn new(answer: Answer, identity: Identity) -> Response {
-        let header = Header {
-            cluster_id: identity.cluster_id,
-            member_id: identity.member_id,
-            revision: answer.revision.0 as u64,
-            raft_term: identity.raft_term,
-        };
         let mut items = Vec::with_capacity(3);
-        flatten(answer.result, header, &mut items);
+        flatten(answer.result, Header::of(identity, answer.revision), &mut items);
+        Response::of(items)
+    }
+
+    /// A part of a range that is not the last one: its rows alone.
+    pub fn part(rows: Rows) -> Response {
+        Response::wrapped(vec![Item::Rows { key: RANGE_ROWS, show: rows.show, rows: rows.rows.into_iter() }])
+    }
+
+    /// The last part of a range.
+    pub fn last_part(rows: Rows, revision: Revision, identity: Identity) -> Response {
+        let mut items = Vec::with_capacity(5);
+        flatten(Outcome::Range(rows), Header::of(identity, revision), &mut items);
+        Response::wrapped(items)
+    }
+
+    /// A message whose only field, the first, is the one that these items make.
+    fn wrapped(mut items: Vec<Item>) -> Response {
+        items.insert(0, Item::Open { key: message_key(1), bytes: 0 });
+        items.push(Item::Close);
+        Response::of(items)
+    }
+
+    fn of(items: Vec<Item>) -> Response {
         let state = State::Measuring { item: 0, row: 0, open: Vec::new() };
         Response { items: items.into_iter(), bytes: PREFIX_BYTES as u64, state, scratch: None }
     }
@@ -347,6 +364,11 @@ fn encode_rows(key: u8, show: Show, rows: &mut vec::IntoIter<KeyValue>, piece: &
 }
 
 impl Header {
+    fn of(identity: Identity, revision: Revision) -> Header {
+        let Identity { cluster_id, member_id, raft_term } = identity;
+        Header { cluster_id, member_id, revision: revision.0 as u64, raft_term }
+    }
+
     fn bytes(&self) -> u64 {
         [self.cluster_id, self.member_id, self.revision, self.raft_term].map(number_bytes).iter().sum()
     }

@@ -165,9 +165,9 @@ fn is_refused(reply: &Reply) -> bool {
 
 #[test]
 fn a_write_that_would_reach_the_quota_raises_the_alarm_through_the_log() {
-    let quota = Quota { bytes: Some(700) };
+    let quota = Quota { bytes: Some(600) };
     let mut writer = Writer::new(Store::new(), Pace::default(), Position(1)).with_quota(quota, 7);
-    // A put costs 258 bytes, and one that is held takes some 230.
+    // A put costs 258 bytes, and one that is held takes some 195.
     for token in 1..=2 {
         writer.command(origin(token), put("a"), Time(1));
     }
