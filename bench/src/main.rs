@@ -1,8 +1,9 @@
 //! The load generator of tarsier.
 //!
 //! `hold` keeps very many watches open against any etcd v3 server and proves that each gets its events exactly once, in
-//! order. `table` does so at the fifteen sizes of etcd's own page on memory, for any list of servers. `compare` runs etcd and tarsier in turn and measures what a unit of work costs each of them. `soak` stops a server
-//! under load, thousands of times, and proves that nothing it told anybody is lost.
+//! order. `table` does so at the fifteen sizes of etcd's own page on memory, for any list of servers. `compare` runs etcd
+//! and tarsier in turn and measures what a unit of work costs each of them. `soak` stops a server under load, thousands of
+//! times, and proves that nothing it told anybody is lost.
 //!
 //! The client shares the machine with what it measures, so it is lean before it is general: raw h2 instead of a gRPC
 //! library, one task a connection, hand-written messages where they are many.

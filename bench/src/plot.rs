@@ -1,4 +1,4 @@
-//! Pictures of figures, as SVG: one chart with axes, named lines or points, and a legend that hides none of them.
+//! Pictures of figures, as SVG: one chart with axes, named points, and a legend that hides none of them.
 //!
 //! This file knows numbers and names, not what they mean. A picture must be readable on white paper and for eyes that
 //! see few colours apart, so a series differs from its neighbours by its marks as well.
@@ -43,7 +43,6 @@ pub struct Axis {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Mark {
-    Line,
     Dots,
     /// For what others have published: a cross is not one of ours.
     Crosses,
@@ -133,7 +132,6 @@ impl Chart {
             let colour = COLOURS[at % COLOURS.len()];
             let points = series.points.iter().copied();
             match series.mark {
-                Mark::Line => chart.draw_series(LineSeries::new(points, colour.stroke_width(2))).map(drop),
                 Mark::Dots => chart.draw_series(points.map(|point| Circle::new(point, 4, colour.filled()))).map(drop),
                 Mark::Crosses => {
                     chart.draw_series(points.map(|point| Cross::new(point, 5, colour.stroke_width(2)))).map(drop)
@@ -157,7 +155,6 @@ fn name(
 ) -> std::result::Result<(), Box<dyn std::error::Error>> {
     let y = 60 + at as i32 * 44;
     match series.mark {
-        Mark::Line => legend.draw(&PathElement::new([(4, y), (28, y)], colour.stroke_width(3)))?,
         Mark::Dots => legend.draw(&Circle::new((16, y), 5, colour.filled()))?,
         Mark::Crosses => legend.draw(&Cross::new((16, y), 5, colour.stroke_width(2)))?,
     }
@@ -203,7 +200,7 @@ mod tests {
     fn chart(scale: Scale, points: Vec<(f64, f64)>) -> Chart {
         let axis = |label: &str| Axis { label: label.to_owned(), scale, format: |value| format!("{value}") };
         let series = |name: &str, mark| Series { name: name.to_owned(), mark, points: points.clone() };
-        let series = vec![series("a line", Mark::Line), series("dots", Mark::Dots), series("published", Mark::Crosses)];
+        let series = vec![series("dots", Mark::Dots), series("published", Mark::Crosses)];
         Chart { title: "a <title>".to_owned(), x: axis("across"), y: axis("up & down"), series }
     }
 
@@ -211,7 +208,7 @@ mod tests {
     fn a_picture_names_its_axes_and_series_and_holds_a_mark_for_each_point() {
         for scale in [Scale::Linear, Scale::Log] {
             let svg = chart(scale, vec![(1.0, 10.0), (100.0, 20.0), (1e4, 5.0)]).svg().unwrap();
-            for text in ["a &lt;title&gt;", "across", "up &amp; down", "a line", "dots", "published"] {
+            for text in ["a &lt;title&gt;", "across", "up &amp; down", "dots", "published"] {
                 assert!(svg.contains(text), "{scale:?}: {text}");
             }
             assert_eq!(svg.matches("<circle").count(), 3 + 1, "{scale:?}: three points, and one in the legend");

@@ -79,19 +79,23 @@ impl Circumstances {
 }
 
 /// What a row gave, whatever its end.
-#[derive(Default)]
 pub struct Measured {
     pub version: String,
     pub empty_resident_bytes: u64,
     pub limit_bytes: Option<u64>,
-    pub outcome: Option<Outcome>,
+    pub outcome: Outcome,
+}
+
+impl Measured {
+    fn ended(outcome: Outcome) -> Measured {
+        Measured { version: String::new(), empty_resident_bytes: 0, limit_bytes: None, outcome }
+    }
 }
 
 /// Measures one row. A fault is an outcome of the row, not the end of the table; `guess` is what the server is expected
 /// to take, for where no limit can be set.
 pub async fn measure(subject: &Subject, shape: Shape, circumstances: &Circumstances, guess: u64) -> Measured {
-    let mut measured = Measured::default();
-    let skip = |reason: String| Measured { outcome: Some(Outcome::Skipped { reason }), ..Measured::default() };
+    let skip = |reason: String| Measured::ended(Outcome::Skipped { reason });
     let plan = circumstances.plan(shape);
     if let Err(reason) = plan.check() {
         return skip(reason);
@@ -106,15 +110,14 @@ pub async fn measure(subject: &Subject, shape: Shape, circumstances: &Circumstan
     let mut target = match Target::start(subject, circumstances, room, guess).await {
         Ok(Ok(target)) => target,
         Ok(Err(reason)) => return skip(reason),
-        Err(fault) => {
-            measured.outcome = Some(Outcome::Failed { watchings: 0, reason: fault.to_string() });
-            return measured;
-        }
+        Err(fault) => return Measured::ended(Outcome::Failed { watchings: 0, reason: fault.to_string() }),
     };
+    // Until the row has an end of its own; nothing reads it before.
+    let mut measured = Measured::ended(Outcome::Failed { watchings: 0, reason: String::new() });
     measured.limit_bytes = target.limit_bytes();
     let mut created = 0;
     let outcome = hold(&mut target, plan, circumstances, &mut measured, &mut created).await;
-    measured.outcome = Some(outcome.unwrap_or_else(|fault| target.ending(fault, created)));
+    measured.outcome = outcome.unwrap_or_else(|fault| target.ending(fault, created));
     measured
 }
 

@@ -204,7 +204,8 @@ pub mod tests {
         results.add(sample("etcd", 1, held(30)));
         results.add(sample("tarsier", 1, held(40)));
         results.add(sample("tarsier", 2, Outcome::Skipped { reason: "no room".to_owned() }));
-        let shown: Vec<_> = results.samples.iter().map(|sample| (&sample.server[..], sample.held().unwrap().resident_bytes)).collect();
+        let shown: Vec<_> =
+            results.samples.iter().map(|sample| (&sample.server[..], sample.held().unwrap().resident_bytes)).collect();
         assert_eq!(shown, [("etcd", 30), ("tarsier", 40), ("tarsier", 10)]);
     }
 
