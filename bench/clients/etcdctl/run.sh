@@ -70,9 +70,10 @@ heard() {
 leave() {
     # What is too much has had time to come.
     sleep 0.3
+    # Before the end: a client that loses its input ahead of its life complains of that.
+    tail -n "+$(($(cat "$work/$1.lines") + 1))" "$work/$1.out"
     # A client that the server has refused is gone already.
     kill "$(cat "$work/$1.pid")" "$(cat "$work/$1.input.pid")" 2>/dev/null
-    tail -n "+$(($(cat "$work/$1.lines") + 1))" "$work/$1.out"
     rm "$work/$1".*
 }
 
