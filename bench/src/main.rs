@@ -13,6 +13,7 @@
 //!                  │   caller (single calls) ──┘
 //!                  └─► check (the judge)  keys (who watches what)  process (what the kernel knows)
 //!          compare ──► scenes, bystander ─► server (started and stopped)  cgroup  meter (what it cost)  disk  report
+//!          compare ──► harm (who asks for everything, and what others feel) ─► plot (pictures)
 //!      ─► soak ──────► proof (trials of durability) ─► server  caller  link  disk
 //! ```
 
@@ -24,11 +25,13 @@ mod compare;
 mod disk;
 mod fault;
 mod fleet;
+mod harm;
 mod hold;
 mod keys;
 mod link;
 mod load;
 mod meter;
+mod plot;
 mod process;
 mod proof;
 mod random;

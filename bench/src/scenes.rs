@@ -228,7 +228,7 @@ async fn prove(server: &mut Server, scale: &Scale, fleet: &Fleet, puts: u32) -> 
 }
 
 /// The verdict over all that came; a stall is no fault here, because the verdict names what is missing.
-async fn judge(server: &Server, fleet: &Fleet, puts: &[Put], complete: Result<()>) -> Result<Option<String>> {
+pub async fn judge(server: &Server, fleet: &Fleet, puts: &[Put], complete: Result<()>) -> Result<Option<String>> {
     match complete {
         Ok(()) | Err(Fault::Stalled { .. }) => {}
         Err(fault) => return Err(fault),
