@@ -134,10 +134,8 @@ impl CompareArgs {
         if programs.is_empty() {
             return Err(Fault::Refused("name at least one program: --etcd PATH, --tarsier PATH".to_owned()));
         }
-        match programs.iter().find(|program| !program.path.is_file()) {
-            Some(program) => Err(Fault::Refused(format!("{} is no file", program.path.display()))),
-            None => Ok(programs),
-        }
+        programs.iter().try_for_each(Program::check)?;
+        Ok(programs)
     }
 
     fn data_root(&self) -> PathBuf {
@@ -346,9 +344,8 @@ fn show(side: Side, measured: &Measured) {
 
 fn describe(report: &mut Report, args: &CompareArgs) -> Result<()> {
     let machine = process::machine();
+    report.circumstances.machine = machine.to_string();
     report.circumstances.kernel = machine.kernel;
-    report.circumstances.machine =
-        format!("{} cores of {}, {:.1} GB", machine.cores, machine.model, machine.memory_bytes as f64 / 1e9);
     report.circumstances.command = std::env::args().collect::<Vec<_>>().join(" ");
     let notes = &mut report.circumstances.notes;
     notes.push(format!("one load client of {} thread(s) on the same machine, without TLS", args.threads.max(1)));

@@ -165,7 +165,7 @@ fn median(values: &[f64]) -> Option<f64> {
 }
 
 /// Three digits that matter, thousands apart.
-fn number(value: f64) -> String {
+pub fn number(value: f64) -> String {
     match value.abs() {
         0.0 => "0".to_owned(),
         size if size < 0.001 => format!("{value:.5}"),

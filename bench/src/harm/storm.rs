@@ -6,19 +6,18 @@ use std::time::Instant;
 use super::Sizes;
 use super::witness::Witness;
 use crate::check::events_due;
+use crate::delivery;
 use crate::fault::Result;
 use crate::fleet::{self, Fleet};
 use crate::hold::put_all;
 use crate::keys::{KeyChoice, Plan};
 use crate::meter::Meter;
 use crate::report::Measured;
-use crate::scenes;
 use crate::screen::count;
 use crate::server::Server;
 
 /// Puts that are missed, each on a key of its own.
 const MISSED_PUTS: u32 = 10_000;
-const VALUE_BYTES: usize = 64;
 const STREAMS: u32 = 10;
 const WATCHINGS: u32 = 100;
 
@@ -44,7 +43,7 @@ pub async fn storm(server: &mut Server, sizes: Sizes) -> Result<Measured> {
     drop(gone);
     let keys = plan.put_keys(MISSED_PUTS);
     let due = events_due(&plan, &keys);
-    let puts = put_all(&caller, &plan, &keys, VALUE_BYTES, 16).await?;
+    let puts = put_all(&caller, &plan, &keys, delivery::EVENT_VALUE_BYTES, 16).await?;
     server.wait_until_quiet().await?;
 
     let witness = Witness::start(&server.endpoint, sizes.puts_a_second)?;
@@ -67,6 +66,6 @@ pub async fn storm(server: &mut Server, sizes: Sizes) -> Result<Measured> {
     measured.add(&scene, "server CPU, us a watch", spent.cpu.as_secs_f64() * 1e6 / back.plan.watches() as f64);
     tails[0].add(&mut measured, &format!("{scene}: quiet control"));
     tails[1].add(&mut measured, &format!("{scene}: witness meanwhile"));
-    measured.void = scenes::judge(server, &back, &puts, complete).await?;
+    measured.void = delivery::judge(&caller, &back, &puts, complete).await?;
     Ok(measured)
 }
