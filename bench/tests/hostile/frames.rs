@@ -194,6 +194,7 @@ fn a_window_that_is_opened_byte_by_byte_gets_the_answer_byte_by_byte() {
     const INITIAL_WINDOW_SIZE: u8 = 4;
     among_bystanders(async |server| {
         let mut socket = connect(server.address());
+        socket.set_nodelay(true).expect("the socket is open");
         let closed = frame(SETTINGS, 0, 0, &[0, INITIAL_WINDOW_SIZE, 0, 0, 0, 0]);
         let call = [frame(HEADERS, 4, 1, &head(WATCH)), frame(DATA, 0, 1, &create(on_key("x")))].concat();
         say(&mut socket, &[PREFACE, &closed, &call].concat());
