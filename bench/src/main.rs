@@ -14,6 +14,7 @@
 //!                  │   caller (single calls) ──┘
 //!                  └─► delivery ─► check (the judge)  keys (who watches what)  process (what the kernel knows)
 //!          compare ──► scenes, bystander ─► server (started and stopped)  cgroup  meter (what it cost)  disk  report
+//!          compare ──► harm (who asks for everything, and what others feel) ─► plot (pictures)
 //!      ─► table ─────► server, fleet, delivery  cgroup  plot (pictures)
 //!      ─► soak ──────► proof (trials of durability) ─► server  caller  link  disk
 //! ```
@@ -27,6 +28,7 @@ mod delivery;
 mod disk;
 mod fault;
 mod fleet;
+mod harm;
 mod hold;
 mod keys;
 mod link;
