@@ -1,8 +1,9 @@
 //! The load generator of tarsier.
 //!
 //! `hold` keeps very many watches open against any etcd v3 server and proves that each gets its events exactly once, in
-//! order. `compare` runs etcd and tarsier in turn and measures what a unit of work costs each of them. `soak` stops a server
-//! under load, thousands of times, and proves that nothing it told anybody is lost.
+//! order. `table` does so at the fifteen sizes of etcd's own page on memory, for any list of servers. `compare` runs etcd
+//! and tarsier in turn and measures what a unit of work costs each of them. `soak` stops a server under load, thousands of
+//! times, and proves that nothing it told anybody is lost.
 //!
 //! The client shares the machine with what it measures, so it is lean before it is general: raw h2 instead of a gRPC
 //! library, one task a connection, hand-written messages where they are many.
@@ -11,8 +12,10 @@
 //! main ─► hold    ─┬─► fleet (held watches)  ──┬─► link (one h2 connection) ─► wire (bytes)
 //!      ─► compare ─┤   load (calls in a loop)  │
 //!                  │   caller (single calls) ──┘
-//!                  └─► check (the judge)  keys (who watches what)  process (what the kernel knows)
+//!                  └─► delivery ─► check (the judge)  keys (who watches what)  process (what the kernel knows)
 //!          compare ──► scenes, bystander ─► server (started and stopped)  cgroup  meter (what it cost)  disk  report
+//!          compare ──► harm (who asks for everything, and what others feel) ─► plot (pictures)
+//!      ─► table ─────► server, fleet, delivery  cgroup  plot (pictures)
 //!      ─► soak ──────► proof (trials of durability) ─► server  caller  link  disk
 //! ```
 
@@ -21,14 +24,17 @@ mod caller;
 mod cgroup;
 mod check;
 mod compare;
+mod delivery;
 mod disk;
 mod fault;
 mod fleet;
+mod harm;
 mod hold;
 mod keys;
 mod link;
 mod load;
 mod meter;
+mod plot;
 mod process;
 mod proof;
 mod random;
@@ -37,6 +43,7 @@ mod scenes;
 mod screen;
 mod server;
 mod soak;
+mod table;
 mod wire;
 
 use std::process::ExitCode;
@@ -59,6 +66,8 @@ struct Arguments {
 enum Command {
     /// Hold very many watches, print what they cost the server, and prove that each gets its events
     Hold(hold::HoldArgs),
+    /// Measure the fifteen rows of etcd's page on the memory of watches, for any list of servers
+    Table(Box<table::TableArgs>),
     /// Run etcd and tarsier in turn and print what a unit of work costs each of them
     Compare(Box<compare::CompareArgs>),
     /// Stop a server under load thousands of times, and check after each start that nothing it told is lost
@@ -83,6 +92,7 @@ fn run(arguments: Arguments) -> Result<()> {
         let work = async {
             match arguments.command {
                 Command::Hold(args) => hold::run(args).await,
+                Command::Table(args) => table::run(*args).await,
                 Command::Compare(args) => compare::run(*args).await,
                 Command::Soak(args) => soak::run(args).await,
             }

@@ -1,5 +1,6 @@
 //! What the kernel knows of a process: its memory, its CPU time, its limits, and which one listens on a port.
 
+use std::fmt;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -82,6 +83,26 @@ pub struct Machine {
     pub cores: usize,
     pub memory_bytes: u64,
     pub kernel: String,
+}
+
+impl fmt::Display for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} cores of {}, {:.1} GB", self.cores, self.model, self.memory_bytes as f64 / 1e9)
+    }
+}
+
+/// Memory that programs could still take, as the kernel estimates it.
+pub fn memory_available() -> u64 {
+    kilobytes(&fs::read_to_string("/proc/meminfo").unwrap_or_default(), "MemAvailable:").unwrap_or(0)
+}
+
+/// Opens as many files as the hard limit allows, for this process and the servers that it starts.
+pub fn raise_files_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // A refusal leaves the limit as it was, and `check_files` says what that is not enough for.
+    let _ = setrlimit(Resource::Nofile, limit);
 }
 
 /// This machine, as far as it says what it is.

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use serde_json::{Value, json};
 
+use crate::harm::Pace;
 use crate::server::Side;
 
 /// What one scene measured in one round. A scene that lost an event has measured nothing: then `void` says why.
@@ -48,6 +49,8 @@ pub struct Circumstances {
 #[derive(Default)]
 pub struct Report {
     pub circumstances: Circumstances,
+    /// What is drawn and not tabled.
+    pub paces: Vec<(Side, Pace)>,
     rows: Vec<Row>,
 }
 
@@ -162,7 +165,7 @@ fn median(values: &[f64]) -> Option<f64> {
 }
 
 /// Three digits that matter, thousands apart.
-fn number(value: f64) -> String {
+pub fn number(value: f64) -> String {
     match value.abs() {
         0.0 => "0".to_owned(),
         size if size < 0.001 => format!("{value:.5}"),

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 
 use crate::bystander;
-use crate::check::Put;
+use crate::delivery::{self, EVENT_VALUE_BYTES};
 use crate::disk::{Disk, DiskCounts};
 use crate::fault::{Fault, Result};
 use crate::fleet::{Fleet, Pace, Progress};
@@ -53,7 +53,6 @@ fn plan((connections, streams, watchings): WatchShape, choice: KeyChoice, prefix
 const CLIENTS: u32 = 1_000;
 const CLIENT_CONNECTIONS: u32 = 100;
 const VALUE_BYTES: usize = 256;
-const EVENT_VALUE_BYTES: usize = 64;
 
 /// A closed loop of clients, and what is measured of it.
 pub struct ClosedLoop {
@@ -215,34 +214,11 @@ pub async fn create(server: &mut Server, scale: &Scale, choice: KeyChoice) -> Re
     Ok(measured)
 }
 
-/// Puts to keys of the fleet and judges the events; says why the scene is void, if it is.
+/// Says why the scene is void, if it is.
 async fn prove(server: &mut Server, scale: &Scale, fleet: &Fleet, puts: u32) -> Result<Option<String>> {
     let caller = server.caller().await?;
-    // One key that all watch makes an event for each of them with a single put.
-    let puts = if fleet.plan.choice == KeyChoice::One { 1 } else { puts };
-    let keys = fleet.plan.put_keys(puts);
-    let due = crate::check::events_due(&fleet.plan, &keys);
-    let puts = put_all(&caller, &fleet.plan, &keys, EVENT_VALUE_BYTES, 16).await?;
-    let complete = fleet.wait_delivered(due, scale.patience, |_| server.check_alive()).await;
-    judge(server, fleet, &puts, complete).await
-}
-
-/// The verdict over all that came; a stall is no fault here, because the verdict names what is missing.
-async fn judge(server: &Server, fleet: &Fleet, puts: &[Put], complete: Result<()>) -> Result<Option<String>> {
-    match complete {
-        Ok(()) | Err(Fault::Stalled { .. }) => {}
-        Err(fault) => return Err(fault),
-    }
-    // A surplus event would come now.
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    let revision = server.caller().await?.revision().await?;
-    let verdict = fleet.judge(puts, revision).await?;
-    if verdict.is_clean() {
-        return Ok(None);
-    }
-    let first = verdict.shown.first().cloned().unwrap_or_default();
-    let (received, expected) = (count(verdict.received), count(verdict.expected));
-    Ok(Some(format!("{received} of {expected} events, {} differences, first: {first}", verdict.differences)))
+    let proof = delivery::prove(&caller, fleet, puts, scale.patience, || server.check_alive()).await?;
+    Ok(proof.void)
 }
 
 /// Events of one key that every watch of the shape watches. The next put leaves when all have the event of the last, so
@@ -277,7 +253,7 @@ pub async fn event(server: &mut Server, scale: &Scale, shape: WatchShape) -> Res
     spent.figures(&scene, puts.len() as u64 * watches, &mut measured);
     let scene = format!("{scene}: put to last event");
     add_latency(&mut measured, &scene, &to_last);
-    measured.void = judge(server, &fleet, &puts, complete).await?;
+    measured.void = delivery::judge(&caller, &fleet, &puts, complete).await?;
     Ok(measured)
 }
 

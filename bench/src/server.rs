@@ -37,6 +37,22 @@ impl Side {
             Side::Tarsier => "tarsier",
         }
     }
+
+    /// What a program says it is when asked for its version.
+    pub fn of(path: &Path) -> Result<Side> {
+        let shown = path.display();
+        if !path.is_file() {
+            return Err(Fault::Refused(format!("{shown} is no file")));
+        }
+        let version = Command::new(path).arg("--version").stdin(Stdio::null()).output();
+        let version = version.map_err(|cause| Fault::Refused(format!("{shown} does not start: {cause}")))?;
+        let words = String::from_utf8_lossy(&version.stdout);
+        match words.lines().next().unwrap_or_default() {
+            line if line.starts_with("etcd Version") => Ok(Side::Etcd),
+            line if line.starts_with("tarsier ") => Ok(Side::Tarsier),
+            line => Err(Fault::Refused(format!("{shown} is neither etcd nor tarsier: --version says {line:?}"))),
+        }
+    }
 }
 
 /// How to start one side.
@@ -53,6 +69,17 @@ pub struct Program {
 }
 
 impl Program {
+    /// Refuses a program that is not what it was named as: another server under its flags would be measured as it.
+    pub fn check(&self) -> Result<()> {
+        match Side::of(&self.path)? {
+            side if side == self.side => Ok(()),
+            other => {
+                let (path, named, other) = (self.path.display(), self.side.name(), other.name());
+                Err(Fault::Refused(format!("{path} was named as {named}, but says that it is {other}")))
+            }
+        }
+    }
+
     fn flags(&self, data: &str) -> Vec<String> {
         let client = format!("http://127.0.0.1:{}", self.port);
         let mut flags =

@@ -1,7 +1,6 @@
 //! `soak`: the proof of durability as a long run, with kills and with power cuts.
 
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -48,10 +47,7 @@ pub struct SoakArgs {
 
 impl SoakArgs {
     fn program(&self) -> Result<Program> {
-        let version = Command::new(&self.server).arg("--version").output();
-        let refused = |cause| Fault::Refused(format!("{} does not start: {cause}", self.server.display()));
-        let is_etcd = version.map_err(refused)?.stdout.starts_with(b"etcd Version");
-        let side = if is_etcd { Side::Etcd } else { Side::Tarsier };
+        let side = Side::of(&self.server)?;
         let flags = self.flags.split_whitespace().map(str::to_owned).collect();
         Ok(Program { side, path: self.server.clone(), flags, port: self.port, data_root: self.root() })
     }

@@ -11,6 +11,7 @@ pub mod kv;
 pub mod lease;
 pub mod maintenance;
 pub mod pages;
+pub mod recipes;
 pub mod watch;
 pub mod watch_request;
 
@@ -43,6 +44,7 @@ use kv::encode::Response;
 use kv::range_stream::RangeStream;
 use lease::{Answers, LeaseMethod};
 use maintenance::MaintenanceMethod;
+use recipes::Recipe;
 
 pub use cluster::Member;
 pub use kv::decode::Limits;
@@ -66,6 +68,7 @@ pub enum Method {
     Cluster(ClusterMethod),
     Maintenance(MaintenanceMethod),
     Health(HealthMethod),
+    Recipe(Recipe),
 }
 
 impl Method {
@@ -78,7 +81,8 @@ impl Method {
             | Method::Lease(_)
             | Method::Cluster(_)
             | Method::Maintenance(_)
-            | Method::Health(_) => CallKind::OneRequest,
+            | Method::Health(_)
+            | Method::Recipe(_) => CallKind::OneRequest,
         }
     }
 }
@@ -108,6 +112,8 @@ impl Route {
             "etcdserverpb.Maintenance" => Method::Maintenance(MaintenanceMethod::of(name)?),
             "etcdserverpb.Cluster" => Method::Cluster(ClusterMethod::of(name)?),
             "grpc.health.v1.Health" => Method::Health(HealthMethod::of(name)?),
+            "v3lockpb.Lock" => Method::Recipe(Recipe::of_lock(name)?),
+            "v3electionpb.Election" => Method::Recipe(Recipe::of_election(name)?),
             _ => return None,
         }))
     }
@@ -241,6 +247,7 @@ impl Services {
             }),
             Method::Lease(method) => lease::decode(method, message).map(Asked::Backend),
             Method::Maintenance(method) => maintenance::decode(method, message, self.identity),
+            Method::Recipe(recipe) => recipes::decode(recipe, message, &self.limits).map(Asked::Backend),
             Method::Cluster(method) => cluster::answer(method, message, self.identity, &self.member).map(Asked::Answer),
         };
         match asked {
@@ -287,6 +294,9 @@ impl Services {
         call.submitted = false;
         let is_abandoned = matches!(call.state, Unary::Abandoned);
         call.state = match reply {
+            Reply::Answer(answer) if let Method::Recipe(recipe) = call.method => {
+                recipes::answer(recipe, answer, self.identity).map_or_else(Unary::Failed, Unary::Short)
+            }
             Reply::Answer(Ok(Answer { revision, result: Outcome::Alarm(listed) })) => {
                 Unary::Short(maintenance::alarms(self.identity, revision, listed.as_slice()))
             }

@@ -30,9 +30,19 @@ pub struct Arena<T> {
     bytes: usize,
 }
 
+impl<T> Default for Arena<T> {
+    fn default() -> Arena<T> {
+        Arena::new()
+    }
+}
+
 impl<T> Arena<T> {
     pub fn new() -> Arena<T> {
         Arena { chunks: Vec::new(), with_room: Vec::new(), len: 0, bytes: 0 }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
     }
 
     pub fn len(&self) -> usize {

@@ -174,6 +174,7 @@ scripts! {
     leases_are_granted_kept_and_expire_as_etcds_do "lease"
     progress_is_told_as_etcd_tells_it "watch_progress"
     large_events_are_cut_as_etcd_cuts_them "watch_fragment"
+    locks_and_elections_are_answered_as_etcd_does "election"
 }
 
 #[test]
@@ -248,6 +249,7 @@ fn descriptors() -> DescriptorPool {
     let mut compiler = protox::Compiler::new([directory]).expect("the .proto files are in the repository");
     let files = ["kv", "lease", "cluster", "maintenance", "watch"].map(|file| format!("etcdserverpb/{file}.proto"));
     compiler.open_files(files).expect("the .proto files compile");
+    compiler.open_files(["v3lockpb/lock.proto", "v3electionpb/election.proto"]).expect("the .proto files compile");
     compiler.descriptor_pool()
 }
 

@@ -1,0 +1,345 @@
+//! `table`: etcd's page on the memory of watches, measured again on this machine for any list of servers.
+//!
+//! Rows go from small to large, and at each row the servers take turns, so that a run that is stopped has compared what
+//! it has measured. After every sample the folder of the report is whole: an hour of work does not hang on its last row.
+//!
+//! ```text
+//! here ─► measure (one row at one server) ─► fleet, delivery, cgroup
+//!      ─► results (kept from run to run)  ─► fit (what a connection, a stream, a watching cost)
+//!      ─► page (Markdown, pictures)       ─► plot
+//! ```
+
+mod fit;
+mod measure;
+mod page;
+mod results;
+mod rows;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use clap::Args;
+
+use crate::caller::Caller;
+use crate::cgroup;
+use crate::fault::{Fault, Result};
+use crate::fleet::Pace;
+use crate::keys::KeyChoice;
+use crate::link::Windows;
+use crate::process::{self, Process};
+use crate::server::{Program, Side};
+
+use measure::{Circumstances, Subject};
+use results::{Keys, Outcome, Results, Sample};
+use rows::{Chosen, PUBLISHED_COSTS, Shape};
+
+/// What a server is expected to take as long as its rows do not tell: so many times what the page says of etcd. A guess
+/// decides only where no limit can be set, and there a row too many costs the machine.
+const UNKNOWN_COSTS_FACTOR: f64 = 3.0;
+/// Above what its smaller rows say.
+const KNOWN_COSTS_FACTOR: f64 = 1.3;
+
+#[derive(Args, Clone, Debug)]
+pub struct TableArgs {
+    /// An etcd program, started anew for each row
+    #[arg(long)]
+    etcd: Option<PathBuf>,
+    /// A tarsier program, started anew for each row; the one beside this program by default
+    #[arg(long)]
+    tarsier: Option<PathBuf>,
+    /// A server that runs already, as NAME=HOST:PORT or NAME=HOST:PORT@PID; it keeps what earlier rows left in it
+    #[arg(long)]
+    server: Vec<Named>,
+    /// Leave tarsier out
+    #[arg(long, conflicts_with = "tarsier")]
+    without_tarsier: bool,
+    /// Rows by number, such as 1-9,12; all fifteen by default
+    #[arg(long, conflicts_with = "quick")]
+    rows: Option<Chosen>,
+    /// Small rows only, in less than three minutes
+    #[arg(long)]
+    quick: bool,
+    /// What the watchings watch
+    #[arg(long, value_enum, default_value_t = KeyChoice::Pool)]
+    keys: KeyChoice,
+    /// Keys that `pool` and `range` draw from
+    #[arg(long, default_value_t = 100_000)]
+    pool: u32,
+    /// Length of a key
+    #[arg(long, default_value_t = 32)]
+    key_bytes: usize,
+    /// Folder for the report; rows that it holds already are kept until they are measured again
+    #[arg(long)]
+    output: Option<PathBuf>,
+    /// Memory for a server, such as 7GiB; what the machine has to spare by default
+    #[arg(long, value_parser = cgroup::parse_bytes)]
+    memory_limit: Option<u64>,
+    /// Keys to put once each when all watchings are held, to prove that events arrive
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..))]
+    puts: u32,
+    /// Seconds without anything to do before memory is read; 5 by default, 1 with --quick
+    #[arg(long)]
+    idle: Option<u64>,
+    /// Give up a row when nothing moves for so many seconds
+    #[arg(long, default_value_t = 60)]
+    patience: u64,
+    /// Threads of the load client
+    #[arg(long, default_value_t = 1)]
+    threads: u32,
+    /// Connections that create watchings at once
+    #[arg(long, default_value_t = 64)]
+    ramp: u32,
+    /// Unanswered creates of one stream
+    #[arg(long, default_value_t = 128)]
+    window: u32,
+    /// First of four ports on 127.0.0.1 for the servers that are started
+    #[arg(long, default_value_t = 23600)]
+    port: u16,
+    /// Where the data directories of the servers are made
+    #[arg(long)]
+    data_dir_root: Option<PathBuf>,
+    /// Further flags for etcd, separated by spaces
+    #[arg(long, default_value = "", allow_hyphen_values = true)]
+    etcd_flags: String,
+    /// Further flags for tarsier, separated by spaces
+    #[arg(long, default_value = "", allow_hyphen_values = true)]
+    tarsier_flags: String,
+}
+
+/// A server that somebody else has started.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Named {
+    name: String,
+    endpoint: Arc<str>,
+    process: Option<Process>,
+}
+
+impl FromStr for Named {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Named, String> {
+        let wrong = || format!("{text:?} is not of the form NAME=HOST:PORT or NAME=HOST:PORT@PID");
+        let (name, place) = text.split_once('=').ok_or_else(wrong)?;
+        let (endpoint, id) = match place.split_once('@') {
+            Some((endpoint, id)) => (endpoint, Some(id.parse().map_err(|_| wrong())?)),
+            None => (place, None),
+        };
+        let (host, port) = endpoint.rsplit_once(':').ok_or_else(wrong)?;
+        // A scheme would be a host with a slash.
+        if name.is_empty() || host.is_empty() || host.contains('/') || port.parse::<u16>().is_err() {
+            return Err(wrong());
+        }
+        Ok(Named { name: name.to_owned(), endpoint: endpoint.into(), process: id.map(|id| Process { id }) })
+    }
+}
+
+impl fmt::Display for Named {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} at {}", self.name, self.endpoint)
+    }
+}
+
+impl TableArgs {
+    fn subjects(&self) -> Result<Vec<Subject>> {
+        let program = |side, path: PathBuf, flags: &str, port| {
+            let flags = flags.split_whitespace().map(str::to_owned).collect();
+            let data_root = self.data_dir_root.clone().unwrap_or_else(std::env::temp_dir);
+            Program { side, path, flags, port, data_root }
+        };
+        let etcd = self.etcd.clone().map(|path| program(Side::Etcd, path, &self.etcd_flags, self.port));
+        let tarsier = self.tarsier_program()?;
+        let tarsier =
+            tarsier.map(|path| program(Side::Tarsier, path, &self.tarsier_flags, self.port.saturating_add(2)));
+        let programs: Vec<Program> = etcd.into_iter().chain(tarsier).collect();
+        programs.iter().try_for_each(Program::check)?;
+        let running = self.server.iter().cloned();
+        let running = running.map(|Named { name, endpoint, process }| Subject::Running { name, endpoint, process });
+        let subjects: Vec<Subject> = programs.into_iter().map(Subject::Program).chain(running).collect();
+        let mut names: Vec<&str> = subjects.iter().map(Subject::name).collect();
+        names.sort_unstable();
+        match names.windows(2).find(|pair| pair[0] == pair[1]) {
+            // Their rows would replace each other.
+            Some(pair) => Err(Fault::Refused(format!("two servers are named {}", pair[0]))),
+            None if subjects.is_empty() => {
+                Err(Fault::Refused("name a server: --etcd PATH, --tarsier PATH or --server NAME=HOST:PORT".to_owned()))
+            }
+            None => Ok(subjects),
+        }
+    }
+
+    fn tarsier_program(&self) -> Result<Option<PathBuf>> {
+        if self.without_tarsier || self.tarsier.is_some() {
+            return Ok(self.tarsier.clone());
+        }
+        let own = std::env::current_exe().map_err(|cause| Fault::Refused(format!("where am I? {cause}")))?;
+        let beside = own.with_file_name("tarsier");
+        if beside.is_file() {
+            return Ok(Some(beside));
+        }
+        // Another server alone is a table too, if it was asked for.
+        let shown = beside.display();
+        Err(Fault::Refused(format!("there is no {shown}: build it, name another with --tarsier, or --without-tarsier")))
+    }
+
+    fn chosen(&self) -> Chosen {
+        match &self.rows {
+            Some(rows) => rows.clone(),
+            None if self.quick => Chosen::quick(),
+            None => Chosen::all(),
+        }
+    }
+
+    fn circumstances(&self) -> Circumstances {
+        Circumstances {
+            choice: self.keys,
+            pool: self.pool,
+            key_bytes: self.key_bytes,
+            pace: Pace { threads: self.threads, ramp: self.ramp, window: self.window },
+            idle: Duration::from_secs(self.idle.unwrap_or(if self.quick { 1 } else { 5 })),
+            patience: Duration::from_secs(self.patience),
+            puts: self.puts,
+            limit_bytes: self.memory_limit,
+        }
+    }
+}
+
+/// Runs it. Must be called inside a `LocalSet`.
+pub async fn run(args: TableArgs) -> Result<()> {
+    process::raise_files_limit();
+    let subjects = args.subjects()?;
+    let circumstances = args.circumstances();
+    let keys = circumstances.keys();
+    let chosen = args.chosen();
+    let smallest = chosen.shapes().next().ok_or_else(|| Fault::Refused("no row was chosen".to_owned()))?;
+    circumstances.plan(smallest).check().map_err(Fault::Refused)?;
+    let mut report = Report::open(args.output.as_deref())?;
+    for subject in &subjects {
+        try_out(subject).await?;
+    }
+    let (machine, command) = (process::machine(), std::env::args().collect::<Vec<_>>().join(" "));
+    let mut troubles = 0;
+    for (at, shape) in chosen.shapes().enumerate() {
+        // The order turns from row to row, so that neither always has the machine that the other has warmed.
+        let mut order: Vec<&Subject> = subjects.iter().collect();
+        order.rotate_left(at % subjects.len());
+        for subject in order {
+            eprintln!("row {} of {}: {shape}, {}", at + 1, chosen.0.len(), subject.name());
+            let guess = guess(&report.results, &keys, subject.name(), shape);
+            let measured = measure::measure(subject, shape, &circumstances, guess).await;
+            let outcome = measured.outcome;
+            eprintln!("  {}", page::sentence(&outcome));
+            troubles += u32::from(matches!(outcome, Outcome::Void { .. } | Outcome::Failed { .. }));
+            report.add(Sample {
+                server: subject.name().to_owned(),
+                version: measured.version,
+                shape,
+                keys: keys.clone(),
+                empty_resident_bytes: measured.empty_resident_bytes,
+                limit_bytes: measured.limit_bytes,
+                outcome,
+                measured_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+                machine: machine.to_string(),
+                kernel: machine.kernel.clone(),
+                command: command.clone(),
+            })?;
+        }
+    }
+    report.finish()?;
+    println!("{}", page::markdown(&report.results, false));
+    match troubles {
+        0 => Ok(()),
+        rows => Err(Fault::Refused(format!("{rows} rows are void or have failed; their reasons stand above"))),
+    }
+}
+
+/// Says at once, and not in each row, that a server is not there or is none.
+async fn try_out(subject: &Subject) -> Result<()> {
+    match subject {
+        Subject::Program(program) => program.start().await.map(drop),
+        Subject::Running { endpoint, .. } => {
+            Caller::connect(endpoint, Windows::SMALL).await?.revision().await.map(drop)
+        }
+    }
+}
+
+/// Bytes that a server will take at a row, by its smaller rows or else by the page.
+fn guess(results: &Results, keys: &Keys, server: &str, shape: Shape) -> u64 {
+    let bytes = match results.costs(keys, server) {
+        Some(known) => known.bytes(shape) * KNOWN_COSTS_FACTOR,
+        None => fit::Costs { each: PUBLISHED_COSTS, miss_max: 0.0 }.bytes(shape) * UNKNOWN_COSTS_FACTOR,
+    };
+    bytes.max(0.0) as u64
+}
+
+/// The results, and the folder that always shows them.
+struct Report<'a> {
+    folder: Option<&'a Path>,
+    results: Results,
+}
+
+impl Report<'_> {
+    /// Before anything is measured, so that a folder that cannot be written costs no hour.
+    fn open(folder: Option<&Path>) -> Result<Report<'_>> {
+        let mut results = match folder {
+            Some(folder) => {
+                results::make_folder(folder)?;
+                Results::read(folder)?
+            }
+            None => Results::default(),
+        };
+        results.is_finished = false;
+        let report = Report { folder, results };
+        report.write()?;
+        Ok(report)
+    }
+
+    fn add(&mut self, sample: Sample) -> Result<()> {
+        self.results.add(sample);
+        self.write()
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        self.results.is_finished = true;
+        self.write()
+    }
+
+    fn write(&self) -> Result<()> {
+        let Some(folder) = self.folder else { return Ok(()) };
+        self.results.write(folder)?;
+        page::write(&self.results, folder)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_running_server_is_named_with_its_place() {
+        let named = |process| Named { name: "mine".to_owned(), endpoint: "host:2379".into(), process };
+        assert_eq!("mine=host:2379".parse(), Ok(named(None)));
+        assert_eq!("mine=host:2379@17".parse(), Ok(named(Some(Process { id: 17 }))));
+        for text in ["", "host:2379", "=host:2379", "mine=host", "mine=host:x", "mine=host:1@x", "mine=http://host:1"] {
+            assert!(text.parse::<Named>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_guess_follows_the_rows_that_were_held() {
+        let keys = results::tests::sample("tarsier", 1, results::tests::held(1)).keys;
+        let mut results = Results::default();
+        let largest = rows::ROWS[14].shape;
+        let blind = guess(&results, &keys, "tarsier", largest);
+        let made = fit::Costs { each: [20_000.0, 1_000.0, 20.0], miss_max: 0.0 };
+        for (at, row) in rows::ROWS.iter().enumerate().take(13) {
+            let bytes = 5_000_000 + made.bytes(row.shape) as u64;
+            results.add(results::tests::sample("tarsier", at + 1, results::tests::held(bytes)));
+        }
+        let seeing = guess(&results, &keys, "tarsier", largest);
+        assert!(seeing < blind / 10, "{seeing} after {blind}");
+        assert!((seeing as f64 / made.bytes(largest) / KNOWN_COSTS_FACTOR - 1.0).abs() < 0.01);
+    }
+}
