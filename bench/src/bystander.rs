@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use hdrhistogram::Histogram;
 use tarsier_proto::etcdserverpb as pb;
+use tokio::sync::oneshot::error::RecvError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinSet, LocalSet};
 
@@ -156,7 +157,7 @@ fn add_tail(measured: &mut Measured, scene: &str, latency: &Histogram<u64>) {
 }
 
 /// Runs `work` on a thread with an event loop of its own.
-fn on_thread<T, F>(name: &str, work: impl FnOnce() -> F + Send + 'static) -> Result<oneshot::Receiver<Result<T>>>
+pub fn on_thread<T, F>(name: &str, work: impl FnOnce() -> F + Send + 'static) -> Result<oneshot::Receiver<Result<T>>>
 where
     T: Send + 'static,
     F: Future<Output = Result<T>>,
@@ -175,8 +176,8 @@ where
     spawned.map(|_| receiver).map_err(|cause| Fault::Refused(format!("no thread for the load: {cause}")))
 }
 
-async fn finished<T>(receiver: oneshot::Receiver<Result<T>>) -> Result<T> {
-    receiver.await.map_err(|_| Fault::Refused("a load thread panicked".to_owned()))?
+pub async fn finished<T>(answer: impl Future<Output = std::result::Result<Result<T>, RecvError>>) -> Result<T> {
+    answer.await.map_err(|_| Fault::Refused("a load thread panicked".to_owned()))?
 }
 
 /// Puts every key once, many to a transaction.
@@ -280,15 +281,23 @@ async fn write(endpoint: Arc<str>, sizes: Bystander) -> Result<i64> {
     Ok(revision)
 }
 
-/// Starts the bystander. A thread that only sleeps keeps its schedule: the event loop's timers know milliseconds only.
+/// Starts the bystander.
 fn start_putter(
     endpoint: &Arc<str>,
     sizes: Bystander,
     stops: &Arc<AtomicBool>,
 ) -> Result<oneshot::Receiver<Result<Histogram<u64>>>> {
+    let schedule = start_pacer(sizes.puts_a_second, stops)?;
+    let endpoint = endpoint.clone();
+    on_thread("putter", move || put_on_schedule(endpoint, schedule))
+}
+
+/// The times at which puts are due, until told to stop. A thread that only sleeps keeps its schedule: the event loop's
+/// timers know milliseconds only.
+pub fn start_pacer(puts_a_second: u32, stops: &Arc<AtomicBool>) -> Result<mpsc::UnboundedReceiver<Instant>> {
     let (due, schedule) = mpsc::unbounded_channel();
-    let (stops, endpoint) = (stops.clone(), endpoint.clone());
-    let pause = Duration::from_secs(1) / sizes.puts_a_second.max(1);
+    let stops = stops.clone();
+    let pause = Duration::from_secs(1) / puts_a_second.max(1);
     let pacer = move || {
         let mut at = Instant::now() + pause;
         while !stops.load(Ordering::Relaxed) {
@@ -301,7 +310,7 @@ fn start_putter(
     };
     let spawned = std::thread::Builder::new().name("pacer".to_owned()).spawn(pacer);
     spawned.map_err(|cause| Fault::Refused(format!("no thread for the load: {cause}")))?;
-    on_thread("putter", move || put_on_schedule(endpoint, schedule))
+    Ok(schedule)
 }
 
 /// Puts when each put is due, whether or not the last one is answered.

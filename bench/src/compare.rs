@@ -12,6 +12,7 @@ use clap::{Args, ValueEnum};
 use crate::bystander::{self, Bystander};
 use crate::disk::Disk;
 use crate::fault::{Fault, Result};
+use crate::harm;
 use crate::keys::KeyChoice;
 use crate::process;
 use crate::report::{Measured, Report};
@@ -34,6 +35,16 @@ pub enum Group {
     Recovery,
     /// Puts on a schedule beside checkpoint and compaction
     Upkeep,
+    /// All clients of very many watches gone and back with their old revisions; this and what follows only when named
+    Storm,
+    /// Watchers of everything that read nothing, very far behind
+    Stuck,
+    /// The clients of very many watches killed at once
+    Teardown,
+    /// Streams whose windows stay closed
+    Windows,
+    /// Creates and cancels at full speed under one watch that survives
+    Churn,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -95,6 +106,8 @@ pub struct CompareArgs {
     /// Puts of the bystander
     #[arg(long, default_value_t = 200)]
     bystander_rate: u32,
+    #[command(flatten)]
+    harm: harm::HarmArgs,
 }
 
 /// "100 watches on one stream", "10 streams of 10", "100 streams of one", "a thousand connections of one".
@@ -157,6 +170,11 @@ impl CompareArgs {
         [State { keys, revisions_each: 1 }, State { keys: keys / 10, revisions_each: 10 }]
     }
 
+    fn harm(&self, side: Side) -> harm::Sizes {
+        let scale = self.scale();
+        self.harm.sizes(side, self.quick, scale.window, scale.threads, scale.patience)
+    }
+
     fn has(&self, group: Group) -> bool {
         self.scenes.is_empty() || self.scenes.contains(&group)
     }
@@ -195,6 +213,9 @@ pub async fn run(args: CompareArgs) -> Result<()> {
     println!("{}", report.markdown());
     for path in &args.output {
         write(path, &report)?;
+    }
+    if let Some(path) = &args.harm.plot {
+        write_text(path, &harm::plot(&report.paces)?)?;
     }
     match report.voids() {
         0 => Ok(()),
@@ -252,7 +273,33 @@ async fn run_side(args: &CompareArgs, program: &Program, report: &mut Report) ->
         let outcome = bystander::run(&mut server, args.bystander()).await;
         keep(report, &mut server, outcome)?;
     }
-    run_disk(args, program, report).await
+    run_disk(args, program, report).await?;
+    run_harm(args, program, report).await
+}
+
+/// The scenes in which some do harm; too long to run unasked.
+async fn run_harm(args: &CompareArgs, program: &Program, report: &mut Report) -> Result<()> {
+    let sizes = args.harm(program.side);
+    for group in [Group::Storm, Group::Teardown, Group::Windows, Group::Churn] {
+        if !args.scenes.contains(&group) {
+            continue;
+        }
+        let mut server = program.start().await?;
+        let outcome = match group {
+            Group::Storm => harm::storm(&mut server, sizes).await,
+            Group::Teardown => harm::teardown(&mut server, sizes).await,
+            Group::Windows => harm::windows(&mut server, sizes).await,
+            _ => harm::churn(&mut server, sizes).await,
+        };
+        keep(report, &mut server, outcome)?;
+    }
+    if args.scenes.contains(&Group::Stuck) {
+        let (measured, paces) = harm::stuck(program, sizes).await?;
+        show(program.side, &measured);
+        report.add(program.side, measured);
+        report.paces.extend(paces.into_iter().map(|pace| (program.side, pace)));
+    }
+    Ok(())
 }
 
 /// The scenes that ask what lasting costs.
@@ -281,14 +328,18 @@ async fn run_disk(args: &CompareArgs, program: &Program, report: &mut Report) ->
 fn keep(report: &mut Report, server: &mut Server, outcome: Result<Measured>) -> Result<()> {
     let measured = outcome.map_err(|fault| server.explain(fault))?;
     server.check_alive()?;
-    for figure in &measured.figures {
-        eprintln!("  {}: {}, {}: {:.3}", server.side.name(), figure.scene, figure.measure, figure.value);
-    }
-    if let Some(reason) = &measured.void {
-        eprintln!("  {}: void: {reason}", server.side.name());
-    }
+    show(server.side, &measured);
     report.add(server.side, measured);
     Ok(())
+}
+
+fn show(side: Side, measured: &Measured) {
+    for figure in &measured.figures {
+        eprintln!("  {}: {}, {}: {:.3}", side.name(), figure.scene, figure.measure, figure.value);
+    }
+    if let Some(reason) = &measured.void {
+        eprintln!("  {}: void: {reason}", side.name());
+    }
 }
 
 fn describe(report: &mut Report, args: &CompareArgs) -> Result<()> {
@@ -314,5 +365,9 @@ fn write(path: &Path, report: &Report) -> Result<()> {
     } else {
         report.markdown()
     };
+    write_text(path, &text)
+}
+
+fn write_text(path: &Path, text: &str) -> Result<()> {
     std::fs::write(path, text).map_err(|cause| Fault::Refused(format!("{} cannot be written: {cause}", path.display())))
 }

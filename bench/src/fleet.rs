@@ -90,6 +90,15 @@ pub struct Fleet {
 impl Fleet {
     /// Starts to connect and create. `base_revision` is the store's revision before the first put that counts.
     pub fn launch(plan: Plan, endpoint: &Arc<str>, pace: Pace, base_revision: i64) -> Result<Fleet> {
+        Fleet::start(plan, endpoint, pace, base_revision, 0)
+    }
+
+    /// The same for clients that come back: their watches start right behind `base_revision`, which lies in the past.
+    pub fn resume(plan: Plan, endpoint: &Arc<str>, pace: Pace, base_revision: i64) -> Result<Fleet> {
+        Fleet::start(plan, endpoint, pace, base_revision, base_revision.unsigned_abs() + 1)
+    }
+
+    fn start(plan: Plan, endpoint: &Arc<str>, pace: Pace, base_revision: i64, start_revision: u64) -> Result<Fleet> {
         plan.check().map_err(Fault::Refused)?;
         let head = link::call_head(endpoint, wire::PATH_WATCH)?;
         let plan = Arc::new(plan);
@@ -107,6 +116,7 @@ impl Fleet {
                 ramp: (pace.ramp / threads).max(1),
                 connections: start(thread)..start(thread + 1),
                 base_revision,
+                start_revision,
             };
             let (orders, inbox) = mpsc::unbounded_channel();
             let named = std::thread::Builder::new().name(format!("watches-{thread}"));
@@ -216,6 +226,8 @@ struct Crew {
     ramp: u32,
     connections: Range<u32>,
     base_revision: i64,
+    /// Of each watch; 0 is from now on.
+    start_revision: u64,
 }
 
 impl Crew {
@@ -396,7 +408,7 @@ impl WatchStream {
             return Ok(());
         }
         let until = plan.watchings.min(self.created + crew.window);
-        let create_bytes = plan.key_bytes + 16;
+        let create_bytes = plan.key_bytes + 28;
         let mut out = BytesMut::with_capacity((until - self.sent) as usize * create_bytes);
         let (mut key, mut range_end) = (Vec::new(), Vec::new());
         for id in self.sent..until {
@@ -405,7 +417,7 @@ impl WatchStream {
             if past - first > 1 {
                 plan.write_key(past, &mut range_end);
             }
-            wire::watch_create(&mut out, &key, &range_end);
+            wire::watch_create(&mut out, &key, &range_end, crew.start_revision);
         }
         self.sent = until;
         let http = |cause| Fault::Http { endpoint: crew.endpoint.to_string(), cause };

@@ -15,6 +15,7 @@
 //!                  │   caller (single calls) ──┘
 //!                  └─► delivery ─► check (the judge)  keys (who watches what)  process (what the kernel knows)
 //!          compare ──► scenes, bystander ─► server (started and stopped)  cgroup  meter (what it cost)  disk  report
+//!          compare ──► harm (who asks for everything, and what others feel) ─► plot (pictures)
 //!      ─► table ─────► server, fleet, delivery  cgroup  plot (pictures)
 //!      ─► etcd_load ─► caller
 //!      ─► soak ──────► proof (trials of durability) ─► server  caller  link  disk
@@ -30,6 +31,7 @@ mod disk;
 mod etcd_load;
 mod fault;
 mod fleet;
+mod harm;
 mod hold;
 mod keys;
 mod link;

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use serde_json::{Value, json};
 
+use crate::harm::Pace;
 use crate::server::Side;
 
 /// What one scene measured in one round. A scene that lost an event has measured nothing: then `void` says why.
@@ -48,6 +49,8 @@ pub struct Circumstances {
 #[derive(Default)]
 pub struct Report {
     pub circumstances: Circumstances,
+    /// What is drawn and not tabled.
+    pub paces: Vec<(Side, Pace)>,
     rows: Vec<Row>,
 }
 

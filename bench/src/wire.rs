@@ -35,13 +35,19 @@ pub fn message(out: &mut BytesMut, body: impl FnOnce(&mut BytesMut)) {
     out[start + 1..start + PREFIX_BYTES].copy_from_slice(&length.to_be_bytes());
 }
 
-/// `WatchRequest { create_request { key, range_end } }`: from now on, the server chooses the id.
-pub fn watch_create(out: &mut BytesMut, key: &[u8], range_end: &[u8]) {
+/// `WatchRequest { create_request { key, range_end, start_revision } }`: from that revision, or from now on if it is 0;
+/// the server chooses the id.
+pub fn watch_create(out: &mut BytesMut, key: &[u8], range_end: &[u8], start_revision: u64) {
+    let revision_len = if start_revision == 0 { 0 } else { 1 + varint_len(start_revision) };
     message(out, |out| {
         out.put_u8(1 << 3 | 2);
-        put_varint(out, (bytes_field_len(key) + bytes_field_len(range_end)) as u64);
+        put_varint(out, (bytes_field_len(key) + bytes_field_len(range_end) + revision_len) as u64);
         put_bytes_field(out, 1, key);
         put_bytes_field(out, 2, range_end);
+        if start_revision != 0 {
+            out.put_u8(3 << 3);
+            put_varint(out, start_revision);
+        }
     });
 }
 
@@ -347,9 +353,14 @@ mod tests {
         for round in 0..500 {
             let (key, end) = (sample(&mut random, 300), sample(&mut random, 200));
             let mut out = BytesMut::new();
-            watch_create(&mut out, &key, &end);
-            let create =
-                pb::WatchCreateRequest { key: key.clone().into(), range_end: end.clone().into(), ..Default::default() };
+            let start = if round % 2 == 0 { 0 } else { random.next() >> (1 + random.below(63)) };
+            watch_create(&mut out, &key, &end, start);
+            let create = pb::WatchCreateRequest {
+                key: key.clone().into(),
+                range_end: end.clone().into(),
+                start_revision: start as i64,
+                ..Default::default()
+            };
             let union = pb::watch_request::RequestUnion::CreateRequest(create);
             let expected = pb::WatchRequest { request_union: Some(union) };
             assert_eq!(body(&out), expected.encode_to_vec(), "seed {seed}, round {round}");

@@ -197,6 +197,11 @@ pub fn single_server(what: &'static str) -> Status {
     Status::new(Code::Unimplemented, format!("tarsier is a single server: {what}"))
 }
 
+/// etcd grants a lease of 60 s to whoever proclaims without one.
+pub fn no_grants() -> Status {
+    Status::new(Code::Unimplemented, "tarsier does not grant leases yet, and the leader names none")
+}
+
 /// etcd keeps an alarm of any number, and an action of any number ends its process.
 pub fn unknown_alarm() -> Status {
     Status::new(Code::InvalidArgument, "etcdserver: unknown alarm action or alarm type")

@@ -10,6 +10,7 @@ pub mod health;
 pub mod kv;
 pub mod maintenance;
 pub mod pages;
+pub mod recipes;
 pub mod watch;
 pub mod watch_request;
 
@@ -41,6 +42,7 @@ use kv::decode::KvMethod;
 use kv::encode::Response;
 use kv::range_stream::RangeStream;
 use maintenance::MaintenanceMethod;
+use recipes::Recipe;
 
 pub use cluster::Member;
 pub use kv::decode::Limits;
@@ -63,6 +65,7 @@ pub enum Method {
     Cluster(ClusterMethod),
     Maintenance(MaintenanceMethod),
     Health(HealthMethod),
+    Recipe(Recipe),
 }
 
 impl Method {
@@ -70,9 +73,12 @@ impl Method {
     pub fn kind(self) -> CallKind {
         match self {
             Method::Health(HealthMethod::Watch) => CallKind::RequestStream,
-            Method::Kv(_) | Method::RangeStream | Method::Cluster(_) | Method::Maintenance(_) | Method::Health(_) => {
-                CallKind::OneRequest
-            }
+            Method::Kv(_)
+            | Method::RangeStream
+            | Method::Cluster(_)
+            | Method::Maintenance(_)
+            | Method::Health(_)
+            | Method::Recipe(_) => CallKind::OneRequest,
         }
     }
 }
@@ -101,6 +107,8 @@ impl Route {
             "etcdserverpb.Maintenance" => Method::Maintenance(MaintenanceMethod::of(name)?),
             "etcdserverpb.Cluster" => Method::Cluster(ClusterMethod::of(name)?),
             "grpc.health.v1.Health" => Method::Health(HealthMethod::of(name)?),
+            "v3lockpb.Lock" => Method::Recipe(Recipe::of_lock(name)?),
+            "v3electionpb.Election" => Method::Recipe(Recipe::of_election(name)?),
             _ => return None,
         }))
     }
@@ -227,6 +235,7 @@ impl Services {
                 Asked::Backend(command)
             }),
             Method::Maintenance(method) => maintenance::decode(method, message, self.identity),
+            Method::Recipe(recipe) => recipes::decode(recipe, message, &self.limits).map(Asked::Backend),
             Method::Cluster(method) => cluster::answer(method, message, self.identity, &self.member).map(Asked::Answer),
         };
         match asked {
@@ -259,6 +268,9 @@ impl Services {
         call.submitted = false;
         let is_abandoned = matches!(call.state, Unary::Abandoned);
         call.state = match reply {
+            Reply::Answer(answer) if let Method::Recipe(recipe) = call.method => {
+                recipes::answer(recipe, answer, self.identity).map_or_else(Unary::Failed, Unary::Short)
+            }
             Reply::Answer(Ok(Answer { revision, result: Outcome::Alarm(listed) })) => {
                 Unary::Short(maintenance::alarms(self.identity, revision, listed.as_slice()))
             }

@@ -173,6 +173,7 @@ scripts! {
     hashes_are_those_of_etcd "hash"
     progress_is_told_as_etcd_tells_it "watch_progress"
     large_events_are_cut_as_etcd_cuts_them "watch_fragment"
+    locks_and_elections_are_answered_as_etcd_does "election"
 }
 
 #[test]
@@ -247,6 +248,7 @@ fn descriptors() -> DescriptorPool {
     let mut compiler = protox::Compiler::new([directory]).expect("the .proto files are in the repository");
     let files = ["kv", "cluster", "maintenance", "watch"].map(|file| format!("etcdserverpb/{file}.proto"));
     compiler.open_files(files).expect("the .proto files compile");
+    compiler.open_files(["v3lockpb/lock.proto", "v3electionpb/election.proto"]).expect("the .proto files compile");
     compiler.descriptor_pool()
 }
 

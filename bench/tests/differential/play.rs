@@ -3,7 +3,7 @@
 //! A script is a list of steps; a line that begins with a space continues the one before, `#` and empty lines are kept:
 //!
 //! ```text
-//! Put key: "a" value: "1"           a method of KV, Cluster or Maintenance and its request
+//! Put key: "a" value: "1"           a method of any service but Watch, and its request
 //! times 100 Put key: "k$i"          the same a hundred times; the last answer counts
 //! raw path: "/x.Y/Z" body: "\x0a"   a call in which everything can be said wrong, see `raw_call`
 //! open w                            a watch stream

@@ -4,9 +4,11 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
+use prost::Message;
 use rustix::process::{Pid, Signal, kill_process};
+use tarsier_proto::etcdserverpb as pb;
 
-use crate::client::{SOON, WATCH, create, on_key};
+use crate::client::{Client, SOON, WATCH, WIDE, create, on_key};
 use crate::random::Random;
 use crate::scene::among_bystanders;
 use crate::server::{self, Server};
@@ -17,6 +19,7 @@ const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
 
@@ -175,11 +178,49 @@ fn resets_that_follow_their_calls_at_once_leave_nothing() {
 
 /// The next frame: type, flags and stream. `None` at the end of the connection.
 fn next_frame(socket: &mut TcpStream) -> Option<(u8, u8, u32)> {
+    next_payload(socket).map(|(kind, flags, stream, _)| (kind, flags, stream))
+}
+
+fn next_payload(socket: &mut TcpStream) -> Option<(u8, u8, u32, Vec<u8>)> {
     let mut header = [0; 9];
     socket.read_exact(&mut header).ok()?;
-    let length = u32::from_be_bytes([0, header[0], header[1], header[2]]);
-    socket.read_exact(&mut vec![0; length as usize]).ok()?;
-    Some((header[3], header[4], u32::from_be_bytes([header[5], header[6], header[7], header[8]])))
+    let mut payload = vec![0; u32::from_be_bytes([0, header[0], header[1], header[2]]) as usize];
+    socket.read_exact(&mut payload).ok()?;
+    Some((header[3], header[4], u32::from_be_bytes([header[5], header[6], header[7], header[8]]), payload))
+}
+
+#[test]
+fn a_window_that_is_opened_byte_by_byte_gets_the_answer_byte_by_byte() {
+    const INITIAL_WINDOW_SIZE: u8 = 4;
+    among_bystanders(async |server| {
+        let mut socket = connect(server.address());
+        socket.set_nodelay(true).expect("the socket is open");
+        let closed = frame(SETTINGS, 0, 0, &[0, INITIAL_WINDOW_SIZE, 0, 0, 0, 0]);
+        let call = [frame(HEADERS, 4, 1, &head(WATCH)), frame(DATA, 0, 1, &create(on_key("x")))].concat();
+        say(&mut socket, &[PREFACE, &closed, &call].concat());
+        let mut answer = Vec::new();
+        let writer = Client::connect(server.address(), WIDE).await;
+        let value = [7; 500];
+        // The answer to the create is far shorter, so the event is told while the window is opened.
+        while answer.len() < 500 {
+            if answer.len() == 10 {
+                writer.put("x", &value).await;
+            }
+            say(&mut socket, &frame(WINDOW_UPDATE, 0, 1, &1_u32.to_be_bytes()));
+            let payload = loop {
+                match next_payload(&mut socket).expect("the connection lives") {
+                    (DATA, _, 1, payload) => break payload,
+                    (kind, ..) => assert!([SETTINGS, HEADERS, WINDOW_UPDATE].contains(&kind), "a frame of kind {kind}"),
+                }
+            };
+            assert_eq!(payload.len(), 1, "no byte more than the window allows");
+            answer.extend(payload);
+        }
+        let length = u32::from_be_bytes([answer[1], answer[2], answer[3], answer[4]]) as usize;
+        let created = pb::WatchResponse::decode(&answer[5..5 + length]).expect("a whole response");
+        assert!(created.created && !created.canceled, "{created:?}");
+        assert!(answer[5 + length..].windows(400).any(|bytes| bytes == &value[..400]), "the event follows");
+    });
 }
 
 #[test]

@@ -8,6 +8,7 @@
 //! ```
 
 mod client;
+mod floods;
 mod frames;
 mod http1;
 mod limits;

@@ -60,8 +60,7 @@ pub fn decode(method: KvMethod, message: Bytes, limits: &Limits) -> Result<Comma
     match method {
         KvMethod::Range => {
             let request = parse::<wire::RangeRequest>(message)?;
-            check_range(&request)?;
-            Ok(Command::Read(Read::Range(range(request)?)))
+            Ok(checked_range(request)?)
         }
         KvMethod::Put => {
             let request = parse::<wire::PutRequest>(message)?;
@@ -71,9 +70,7 @@ pub fn decode(method: KvMethod, message: Bytes, limits: &Limits) -> Result<Comma
         }
         KvMethod::DeleteRange => {
             let request = parse::<wire::DeleteRangeRequest>(message)?;
-            check_delete(&request)?;
-            check_size(&request, limits)?;
-            Ok(Command::Write(Write::DeleteRange(delete_range(request))))
+            Ok(checked_delete(request, limits)?)
         }
         KvMethod::Txn => decode_txn(message, limits),
         KvMethod::Compact => {
@@ -92,6 +89,27 @@ pub fn decode(method: KvMethod, message: Bytes, limits: &Limits) -> Result<Comma
 fn decode_txn(message: Bytes, limits: &Limits) -> Result<Command, Status> {
     scan_txn(&message, limits.txn_ops_max).map_err(|error| error.status())?;
     let request = parse::<wire::TxnRequest>(message)?;
+    Ok(checked_txn(request, limits)?)
+}
+
+/// # Errors
+/// As [`decode`] for a range.
+pub fn checked_range(request: wire::RangeRequest) -> Result<Command, Refusal> {
+    check_range(&request)?;
+    Ok(Command::Read(Read::Range(range(request)?)))
+}
+
+/// # Errors
+/// As [`decode`] for a delete.
+pub fn checked_delete(request: wire::DeleteRangeRequest, limits: &Limits) -> Result<Command, Refusal> {
+    check_delete(&request)?;
+    check_size(&request, limits)?;
+    Ok(Command::Write(Write::DeleteRange(delete_range(request))))
+}
+
+/// # Errors
+/// As [`decode`] for a transaction whose operations were counted before.
+pub fn checked_txn(request: wire::TxnRequest, limits: &Limits) -> Result<Command, Refusal> {
     check_txn(&request)?;
     check_overlap(&request)?;
     if is_read_only(&request) {

@@ -1,0 +1,126 @@
+//! One watch call that is written and read by hand: it can stop reading, which a fleet never does.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use h2::SendStream;
+use h2::client::SendRequest;
+use prost::Message;
+use tarsier_proto::etcdserverpb as pb;
+
+use crate::fault::{Fault, Result};
+use crate::link::{self, Answer, Piece, Windows};
+use crate::wire::{self, Deframer, WatchReply};
+
+/// A connection for watch calls; clones share it. Must be made inside a `LocalSet`.
+#[derive(Clone)]
+pub struct Connection {
+    endpoint: Arc<str>,
+    requests: SendRequest<Bytes>,
+}
+
+impl Connection {
+    pub async fn open(endpoint: &Arc<str>, windows: Windows) -> Result<Connection> {
+        let (requests, connection) = link::connect(endpoint, windows).await?;
+        // Its error reaches each call that is under way, so the task has nobody to report to.
+        tokio::task::spawn_local(async move { drop(connection.await) });
+        Ok(Connection { endpoint: endpoint.clone(), requests })
+    }
+
+    pub async fn watch(&self) -> Result<WatchCall> {
+        let http = |cause| Fault::Http { endpoint: self.endpoint.to_string(), cause };
+        let head = link::call_head(&self.endpoint, wire::PATH_WATCH)?;
+        let mut requests = self.requests.clone().ready().await.map_err(http)?;
+        let (response, send) = requests.send_request(head, false).map_err(http)?;
+        Ok(WatchCall {
+            endpoint: self.endpoint.clone(),
+            answer: Answer::Head(response),
+            send,
+            deframer: Deframer::default(),
+            unsent: BytesMut::new(),
+        })
+    }
+}
+
+pub struct WatchCall {
+    endpoint: Arc<str>,
+    answer: Answer,
+    send: SendStream<Bytes>,
+    deframer: Deframer,
+    unsent: BytesMut,
+}
+
+impl WatchCall {
+    /// Asks for a watch with the next [`flush`](Self::flush).
+    pub fn create(&mut self, key: &[u8], range_end: &[u8], start_revision: u64) {
+        wire::watch_create(&mut self.unsent, key, range_end, start_revision);
+    }
+
+    /// Ends a watch with the next flush.
+    pub fn cancel(&mut self, watch_id: i64) {
+        let union = pb::watch_request::RequestUnion::CancelRequest(pb::WatchCancelRequest { watch_id });
+        let request = pb::WatchRequest { request_union: Some(union) };
+        wire::message(&mut self.unsent, |out| request.encode(out).expect("a BytesMut grows as needed"));
+    }
+
+    pub fn flush(&mut self) -> Result<()> {
+        let http = |cause| Fault::Http { endpoint: self.endpoint.to_string(), cause };
+        self.send.send_data(self.unsent.split().freeze(), false).map_err(http)
+    }
+
+    /// Waits for bytes and hands over what messages they complete. What is not read gives the server no new credit.
+    pub async fn read(&mut self, mut each: impl FnMut(&WatchReply<'_>) -> Result<()>) -> Result<()> {
+        let (answer, endpoint) = (&mut self.answer, &self.endpoint);
+        match poll_fn(|cx| answer.poll_piece(endpoint, wire::PATH_WATCH, cx)).await? {
+            Piece::End => Err(Fault::NoAnswer { path: wire::PATH_WATCH }),
+            Piece::Data(data) => self.deframer.feed(&data, |message| each(&WatchReply::decode(message)?)),
+        }
+    }
+
+    /// Watches these keys and waits for the answer.
+    pub async fn watch(&mut self, key: &[u8], range_end: &[u8], start_revision: u64) -> Result<()> {
+        self.create(key, range_end, start_revision);
+        self.flush()?;
+        let mut is_created = false;
+        while !is_created {
+            self.read(|reply| {
+                if reply.canceled {
+                    let reason = String::from_utf8_lossy(reply.cancel_reason).into_owned();
+                    return Err(Fault::Canceled { watch: 0, reason });
+                }
+                is_created |= reply.created;
+                Ok(())
+            })
+            .await?;
+        }
+        Ok(())
+    }
+}
+
+/// Every key there is, as a watch or a range names them.
+pub const EVERYTHING: (&[u8], &[u8]) = (b"\0", b"\0");
+
+const STREAMS_A_CONNECTION: u32 = 100;
+
+/// Streams that watch everything from a revision on (0: from now on) and never read again once the watch is created, spread
+/// over few connections.
+pub async fn deaf_streams(
+    endpoint: &Arc<str>,
+    streams: u32,
+    windows: Windows,
+    start_revision: u64,
+) -> Result<Vec<WatchCall>> {
+    // Else the events of the first streams would keep the answers of the others from coming.
+    assert!(u64::from(windows.stream_bytes) * u64::from(STREAMS_A_CONNECTION) <= u64::from(windows.connection_bytes));
+    let mut deaf = Vec::with_capacity(streams as usize);
+    while (deaf.len() as u32) < streams {
+        let connection = Connection::open(endpoint, windows).await?;
+        for _ in 0..STREAMS_A_CONNECTION.min(streams - deaf.len() as u32) {
+            let mut call = connection.watch().await?;
+            call.watch(EVERYTHING.0, EVERYTHING.1, start_revision).await?;
+            deaf.push(call);
+        }
+    }
+    Ok(deaf)
+}

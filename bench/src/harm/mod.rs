@@ -1,0 +1,128 @@
+//! Scenes of harm: some clients ask for everything, hang, leave or come back all at once, and one modest client beside
+//! them says what it felt.
+//!
+//! Each scene has its quiet control on the same server. The latencies are open loop: see [`witness`].
+
+mod call;
+mod churn;
+mod storm;
+mod stuck;
+mod teardown;
+mod windows;
+mod witness;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use crate::fault::{Fault, Result};
+use crate::plot::{Axis, Chart, Mark, Scale, Series};
+use crate::server::Side;
+
+pub use churn::churn;
+pub use storm::storm;
+pub use stuck::{Pace, stuck};
+pub use teardown::teardown;
+pub use windows::windows;
+
+/// How large the scenes are.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Watches that leave and come back in the storm, and that are torn down.
+    pub storm_watches: u32,
+    pub teardown_watches: u32,
+    /// Revisions that a stuck watcher is behind.
+    pub behind: u32,
+    /// The longest time to get it there: a server that its stuck watchers slow down does not hold the scene up for hours.
+    pub behind_at_most: Duration,
+    pub stuck: u32,
+    pub closed_windows: u32,
+    pub churn: Duration,
+    /// Length of the control and of what stands beside it.
+    pub window: Duration,
+    pub threads: u32,
+    pub patience: Duration,
+    /// Puts of the witness.
+    pub puts_a_second: u32,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct HarmArgs {
+    /// Watches of the storm
+    #[arg(long, default_value_t = 1_000_000)]
+    storm_watches: u32,
+    /// The same for etcd, at a size it can bear
+    #[arg(long, default_value_t = 100_000)]
+    storm_watches_etcd: u32,
+    /// Watches that are torn down
+    #[arg(long, default_value_t = 10_000_000)]
+    teardown_watches: u32,
+    /// The same for etcd, at a size it can bear
+    #[arg(long, default_value_t = 500_000)]
+    teardown_watches_etcd: u32,
+    /// Revisions that the stuck watchers are behind
+    #[arg(long, default_value_t = 524_288)]
+    behind: u32,
+    /// Seconds after which the stuck watchers are measured as far behind as they are
+    #[arg(long, default_value_t = 120)]
+    behind_seconds: u64,
+    /// Stuck watchers where there are many
+    #[arg(long, default_value_t = 10_000)]
+    stuck: u32,
+    /// The same for etcd: beside 1,000 that come back with the first revision, its puts time out
+    #[arg(long, default_value_t = 10)]
+    stuck_etcd: u32,
+    /// Streams with closed windows
+    #[arg(long, default_value_t = 5_000)]
+    closed_windows: u32,
+    /// Seconds of creates and cancels
+    #[arg(long, default_value_t = 600)]
+    churn_seconds: u64,
+    /// Puts a second of the witness beside those that do harm
+    #[arg(long, default_value_t = 500)]
+    witness_rate: u32,
+    /// Draw the puts a second beside stuck watchers into this SVG file
+    #[arg(long)]
+    pub plot: Option<PathBuf>,
+}
+
+impl HarmArgs {
+    pub fn sizes(&self, side: Side, quick: bool, window: Duration, threads: u32, patience: Duration) -> Sizes {
+        let part = if quick { 10 } else { 1 };
+        let of_side = |etcd: u32, tarsier: u32| (if side == Side::Etcd { etcd } else { tarsier } / part).max(1);
+        Sizes {
+            storm_watches: of_side(self.storm_watches_etcd, self.storm_watches),
+            teardown_watches: of_side(self.teardown_watches_etcd, self.teardown_watches),
+            behind: self.behind / part,
+            behind_at_most: Duration::from_secs(self.behind_seconds / u64::from(part)),
+            stuck: of_side(self.stuck_etcd, self.stuck),
+            closed_windows: (self.closed_windows / part).max(1),
+            churn: Duration::from_secs((self.churn_seconds / u64::from(part)).max(1)),
+            window,
+            threads,
+            patience,
+            puts_a_second: self.witness_rate,
+        }
+    }
+}
+
+/// Puts a second over time, a series for each side and number of stuck watchers. Later rounds are left out: one picture
+/// shows one run.
+pub fn plot(paces: &[(Side, Pace)]) -> Result<String> {
+    let mut series: Vec<Series> = Vec::new();
+    for (side, pace) in paces {
+        let name = format!("{}, {} stuck", side.name(), crate::screen::count(u64::from(pace.stuck)));
+        if series.iter().all(|series| series.name != name) {
+            let mark = if *side == Side::Etcd { Mark::Crosses } else { Mark::Dots };
+            series.push(Series { name, mark, points: pace.points.clone() });
+        }
+    }
+    if series.is_empty() {
+        return Err(Fault::Refused("--plot draws the scene of stuck watchers, which was not measured".to_owned()));
+    }
+    let axis = |label: &str, scale, format| Axis { label: label.to_owned(), scale, format };
+    let seconds = axis("seconds since the first put", Scale::Linear, |value| format!("{value:.0}"));
+    let rate = axis("puts a second", Scale::Log, |value| format!("{value:.0}"));
+    Chart { title: "Puts a second beside stuck watchers".to_owned(), x: seconds, y: rate, series }.svg()
+}

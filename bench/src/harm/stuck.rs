@@ -1,0 +1,92 @@
+//! Watchers that hang: they watch everything and read nothing, and fall behind by every revision that others write.
+//!
+//! Three servers, each fresh: without a stuck watcher, with one, and with very many. Each is filled until the watchers
+//! are as far behind as asked; as many come back with the first revision and hang as well; then it is measured: puts a second in a closed loop, and the tail of puts on a schedule.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::Sizes;
+use super::call::deaf_streams;
+use super::witness::Witness;
+use crate::fault::{Fault, Result};
+use crate::link::Windows;
+use crate::load::{Load, Shape, Work};
+use crate::report::Measured;
+use crate::screen::count;
+use crate::server::{Program, Server};
+
+/// What a watcher takes before it hangs.
+const WINDOWS: Windows = Windows { stream_bytes: 4 << 10, connection_bytes: 1 << 20 };
+const LOAD: Work = Work::Put { keys: 10_000, key_bytes: 32, value_bytes: 64 };
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Puts a second over time beside so many stuck watchers.
+pub struct Pace {
+    pub stuck: u32,
+    pub points: Vec<(f64, f64)>,
+}
+
+pub async fn stuck(program: &Program, sizes: Sizes) -> Result<(Measured, Vec<Pace>)> {
+    let (mut measured, mut paces) = (Measured::default(), Vec::new());
+    let mut control = None;
+    for stuck in [0, 1, sizes.stuck] {
+        let mut server = program.start().await?;
+        let outcome = beside(&mut server, sizes, stuck, &mut measured).await;
+        let (pace, rate) = outcome.map_err(|fault| server.explain(fault))?;
+        let control = *control.get_or_insert(rate);
+        measured.add(&scene(stuck), "puts a second, % of those without", rate / control * 100.0);
+        paces.push(pace);
+    }
+    Ok((measured, paces))
+}
+
+fn scene(stuck: u32) -> String {
+    format!("{} stuck watchers of everything", count(u64::from(stuck)))
+}
+
+async fn beside(server: &mut Server, sizes: Sizes, stuck: u32, measured: &mut Measured) -> Result<(Pace, f64)> {
+    let scene = scene(stuck);
+    let deaf = deaf_streams(&server.endpoint, stuck, WINDOWS, 0).await?;
+    let mut pace = Pace { stuck, points: Vec::new() };
+    let load = launch(&server.endpoint, sizes.threads)?;
+    let begun = Instant::now();
+    while load.completed() < u64::from(sizes.behind) && begun.elapsed() < sizes.behind_at_most {
+        look(&load, &mut pace, begun).await;
+        server.check_alive()?;
+    }
+    // Their like come back with the first revision, as after a restart, and hang again.
+    let back = deaf_streams(&server.endpoint, stuck, WINDOWS, 1).await?;
+    let behind = load.completed();
+    load.open_window();
+    let window = Instant::now();
+    while window.elapsed() < sizes.window {
+        look(&load, &mut pace, begun).await;
+    }
+    let puts = load.completed() - behind;
+    let rate = puts as f64 / window.elapsed().as_secs_f64();
+    let latency = load.finish()?;
+    measured.add(&scene, "revisions behind when measured", behind as f64);
+    measured.add(&scene, "puts a second, 1,000 clients", rate);
+    measured.add(&scene, "p99 of these, ms", latency.value_at_quantile(0.99) as f64 / 1e3);
+    measured.add(&scene, "VmRSS, MB", server.process.memory()?.resident as f64 / 1e6);
+
+    let witness = Witness::start(&server.endpoint, sizes.puts_a_second)?;
+    tokio::time::sleep(sizes.window).await;
+    let tails = witness.finish().await?;
+    tails.first().ok_or_else(|| Fault::Refused("no put was due".to_owned()))?.add(measured, &scene);
+    drop((deaf, back));
+    Ok((pace, rate))
+}
+
+fn launch(endpoint: &Arc<str>, threads: u32) -> Result<Load> {
+    Load::launch(endpoint, Shape { connections: 100, clients: 1_000, threads }, LOAD)
+}
+
+/// Waits a little and notes how many puts were done meanwhile.
+async fn look(load: &Load, pace: &mut Pace, begun: Instant) {
+    let (from, before) = (Instant::now(), load.completed());
+    tokio::time::sleep(LOOK).await;
+    let rate = (load.completed() - before) as f64 / from.elapsed().as_secs_f64();
+    pace.points.push((begun.elapsed().as_secs_f64(), rate));
+}
