@@ -1,13 +1,9 @@
 //! Pictures of figures, as SVG: one chart with axes, named points, and a legend that hides none of them.
 //!
-//! Both axes are divided by powers of ten: the figures of one picture span five of them. What is not above zero has no
-//! place there and is left out.
-//!
 //! This file knows numbers and names, not what they mean. A picture must be readable on white paper and for eyes that
 //! see few colours apart, so a series differs from its neighbours by its marks as well.
 
-use std::ops::Range;
-
+use plotters::coord::ranged1d::{AsRangedCoord, Ranged, ValueFormatter};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
@@ -29,9 +25,18 @@ const COLOURS: [RGBColor; 7] = [
     RGBColor(60, 60, 60),
 ];
 
+/// How an axis is divided.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Scale {
+    Linear,
+    /// By powers of ten; what is not above zero cannot be shown and is left out.
+    Log,
+}
+
 #[derive(Clone, Debug)]
 pub struct Axis {
     pub label: String,
+    pub scale: Scale,
     /// How a value is written at the axis.
     pub format: fn(f64) -> String,
 }
@@ -66,34 +71,40 @@ impl Chart {
     pub fn svg(&self) -> Result<String> {
         let shown = self.shown();
         let values = |of: fn(&(f64, f64)) -> f64| shown.iter().flat_map(|series| &series.points).map(of);
-        let x = bounds(values(|point| point.0));
-        let y = bounds(values(|point| point.1));
+        let x = bounds(values(|point| point.0), self.x.scale);
+        let y = bounds(values(|point| point.1), self.y.scale);
         let (Some(x), Some(y)) = (x, y) else {
             return Err(Fault::Refused(format!("there is nothing to draw in \"{}\"", self.title)));
         };
+        let [x_range, y_range] = [x.0..x.1, y.0..y.1];
         let mut text = String::new();
-        let drawn = self.draw(&mut text, &shown, x, y);
+        let drawn = match (self.x.scale, self.y.scale) {
+            (Scale::Linear, Scale::Linear) => self.draw(&mut text, &shown, x_range, y_range),
+            (Scale::Linear, Scale::Log) => self.draw(&mut text, &shown, x_range, y_range.log_scale()),
+            (Scale::Log, Scale::Linear) => self.draw(&mut text, &shown, x_range.log_scale(), y_range),
+            (Scale::Log, Scale::Log) => self.draw(&mut text, &shown, x_range.log_scale(), y_range.log_scale()),
+        };
         drawn.map_err(|cause| Fault::Refused(format!("\"{}\" cannot be drawn: {cause}", self.title)))?;
         Ok(text)
     }
 
     /// The points that their axes have a place for.
     fn shown(&self) -> Vec<Series> {
-        let has_place = |value: f64| value.is_finite() && value > 0.0;
+        let has_place = |value: f64, scale| value.is_finite() && (scale == Scale::Linear || value > 0.0);
         let mut series = self.series.clone();
         for series in &mut series {
-            series.points.retain(|&(x, y)| has_place(x) && has_place(y));
+            series.points.retain(|&(x, y)| has_place(x, self.x.scale) && has_place(y, self.y.scale));
         }
         series
     }
 
-    fn draw(
-        &self,
-        text: &mut String,
-        shown: &[Series],
-        x: Range<f64>,
-        y: Range<f64>,
-    ) -> std::result::Result<(), String> {
+    fn draw<X, Y>(&self, text: &mut String, shown: &[Series], x: X, y: Y) -> std::result::Result<(), String>
+    where
+        X: AsRangedCoord<Value = f64>,
+        Y: AsRangedCoord<Value = f64>,
+        X::CoordDescType: Ranged<ValueType = f64> + ValueFormatter<f64>,
+        Y::CoordDescType: Ranged<ValueType = f64> + ValueFormatter<f64>,
+    {
         let shows = |cause: &dyn std::fmt::Display| cause.to_string();
         let root = SVGBackend::with_string(text, (WIDTH, HEIGHT)).into_drawing_area();
         root.fill(&WHITE).map_err(|cause| shows(&cause))?;
@@ -103,7 +114,7 @@ impl Chart {
             .margin(14)
             .x_label_area_size(52)
             .y_label_area_size(84)
-            .build_cartesian_2d(x.log_scale(), y.log_scale())
+            .build_cartesian_2d(x, y)
             .map_err(|cause| shows(&cause))?;
         chart
             .configure_mesh()
@@ -169,19 +180,25 @@ fn lines(text: &str, width: usize) -> Vec<String> {
     lines
 }
 
-/// From the least to the greatest, with some air.
-fn bounds(values: impl Iterator<Item = f64>) -> Option<Range<f64>> {
+/// From the least to the greatest, with some air; a linear axis begins at zero, as lengths must to be compared.
+fn bounds(values: impl Iterator<Item = f64>, scale: Scale) -> Option<(f64, f64)> {
     let (least, greatest) = values
         .fold((f64::INFINITY, f64::NEG_INFINITY), |(least, greatest), value| (least.min(value), greatest.max(value)));
-    (least <= greatest).then(|| least / 1.3..greatest * 1.3)
+    if least > greatest {
+        return None;
+    }
+    Some(match scale {
+        Scale::Linear => (least.min(0.0), if greatest > 0.0 { greatest * 1.05 } else { 1.0 }),
+        Scale::Log => (least / 1.3, greatest * 1.3),
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn chart(points: Vec<(f64, f64)>) -> Chart {
-        let axis = |label: &str| Axis { label: label.to_owned(), format: |value| format!("{value}") };
+    fn chart(scale: Scale, points: Vec<(f64, f64)>) -> Chart {
+        let axis = |label: &str| Axis { label: label.to_owned(), scale, format: |value| format!("{value}") };
         let series = |name: &str, mark| Series { name: name.to_owned(), mark, points: points.clone() };
         let series = vec![series("dots", Mark::Dots), series("published", Mark::Crosses)];
         Chart { title: "a <title>".to_owned(), x: axis("across"), y: axis("up & down"), series }
@@ -189,18 +206,20 @@ mod tests {
 
     #[test]
     fn a_picture_names_its_axes_and_series_and_holds_a_mark_for_each_point() {
-        let svg = chart(vec![(1.0, 10.0), (100.0, 20.0), (1e4, 5.0)]).svg().unwrap();
-        for text in ["a &lt;title&gt;", "across", "up &amp; down", "dots", "published"] {
-            assert!(svg.contains(text), "{text}");
+        for scale in [Scale::Linear, Scale::Log] {
+            let svg = chart(scale, vec![(1.0, 10.0), (100.0, 20.0), (1e4, 5.0)]).svg().unwrap();
+            for text in ["a &lt;title&gt;", "across", "up &amp; down", "dots", "published"] {
+                assert!(svg.contains(text), "{scale:?}: {text}");
+            }
+            assert_eq!(svg.matches("<circle").count(), 3 + 1, "{scale:?}: three points, and one in the legend");
         }
-        assert_eq!(svg.matches("<circle").count(), 3 + 1, "three points, and one in the legend");
     }
 
     #[test]
-    fn a_point_without_a_place_on_the_axes_is_left_out() {
-        let svg = chart(vec![(0.0, 10.0), (10.0, f64::NAN), (100.0, 5.0)]).svg().unwrap();
+    fn a_point_without_a_place_on_a_logarithmic_axis_is_left_out() {
+        let svg = chart(Scale::Log, vec![(0.0, 10.0), (10.0, f64::NAN), (100.0, 5.0)]).svg().unwrap();
         assert_eq!(svg.matches("<circle").count(), 1 + 1);
-        let nothing = chart(vec![(0.0, 0.0)]).svg().unwrap_err();
+        let nothing = chart(Scale::Log, vec![(0.0, 0.0)]).svg().unwrap_err();
         assert!(nothing.to_string().contains("a <title>"), "{nothing}");
     }
 

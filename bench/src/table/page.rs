@@ -9,7 +9,7 @@ use super::fit::Costs;
 use super::results::{self, Held, Keys, Outcome, Results, Sample};
 use super::rows::{self, PUBLISHED_COSTS, ROWS};
 use crate::fault::Result;
-use crate::plot::{Axis, Chart, Mark, Series};
+use crate::plot::{Axis, Chart, Mark, Scale, Series};
 use crate::screen::{count, megabytes};
 
 /// The name of the page in the folder of a report.
@@ -214,7 +214,7 @@ fn head(text: &mut String, left: &[&str], right: &[String]) {
 /// File names and charts; one without a point is left out.
 fn pictures(results: &Results, keys: &Keys) -> Vec<(String, Chart)> {
     let suffix = format!("{}-{}-{}.svg", keys.choice, keys.pool, keys.key_bytes);
-    let axis = |label: &str, format| Axis { label: label.to_owned(), format };
+    let axis = |label: &str, format| Axis { label: label.to_owned(), scale: Scale::Log, format };
     let series = |of: fn(&Held) -> f64| -> Vec<Series> {
         let points = |server: &str| {
             let held = results.of(keys, server).filter_map(|sample| Some((sample.shape, sample.held()?)));
