@@ -59,7 +59,7 @@ pub struct TableArgs {
     /// Rows by number, such as 1-9,12; all fifteen by default
     #[arg(long, conflicts_with = "quick")]
     rows: Option<Chosen>,
-    /// Small rows only, in less than three minutes
+    /// Small rows only: some minutes for two servers
     #[arg(long)]
     quick: bool,
     /// What the watchings watch
