@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use h2::SendStream;
 use h2::client::SendRequest;
 use prost::Message;
 use tarsier_proto::etcdserverpb as pb;
@@ -28,14 +29,25 @@ impl Caller {
         Ok(Caller { endpoint: endpoint.clone(), requests })
     }
 
-    /// One unary call; `request` is framed already. Gives the body of the answer.
-    pub async fn call(&self, path: &'static str, request: Bytes) -> Result<Vec<u8>> {
+    /// Opens a call; what it asks goes into the one half, what it is answered comes out of the other.
+    pub async fn open(&self, path: &'static str) -> Result<(SendStream<Bytes>, Answer)> {
         let http = |cause| Fault::Http { endpoint: self.endpoint.to_string(), cause };
         let head = link::call_head(&self.endpoint, path)?;
         let mut requests = self.requests.clone().ready().await.map_err(http)?;
-        let (response, mut send) = requests.send_request(head, false).map_err(http)?;
+        let (response, send) = requests.send_request(head, false).map_err(http)?;
+        Ok((send, Answer::Head(response)))
+    }
+
+    pub fn endpoint(&self) -> &Arc<str> {
+        &self.endpoint
+    }
+
+    /// One call with one request, which is framed already. Gives the body of the answer, of several the last.
+    pub async fn call(&self, path: &'static str, request: Bytes) -> Result<Vec<u8>> {
+        let (mut send, mut answer) = self.open(path).await?;
+        let http = |cause| Fault::Http { endpoint: self.endpoint.to_string(), cause };
         send.send_data(request, true).map_err(http)?;
-        let (mut answer, mut deframer, mut body) = (Answer::Head(response), Deframer::default(), None);
+        let (mut deframer, mut body) = (Deframer::default(), None);
         loop {
             match poll_fn(|cx| answer.poll_piece(&self.endpoint, path, cx)).await? {
                 Piece::End => return body.ok_or(Fault::NoAnswer { path }),

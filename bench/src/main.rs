@@ -2,7 +2,8 @@
 //!
 //! `hold` keeps very many watches open against any etcd v3 server and proves that each gets its events exactly once, in
 //! order. `table` does so at the fifteen sizes of etcd's own page on memory, for any list of servers. `compare` runs etcd
-//! and tarsier in turn and measures what a unit of work costs each of them. `soak` stops a server under load, thousands of
+//! and tarsier in turn and measures what a unit of work costs each of them. `etcd-load` is the loads of etcd's own
+//! `benchmark` tool, so that published figures can be repeated. `soak` stops a server under load, thousands of
 //! times, and proves that nothing it told anybody is lost.
 //!
 //! The client shares the machine with what it measures, so it is lean before it is general: raw h2 instead of a gRPC
@@ -16,6 +17,7 @@
 //!          compare ──► scenes, bystander ─► server (started and stopped)  cgroup  meter (what it cost)  disk  report
 //!          compare ──► harm (who asks for everything, and what others feel) ─► plot (pictures)
 //!      ─► table ─────► server, fleet, delivery  cgroup  plot (pictures)
+//!      ─► etcd_load ─► caller
 //!      ─► soak ──────► proof (trials of durability) ─► server  caller  link  disk
 //! ```
 
@@ -26,6 +28,7 @@ mod check;
 mod compare;
 mod delivery;
 mod disk;
+mod etcd_load;
 mod fault;
 mod fleet;
 mod harm;
@@ -70,6 +73,8 @@ enum Command {
     Table(Box<table::TableArgs>),
     /// Run etcd and tarsier in turn and print what a unit of work costs each of them
     Compare(Box<compare::CompareArgs>),
+    /// The loads of etcd's own `benchmark` tool, by its names and flags
+    EtcdLoad(etcd_load::EtcdLoadArgs),
     /// Stop a server under load thousands of times, and check after each start that nothing it told is lost
     Soak(soak::SoakArgs),
 }
@@ -94,6 +99,7 @@ fn run(arguments: Arguments) -> Result<()> {
                 Command::Hold(args) => hold::run(args).await,
                 Command::Table(args) => table::run(*args).await,
                 Command::Compare(args) => compare::run(*args).await,
+                Command::EtcdLoad(args) => etcd_load::run(args).await,
                 Command::Soak(args) => soak::run(args).await,
             }
         };

@@ -12,11 +12,14 @@ use bytes::{BufMut, BytesMut};
 pub const PREFIX_BYTES: usize = 5;
 
 pub const PATH_RANGE: &str = "/etcdserverpb.KV/Range";
+pub const PATH_RANGE_STREAM: &str = "/etcdserverpb.KV/RangeStream";
 pub const PATH_PUT: &str = "/etcdserverpb.KV/Put";
 pub const PATH_DELETE_RANGE: &str = "/etcdserverpb.KV/DeleteRange";
 pub const PATH_TXN: &str = "/etcdserverpb.KV/Txn";
 pub const PATH_COMPACT: &str = "/etcdserverpb.KV/Compact";
 pub const PATH_WATCH: &str = "/etcdserverpb.Watch/Watch";
+pub const PATH_LEASE_GRANT: &str = "/etcdserverpb.Lease/LeaseGrant";
+pub const PATH_LEASE_KEEP_ALIVE: &str = "/etcdserverpb.Lease/LeaseKeepAlive";
 pub const PATH_STATUS: &str = "/etcdserverpb.Maintenance/Status";
 
 /// Bytes that are not the message they should be, and where that was noticed.

@@ -53,8 +53,8 @@ pub struct WatchCall {
 
 impl WatchCall {
     /// Asks for a watch with the next [`flush`](Self::flush).
-    pub fn create(&mut self, key: &[u8], range_end: &[u8]) {
-        wire::watch_create(&mut self.unsent, key, range_end, 0);
+    pub fn create(&mut self, key: &[u8], range_end: &[u8], start_revision: u64) {
+        wire::watch_create(&mut self.unsent, key, range_end, start_revision);
     }
 
     /// Ends a watch with the next flush.
@@ -79,8 +79,8 @@ impl WatchCall {
     }
 
     /// Watches these keys and waits for the answer.
-    pub async fn watch(&mut self, key: &[u8], range_end: &[u8]) -> Result<()> {
-        self.create(key, range_end);
+    pub async fn watch(&mut self, key: &[u8], range_end: &[u8], start_revision: u64) -> Result<()> {
+        self.create(key, range_end, start_revision);
         self.flush()?;
         let mut is_created = false;
         while !is_created {
@@ -101,15 +101,24 @@ impl WatchCall {
 /// Every key there is, as a watch or a range names them.
 pub const EVERYTHING: (&[u8], &[u8]) = (b"\0", b"\0");
 
-/// Streams that watch everything and never read again once the watch is created, spread over few connections.
-pub async fn deaf_streams(endpoint: &Arc<str>, streams: u32, windows: Windows) -> Result<Vec<WatchCall>> {
-    const STREAMS_A_CONNECTION: u32 = 100;
+const STREAMS_A_CONNECTION: u32 = 100;
+
+/// Streams that watch everything from a revision on (0: from now on) and never read again once the watch is created, spread
+/// over few connections.
+pub async fn deaf_streams(
+    endpoint: &Arc<str>,
+    streams: u32,
+    windows: Windows,
+    start_revision: u64,
+) -> Result<Vec<WatchCall>> {
+    // Else the events of the first streams would keep the answers of the others from coming.
+    assert!(u64::from(windows.stream_bytes) * u64::from(STREAMS_A_CONNECTION) <= u64::from(windows.connection_bytes));
     let mut deaf = Vec::with_capacity(streams as usize);
     while (deaf.len() as u32) < streams {
         let connection = Connection::open(endpoint, windows).await?;
         for _ in 0..STREAMS_A_CONNECTION.min(streams - deaf.len() as u32) {
             let mut call = connection.watch().await?;
-            call.watch(EVERYTHING.0, EVERYTHING.1).await?;
+            call.watch(EVERYTHING.0, EVERYTHING.1, start_revision).await?;
             deaf.push(call);
         }
     }

@@ -75,7 +75,7 @@ async fn create_and_cancel(
         for _ in 0..BATCH {
             // Keys come again, but not soon: half of the creates meet a group that is just gone.
             number = (number + 1) % 10_000;
-            call.create(format!("churn/{connection:04}/{number:021}").as_bytes(), b"");
+            call.create(format!("churn/{connection:04}/{number:021}").as_bytes(), b"", 0);
         }
         call.flush()?;
         ids.clear();

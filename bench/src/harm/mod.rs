@@ -70,6 +70,9 @@ pub struct HarmArgs {
     /// Stuck watchers where there are many
     #[arg(long, default_value_t = 10_000)]
     stuck: u32,
+    /// The same for etcd: beside 1,000 that come back with the first revision, its puts time out
+    #[arg(long, default_value_t = 10)]
+    stuck_etcd: u32,
     /// Streams with closed windows
     #[arg(long, default_value_t = 5_000)]
     closed_windows: u32,
@@ -93,7 +96,7 @@ impl HarmArgs {
             teardown_watches: of_side(self.teardown_watches_etcd, self.teardown_watches),
             behind: self.behind / part,
             behind_at_most: Duration::from_secs(self.behind_seconds / u64::from(part)),
-            stuck: (self.stuck / part).max(1),
+            stuck: of_side(self.stuck_etcd, self.stuck),
             closed_windows: (self.closed_windows / part).max(1),
             churn: Duration::from_secs((self.churn_seconds / u64::from(part)).max(1)),
             window,

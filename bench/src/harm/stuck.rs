@@ -1,7 +1,7 @@
 //! Watchers that hang: they watch everything and read nothing, and fall behind by every revision that others write.
 //!
 //! Three servers, each fresh: without a stuck watcher, with one, and with very many. Each is filled until the watchers
-//! are as far behind as asked, then measured: puts a second in a closed loop, and the tail of puts on a schedule.
+//! are as far behind as asked; as many come back with the first revision and hang as well; then it is measured: puts a second in a closed loop, and the tail of puts on a schedule.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use crate::screen::count;
 use crate::server::{Program, Server};
 
 /// What a watcher takes before it hangs.
-const WINDOWS: Windows = Windows { stream_bytes: 64 << 10, connection_bytes: 64 << 10 };
+const WINDOWS: Windows = Windows { stream_bytes: 4 << 10, connection_bytes: 1 << 20 };
 const LOAD: Work = Work::Put { keys: 10_000, key_bytes: 32, value_bytes: 64 };
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -47,7 +47,7 @@ fn scene(stuck: u32) -> String {
 
 async fn beside(server: &mut Server, sizes: Sizes, stuck: u32, measured: &mut Measured) -> Result<(Pace, f64)> {
     let scene = scene(stuck);
-    let deaf = deaf_streams(&server.endpoint, stuck, WINDOWS).await?;
+    let deaf = deaf_streams(&server.endpoint, stuck, WINDOWS, 0).await?;
     let mut pace = Pace { stuck, points: Vec::new() };
     let load = launch(&server.endpoint, sizes.threads)?;
     let begun = Instant::now();
@@ -55,6 +55,8 @@ async fn beside(server: &mut Server, sizes: Sizes, stuck: u32, measured: &mut Me
         look(&load, &mut pace, begun).await;
         server.check_alive()?;
     }
+    // Their like come back with the first revision, as after a restart, and hang again.
+    let back = deaf_streams(&server.endpoint, stuck, WINDOWS, 1).await?;
     let behind = load.completed();
     load.open_window();
     let window = Instant::now();
@@ -73,7 +75,7 @@ async fn beside(server: &mut Server, sizes: Sizes, stuck: u32, measured: &mut Me
     tokio::time::sleep(sizes.window).await;
     let tails = witness.finish().await?;
     tails.first().ok_or_else(|| Fault::Refused("no put was due".to_owned()))?.add(measured, &scene);
-    drop(deaf);
+    drop((deaf, back));
     Ok((pace, rate))
 }
 

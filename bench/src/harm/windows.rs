@@ -19,7 +19,7 @@ pub async fn windows(server: &mut Server, sizes: Sizes) -> Result<Measured> {
     // Opening them is no part of either figure.
     witness.next_phase();
     let before = server.process.memory()?;
-    let deaf = deaf_streams(&server.endpoint, sizes.closed_windows, WINDOWS).await?;
+    let deaf = deaf_streams(&server.endpoint, sizes.closed_windows, WINDOWS, 0).await?;
     witness.next_phase();
     tokio::time::sleep(sizes.window).await;
     let after = server.process.memory()?;

@@ -127,7 +127,7 @@ async fn bear_witness(
 ) -> Result<Vec<Tails>> {
     let book = Rc::new(RefCell::new(Book::default()));
     let mut watch = Connection::open(&endpoint, Windows::SMALL).await?.watch().await?;
-    watch.watch(PREFIX.as_bytes(), PREFIX_END).await?;
+    watch.watch(PREFIX.as_bytes(), PREFIX_END, 0).await?;
     let caller = Caller::connect(&endpoint, Windows::SMALL).await?;
     let putting = async {
         let mut puts = JoinSet::new();

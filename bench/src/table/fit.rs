@@ -88,16 +88,19 @@ mod tests {
     }
 
     #[test]
-    fn the_rows_of_the_page_give_about_the_costs_that_it_prints() {
-        // The page does not say what its empty server took. Here the connections carry that, half as much again as their
-        // own; a stream and a watching come out close.
-        let allowed = [0.5, 0.15, 0.25];
+    fn the_rows_of_the_page_give_other_costs_than_it_prints() {
+        // The page prints 17 kB, 18 kB and 350 B, found by hand; those miss its own first row by 29 %, because they leave
+        // the empty server out, whose size it does not give. Here the connections carry that: with a constant for the
+        // server they would come out at 18 kB. A watching is 269 B to 457 B, by the pair of rows one subtracts.
+        // The values expected are those of the same sums done by another program.
         let published = |row: &crate::table::rows::Row| Some((row.shape, row.published? as f64 * 1e6));
         let rows: Vec<_> = ROWS.iter().filter_map(published).collect();
         let found = fit(&rows).unwrap();
-        for ((found, printed), allowed) in found.each.iter().zip(PUBLISHED_COSTS).zip(allowed) {
-            assert!((found / printed - 1.0).abs() < allowed, "{found} for {printed}");
-        }
+        assert_eq!(found.each.map(f64::round), [24_915.0, 18_731.0, 286.0]);
+        assert_eq!((found.miss_max * 1e4).round(), 1_213.0);
+        let printed = Costs { each: PUBLISHED_COSTS, miss_max: 0.0 };
+        let first = rows[0];
+        assert_eq!((printed.bytes(first.0) / first.1).to_string(), "0.707");
     }
 
     #[test]

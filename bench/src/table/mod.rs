@@ -59,7 +59,7 @@ pub struct TableArgs {
     /// Rows by number, such as 1-9,12; all fifteen by default
     #[arg(long, conflicts_with = "quick")]
     rows: Option<Chosen>,
-    /// Small rows only, in less than three minutes
+    /// Small rows only: some minutes for two servers
     #[arg(long)]
     quick: bool,
     /// What the watchings watch
@@ -80,9 +80,9 @@ pub struct TableArgs {
     /// Keys to put once each when all watchings are held, to prove that events arrive
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..))]
     puts: u32,
-    /// Seconds without anything to do before memory is read; 5 by default, 1 with --quick
-    #[arg(long)]
-    idle: Option<u64>,
+    /// Seconds without anything to do before memory is read: tarsier gives the buffers of a connection back after 8
+    #[arg(long, default_value_t = 10)]
+    idle: u64,
     /// Give up a row when nothing moves for so many seconds
     #[arg(long, default_value_t = 60)]
     patience: u64,
@@ -198,7 +198,7 @@ impl TableArgs {
             pool: self.pool,
             key_bytes: self.key_bytes,
             pace: Pace { threads: self.threads, ramp: self.ramp, window: self.window },
-            idle: Duration::from_secs(self.idle.unwrap_or(if self.quick { 1 } else { 5 })),
+            idle: Duration::from_secs(self.idle),
             patience: Duration::from_secs(self.patience),
             puts: self.puts,
             limit_bytes: self.memory_limit,

@@ -1,0 +1,270 @@
+//! The loads of etcd's own `benchmark` tool, by its names, flags and defaults, so that a figure published with it can be
+//! repeated here line for line, against any server.
+//!
+//! What is not here is refused by name: `stm`, TLS, users, `--sample`, and compaction beside `put`. Two things differ on
+//! purpose: a call that was refused makes the run fail, after its report; and every load runs on one thread of an event
+//! loop, so with very many clients look at its CPU before the server is blamed.
+//!
+//! ```text
+//! mod (arguments) ─┬─► calls    ─┬─► keys (bytes)  pace (tokens)  tally (the report)
+//!                  └─► watches ──┴─► stream (one watch stream)
+//! ```
+
+mod calls;
+mod keys;
+mod pace;
+mod stream;
+mod tally;
+mod watches;
+
+use std::sync::Arc;
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use crate::caller::Caller;
+use crate::fault::Result;
+use crate::link::Windows;
+use crate::process;
+
+/// A range may answer with many megabytes.
+const WINDOWS: Windows = Windows::WIDE;
+/// The same keys in each run.
+const SEED: u64 = 1;
+
+#[derive(Args, Debug)]
+pub struct EtcdLoadArgs {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    load: Load,
+}
+
+#[derive(Args, Debug)]
+pub struct Common {
+    /// Servers, as HOST:PORT, separated by commas
+    #[arg(long, global = true, default_value = "127.0.0.1:2379", value_delimiter = ',')]
+    endpoints: Vec<Arc<str>>,
+    /// Connections
+    #[arg(long, global = true, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    conns: u32,
+    /// Clients, which share the connections
+    #[arg(long, global = true, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    clients: u32,
+    /// Print all digits
+    #[arg(long, global = true)]
+    precise: bool,
+}
+
+impl Common {
+    /// One a client; the connection of client i is i modulo their number, its server that modulo the servers.
+    async fn callers(&self) -> Result<Vec<Caller>> {
+        process::raise_files_limit();
+        let mut connections = Vec::new();
+        for at in 0..self.conns.min(self.clients) as usize {
+            let endpoint = &self.endpoints[at % self.endpoints.len()];
+            connections.push(Caller::connect(endpoint, WINDOWS).await?);
+        }
+        Ok((0..self.clients as usize).map(|client| connections[client % connections.len()].clone()).collect())
+    }
+}
+
+#[derive(Subcommand, Debug)]
+enum Load {
+    /// Put keys
+    Put(PutArgs),
+    /// Read a key or a range
+    Range(RangeArgs),
+    /// Put keys in transactions
+    TxnPut(TxnPutArgs),
+    /// Read all keys or put one, each in a transaction
+    TxnMixed(TxnMixedArgs),
+    /// Keep a lease alive for each client, with a stream for each call
+    LeaseKeepalive(LeaseArgs),
+    /// Create watches, then put what they watch
+    Watch(WatchArgs),
+    /// Put one key that all watch, and see how long after the put its events come
+    WatchLatency(WatchLatencyArgs),
+    /// Read while watches catch up with the past
+    WatchGet(WatchGetArgs),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Consistency {
+    #[value(name = "l")]
+    Linearizable,
+    #[value(name = "s")]
+    Serializable,
+}
+
+fn key_bytes(text: &str) -> std::result::Result<usize, String> {
+    match text.parse() {
+        Ok(bytes) if bytes as u64 >= keys::KEY_BYTES_MIN => Ok(bytes),
+        _ => Err(format!("a key has at least {} bytes", keys::KEY_BYTES_MIN)),
+    }
+}
+
+#[derive(Args, Debug)]
+pub struct PutArgs {
+    #[arg(long, default_value = "8", value_parser = key_bytes)]
+    key_size: usize,
+    #[arg(long, default_value_t = 8)]
+    val_size: usize,
+    /// Puts a second; 0 for as many as there can be
+    #[arg(long, default_value_t = 0)]
+    rate: u32,
+    #[arg(long, default_value_t = 10_000)]
+    total: u64,
+    /// Keys to choose from
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    key_space_size: u32,
+    /// Keys one after the other, not by chance
+    #[arg(long)]
+    sequential_keys: bool,
+    /// Stands before each key
+    #[arg(long, default_value = "")]
+    prefix: String,
+}
+
+#[derive(Args, Debug)]
+pub struct RangeArgs {
+    key: String,
+    #[arg(conflicts_with = "prefix")]
+    end: Option<String>,
+    #[arg(long, default_value_t = 0)]
+    rate: u32,
+    #[arg(long, default_value_t = 10_000)]
+    total: u64,
+    #[arg(long, value_enum, default_value_t = Consistency::Linearizable)]
+    consistency: Consistency,
+    #[arg(long, default_value_t = 0)]
+    limit: i64,
+    #[arg(long)]
+    count_only: bool,
+    #[arg(long)]
+    keys_only: bool,
+    /// Ask for the range as a stream of parts
+    #[arg(long)]
+    stream: bool,
+    /// Ask for it in pages of 10,000 keys
+    #[arg(long, conflicts_with_all = ["stream", "limit", "count_only"])]
+    paginate: bool,
+    /// All keys that begin with the key
+    #[arg(long)]
+    prefix: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct TxnPutArgs {
+    #[arg(long, default_value = "8", value_parser = key_bytes)]
+    key_size: usize,
+    #[arg(long, default_value_t = 8)]
+    val_size: usize,
+    /// Puts of a transaction; servers allow 128 by default
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    txn_ops: u32,
+    #[arg(long, default_value_t = 0)]
+    rate: u32,
+    #[arg(long, default_value_t = 10_000)]
+    total: u64,
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    key_space_size: u32,
+}
+
+#[derive(Args, Debug)]
+pub struct TxnMixedArgs {
+    /// Taken and not used, as in etcd's tool: a read is of all keys
+    #[arg(value_name = "KEY")]
+    _key: Option<String>,
+    /// Taken and not used, as in etcd's tool
+    #[arg(long = "end-key", default_value = "", value_name = "KEY")]
+    _end_key: String,
+    #[arg(long, default_value = "8", value_parser = key_bytes)]
+    key_size: usize,
+    #[arg(long, default_value_t = 8)]
+    val_size: usize,
+    #[arg(long, default_value_t = 0)]
+    rate: u32,
+    #[arg(long, default_value_t = 10_000)]
+    total: u64,
+    /// Keys of a read at most
+    #[arg(long, default_value_t = 1_000)]
+    limit: i64,
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    key_space_size: u32,
+    #[arg(long, value_enum, default_value_t = Consistency::Linearizable)]
+    consistency: Consistency,
+    /// Reads for each write
+    #[arg(long, default_value_t = 1.0)]
+    rw_ratio: f64,
+}
+
+#[derive(Args, Debug)]
+pub struct LeaseArgs {
+    #[arg(long, default_value_t = 10_000)]
+    total: u64,
+}
+
+#[derive(Args, Debug)]
+pub struct WatchArgs {
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    streams: u32,
+    #[arg(long, default_value_t = 100)]
+    watch_per_stream: u32,
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    watched_key_total: u32,
+    #[arg(long, default_value_t = 0)]
+    put_rate: u32,
+    /// 0 holds the watches until an interrupt
+    #[arg(long, default_value_t = 1_000)]
+    put_total: u64,
+    #[arg(long, default_value = "32", value_parser = key_bytes)]
+    key_size: usize,
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    key_space_size: u32,
+    #[arg(long)]
+    sequential_keys: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct WatchLatencyArgs {
+    #[arg(long, default_value_t = 10)]
+    streams: u32,
+    #[arg(long, default_value_t = 10)]
+    watchers_per_stream: u32,
+    /// Have what a put replaced in its event
+    #[arg(long)]
+    prevkv: bool,
+    #[arg(long, default_value_t = 1_000)]
+    put_total: u64,
+    #[arg(long, default_value_t = 100)]
+    put_rate: u32,
+    #[arg(long, default_value_t = 32)]
+    key_size: usize,
+    #[arg(long, default_value_t = 32)]
+    val_size: usize,
+}
+
+#[derive(Args, Debug)]
+pub struct WatchGetArgs {
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
+    watchers: u32,
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    streams: u32,
+    #[arg(long, default_value_t = 8)]
+    events: u64,
+}
+
+/// Runs it. Must be called inside a `LocalSet`.
+pub async fn run(args: EtcdLoadArgs) -> Result<()> {
+    let common = &args.common;
+    match args.load {
+        Load::Put(args) => calls::put(common, args).await,
+        Load::Range(args) => calls::range(common, args).await,
+        Load::TxnPut(args) => calls::txn_put(common, args).await,
+        Load::TxnMixed(args) => calls::txn_mixed(common, args).await,
+        Load::LeaseKeepalive(args) => calls::lease_keepalive(common, args).await,
+        Load::Watch(args) => watches::watch(common, args).await,
+        Load::WatchLatency(args) => watches::watch_latency(common, args).await,
+        Load::WatchGet(args) => watches::watch_get(common, args).await,
+    }
+}

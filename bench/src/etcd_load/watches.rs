@@ -1,0 +1,306 @@
+//! The loads made of watches: watch, watch-latency, watch-get.
+//!
+//! An event more than was put, or one that does not come, ends the run with a sentence: etcd's tool would wait for ever.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tarsier_proto::etcdserverpb as pb;
+use tokio::task::JoinSet;
+
+use super::calls::wait_for;
+use super::keys::{key, random_bytes};
+use super::pace::Pace;
+use super::stream::{PATIENCE, WatchStream, events, within_patience};
+use super::tally::Tally;
+use super::{Common, SEED, WINDOWS, WatchArgs, WatchGetArgs, WatchLatencyArgs};
+use crate::caller::Caller;
+use crate::fault::{Fault, Result};
+use crate::random::Random;
+use crate::wire;
+
+/// Tasks whose first fault ends the run.
+type Tasks<T> = JoinSet<Result<T>>;
+
+async fn all<T: 'static>(mut tasks: Tasks<T>) -> Result<Vec<T>> {
+    let mut results = Vec::with_capacity(tasks.len());
+    while let Some(ended) = tasks.join_next().await {
+        results.push(ended.map_err(|cause| Fault::Refused(format!("a task ended badly: {cause}")))??);
+    }
+    Ok(results)
+}
+
+/// What all streams have received, and when the last of it came.
+struct Received {
+    count: Cell<u64>,
+    last: Cell<Instant>,
+}
+
+impl Received {
+    fn new() -> Rc<Received> {
+        Rc::new(Received { count: Cell::new(0), last: Cell::new(Instant::now()) })
+    }
+
+    fn add(&self, count: u64) {
+        self.count.set(self.count.get() + count);
+        self.last.set(Instant::now());
+    }
+}
+
+pub async fn watch(common: &Common, args: WatchArgs) -> Result<()> {
+    let callers = common.callers().await?;
+    let mut random = Random::new(SEED);
+    let space = u64::from(args.key_space_size);
+    let watched = (0..u64::from(args.watched_key_total)).map(|at| {
+        let number = if args.sequential_keys { at % space } else { random.below(space) };
+        key(number, args.key_size)
+    });
+    let watched: Rc<[Bytes]> = watched.collect();
+    let watches = u64::from(args.streams) * u64::from(args.watch_per_stream);
+    let (streams, made) = make_watches(&callers, &args, watches, &watched).await?;
+    println!("Watch creation summary:\n{}", made.0.text(made.1, common.precise));
+    if args.put_total == 0 {
+        println!("{watches} watches are held; an interrupt ends them");
+        return all(hold(streams)).await.map(drop);
+    }
+
+    let mut watchers: HashMap<&[u8], u64> = HashMap::new();
+    for at in 0..watches {
+        *watchers.entry(&watched[(at % watched.len() as u64) as usize]).or_default() += 1;
+    }
+    let of_put = |at: u64| watchers.get(&watched[(at % watched.len() as u64) as usize][..]).copied().unwrap_or(0);
+    let expected: u64 = (0..args.put_total).map(of_put).sum();
+    let (received, started) = (Received::new(), Instant::now());
+    let mut readers: Tasks<()> = Tasks::new();
+    for mut stream in streams {
+        let received = received.clone();
+        readers.spawn_local(async move {
+            loop {
+                stream
+                    .next(|reply| {
+                        received.add(events(reply)?);
+                        Ok(())
+                    })
+                    .await?;
+            }
+        });
+    }
+    let puts = async {
+        put_all(callers, &args, watched.clone()).await?;
+        let mut seen = (received.count.get(), Instant::now());
+        while received.count.get() < expected {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            if seen.0 != received.count.get() {
+                seen = (received.count.get(), Instant::now());
+            } else if seen.1.elapsed() > PATIENCE {
+                let waiting_for = format!("{} of {expected} events", expected - seen.0);
+                return Err(Fault::Stalled { waiting_for, seconds: PATIENCE.as_secs() });
+            }
+        }
+        Ok(())
+    };
+    tokio::select! {
+        outcome = puts => outcome?,
+        fault = all(readers) => fault.map(drop)?,
+    }
+    if received.count.get() != expected {
+        return Err(Fault::Broken(format!("{} events came where {expected} were due", received.count.get())));
+    }
+    // Etcd's tool prints latencies here that begin when an event has come: they say how fast the tool is, so they are
+    // left out.
+    let total = received.last.get() - started;
+    println!("Watch events received summary:\n\nSummary:\n  Total:\t{:.4} secs.", total.as_secs_f64());
+    println!("  Events:\t{expected}\n  Requests/sec:\t{:.4}", expected as f64 / total.as_secs_f64());
+    Ok(())
+}
+
+/// Streams that create their watches one after the other, all streams at once, keys handed out in turn.
+async fn make_watches(
+    callers: &[Caller],
+    args: &WatchArgs,
+    watches: u64,
+    watched: &Rc<[Bytes]>,
+) -> Result<(Vec<WatchStream>, (Tally, Duration))> {
+    let (next, tally) = (Rc::new(Cell::new(0u64)), Rc::new(RefCell::new(Tally::default())));
+    let (started, mut makers) = (Instant::now(), Tasks::new());
+    for stream in 0..args.streams {
+        let caller = callers[stream as usize % callers.len()].clone();
+        let (next, tally, watched) = (next.clone(), tally.clone(), watched.clone());
+        makers.spawn_local(async move {
+            let mut stream = WatchStream::open(&caller).await?;
+            while next.get() < watches {
+                let at = next.replace(next.get() + 1);
+                let key = watched[(at % watched.len() as u64) as usize].clone();
+                let begun = Instant::now();
+                let request = pb::WatchCreateRequest { key, ..Default::default() };
+                stream.create(request, unasked).await?;
+                tally.borrow_mut().add(begun.elapsed());
+            }
+            Ok(stream)
+        });
+    }
+    let streams = all(makers).await?;
+    let total = started.elapsed();
+    Ok((streams, (tally.take(), total)))
+}
+
+/// Events to a key that nobody has put yet.
+fn unasked(reply: &wire::WatchReply<'_>) -> Result<()> {
+    match events(reply)? {
+        0 => Ok(()),
+        count => Err(Fault::Broken(format!("{count} events came before anything was put"))),
+    }
+}
+
+fn hold(streams: Vec<WatchStream>) -> Tasks<()> {
+    let mut tasks = Tasks::new();
+    for mut stream in streams {
+        // Somebody else may put meanwhile: that is what the watches are held for.
+        tasks.spawn_local(async move {
+            loop {
+                stream.next(|_| Ok(())).await?;
+            }
+        });
+    }
+    tasks
+}
+
+async fn put_all(callers: Vec<Caller>, args: &WatchArgs, watched: Rc<[Bytes]>) -> Result<()> {
+    let (next, pace) = (Rc::new(Cell::new(0u64)), Rc::new(RefCell::new(Pace::new(args.put_rate, 1))));
+    let mut putters = Tasks::new();
+    for caller in callers {
+        let (next, pace, watched, total) = (next.clone(), pace.clone(), watched.clone(), args.put_total);
+        putters.spawn_local(async move {
+            while next.get() < total {
+                let at = next.replace(next.get() + 1);
+                wait_for(&pace).await;
+                caller.put(&watched[(at % watched.len() as u64) as usize], b"data").await?;
+            }
+            Ok(())
+        });
+    }
+    all(putters).await.map(drop)
+}
+
+/// How long after its put has been answered an event comes; one that comes before counts as at once.
+pub async fn watch_latency(common: &Common, args: WatchLatencyArgs) -> Result<()> {
+    let callers = common.callers().await?;
+    let (key, value) = (random_bytes(args.key_size), random_bytes(args.val_size));
+    // By put: when it was answered.
+    let answered = Rc::new(RefCell::new(Vec::<Instant>::new()));
+    let latencies = Rc::new(RefCell::new(Tally::default()));
+    let started = Instant::now();
+    let mut readers = Tasks::new();
+    for stream in 0..args.streams {
+        let mut stream = WatchStream::open(&callers[stream as usize % callers.len()]).await?;
+        for _ in 0..args.watchers_per_stream {
+            let request = pb::WatchCreateRequest { key: key.clone(), prev_kv: args.prevkv, ..Default::default() };
+            stream.create(request, unasked).await?;
+        }
+        let (answered, latencies) = (answered.clone(), latencies.clone());
+        let mut counts = vec![0u64; args.watchers_per_stream as usize];
+        let mut missing = args.put_total * u64::from(args.watchers_per_stream);
+        readers.spawn_local(async move {
+            while missing > 0 {
+                stream
+                    .next(|reply| {
+                        let now = Instant::now();
+                        for _ in 0..events(reply)? {
+                            let count =
+                                counts.get_mut(reply.watch_id as usize).filter(|count| **count < args.put_total);
+                            let count = count.ok_or_else(|| Fault::Broken("an event more than was put".to_owned()))?;
+                            let put = answered.borrow().get(*count as usize).copied();
+                            latencies.borrow_mut().add(put.map_or(Duration::ZERO, |put| now - put));
+                            *count += 1;
+                            missing -= 1;
+                        }
+                        Ok(())
+                    })
+                    .await?;
+            }
+            Ok(())
+        });
+    }
+    let putter = Caller::connect(callers[0].endpoint(), WINDOWS).await?;
+    let (mut puts, puts_started) = (Tally::default(), Instant::now());
+    let pace = RefCell::new(Pace::new(args.put_rate, args.put_rate));
+    for _ in 0..args.put_total {
+        wait_for(&pace).await;
+        let begun = Instant::now();
+        putter.put(&key, &value).await?;
+        answered.borrow_mut().push(Instant::now());
+        puts.add(begun.elapsed());
+    }
+    let puts_total = puts_started.elapsed();
+    within_patience("the events of all puts", all(readers)).await?;
+    println!("\nPut summary:\n{}", puts.text(puts_total, common.precise));
+    println!("\nWatch events summary:\n{}", latencies.borrow().text(started.elapsed(), common.precise));
+    Ok(())
+}
+
+/// How long a read takes while very many watches catch up.
+pub async fn watch_get(common: &Common, args: WatchGetArgs) -> Result<()> {
+    let callers = common.callers().await?;
+    let watched = Bytes::from_static(b"watchkey");
+    let mut first = None;
+    for at in 0..args.events {
+        let revision = callers[0].put(&watched, at.to_string().as_bytes()).await?;
+        first.get_or_insert(revision);
+    }
+    let first = first.ok_or_else(|| Fault::Refused("--events must be above zero".to_owned()))?;
+    let (begins, ends) = (Rc::new(tokio::sync::Notify::new()), Rc::new(Cell::new(false)));
+    let mut readers = Tasks::new();
+    for stream in 0..args.streams {
+        let share = |stream: u64| u64::from(args.watchers) * stream / u64::from(args.streams);
+        let watches = share(u64::from(stream) + 1) - share(u64::from(stream));
+        let mut stream = WatchStream::open(&callers[stream as usize % callers.len()]).await?;
+        let (watched, begins) = (watched.clone(), begins.clone());
+        readers.spawn_local(async move {
+            let mut counts = vec![0u64; watches as usize];
+            let missing = Cell::new(watches * args.events);
+            let mut count = |reply: &wire::WatchReply<'_>| {
+                let arrived = events(reply)?;
+                let count = counts.get_mut(reply.watch_id as usize);
+                let count = count.ok_or_else(|| Fault::Broken("an event for no watch".to_owned()))?;
+                *count += arrived;
+                if *count > args.events {
+                    return Err(Fault::Broken("an event more than was put".to_owned()));
+                }
+                missing.set(missing.get() - arrived);
+                Ok(())
+            };
+            for _ in 0..watches {
+                let request =
+                    pb::WatchCreateRequest { key: watched.clone(), start_revision: first, ..Default::default() };
+                stream.create(request, &mut count).await?;
+                begins.notify_one();
+            }
+            while missing.get() > 0 {
+                within_patience("the events of the past", stream.next(&mut count)).await?;
+            }
+            Ok(())
+        });
+    }
+    let getter = Caller::connect(callers[0].endpoint(), WINDOWS).await?;
+    let (over, mut gets) = (ends.clone(), Tasks::new());
+    gets.spawn_local(async move {
+        begins.notified().await;
+        let (mut tally, started) = (Tally::default(), Instant::now());
+        while !over.get() {
+            let begun = Instant::now();
+            let request = pb::RangeRequest { key: b"abc".as_slice().into(), serializable: true, ..Default::default() };
+            getter.call_message(wire::PATH_RANGE, &request).await?;
+            tally.add(begun.elapsed());
+        }
+        Ok((tally, started.elapsed()))
+    });
+    all(readers).await?;
+    ends.set(true);
+    for (tally, total) in all(gets).await? {
+        println!("Get during watch summary:\n{}", tally.text(total, common.precise));
+    }
+    Ok(())
+}
