@@ -318,7 +318,15 @@ impl Services {
                 };
                 Unary::Preparing(response.counted_in(&self.scratch_bytes))
             }
-            Reply::Answer(Err(error)) | Reply::Lease(Err(error)) => Unary::Failed(error.into()),
+            Reply::Answer(Err(error)) => Unary::Failed(error.into()),
+            Reply::Lease(Err(error)) => match &mut call.state {
+                // What was answered before leaves first.
+                Unary::KeepingAlive(answers) => {
+                    answers.end(error.into());
+                    return Some(call.id);
+                }
+                _ => Unary::Failed(error.into()),
+            },
             Reply::Lease(Ok(answer)) => {
                 let message = lease::encode(answer, self.identity);
                 match &mut call.state {

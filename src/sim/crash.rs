@@ -594,10 +594,10 @@ fn position_of(disk: &FakeDisk) -> Option<Position> {
 
 #[test]
 fn files_that_do_not_belong_are_named() {
-    let world = written(7);
+    let world = written(9);
     let names: Vec<String> = world.disk.names().unwrap().into_iter().filter(|name| name.ends_with(".wal")).collect();
     let refusal = |change: &dyn Fn(&FakeDisk)| {
-        let changed = world.copy(7);
+        let changed = world.copy(9);
         change(&changed.disk);
         changed.replay().0.map(drop).unwrap_err().to_string()
     };

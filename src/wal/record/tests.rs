@@ -155,10 +155,10 @@ fn every_flipped_bit_of_a_segment_header_is_found() {
 #[test]
 fn a_header_of_another_version_or_kind_says_so() {
     let mut block = SEGMENT.encode();
-    block[8] = 2;
+    block[8] = 3;
     let crc = header_crc(&block);
     block[SEGMENT_CRC_AT..SEGMENT_CRC_AT + 4].copy_from_slice(&crc.to_le_bytes());
-    assert_eq!(SegmentHeader::decode(&block), Err(HeaderFlaw::Version(2)));
+    assert_eq!(SegmentHeader::decode(&block), Err(HeaderFlaw::Version(3)));
     assert_eq!(SegmentHeader::decode(&[b'x'; BLOCK_BYTES]), Err(HeaderFlaw::Foreign));
     assert_eq!(SegmentHeader::decode(&block[..100]), Err(HeaderFlaw::Foreign));
 }
