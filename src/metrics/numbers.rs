@@ -95,6 +95,10 @@ numbers! {
     Revision Sum Gauge One "etcd_debugging_mvcc_current_revision" "" "The current revision of store.";
     Compacted Sum Gauge Signed "etcd_debugging_mvcc_compact_revision" "" "The revision of the last compaction in store.";
     PutBytes Sum Gauge One "etcd_debugging_mvcc_total_put_size_in_bytes" "" "The total size of put kv pairs seen by this member.";
+    LeasesGranted Sum Counter One "etcd_debugging_lease_granted_total" "" "The total number of granted leases.";
+    LeasesRevoked Sum Counter One "etcd_debugging_lease_revoked_total" "" "The total number of revoked leases.";
+    LeasesRenewed Sum Counter One "etcd_debugging_lease_renewed_total" "" "The number of renewed leases seen by the leader.";
+    LeasesExpired Sum Counter One "etcd_debugging_server_lease_expired_total" "" "The total number of expired leases.";
     WatchStreams Sum Gauge One "etcd_debugging_mvcc_watch_stream_total" "" "Total number of watch streams.";
     Watches Sum Gauge One "etcd_debugging_mvcc_watcher_total" "" "Total number of watchers.";
     SlowWatches Sum Gauge One "etcd_debugging_mvcc_slow_watcher_total" "" "Total number of unsynced slow watchers.";
@@ -117,6 +121,7 @@ numbers! {
     BacklogBytes Sum Gauge One "tarsier_memory_bytes" "class=\"backlog\"" "";
     HistoryBytes Sum Gauge One "tarsier_memory_bytes" "class=\"history\"" "";
     StoreBytes Sum Gauge One "tarsier_memory_bytes" "class=\"store\"" "";
+    LeaseBytes Sum Gauge One "tarsier_memory_bytes" "class=\"leases\"" "";
     ScratchBytes Sum Gauge One "tarsier_memory_bytes" "class=\"scratch\"" "";
     SocketBytes Sum Gauge One "tarsier_memory_bytes" "class=\"sockets\"" "";
     UncountedBytes Sum Gauge One "tarsier_memory_bytes" "class=\"uncounted\"" "";

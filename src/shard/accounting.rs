@@ -55,6 +55,9 @@ pub struct Account {
     /// Keys and their versions.
     pub store_keys: usize,
     pub store_bytes: usize,
+    /// Leases, and the keys that go with them.
+    pub leases: usize,
+    pub lease_bytes: usize,
     /// Rows that reads have collected, and those of answers on their way out.
     pub scratch_bytes: usize,
     /// What the kernel holds for the sockets. Not part of the sum.
@@ -73,6 +76,7 @@ impl Account {
             + self.backlog_bytes
             + self.history_bytes
             + self.store_bytes
+            + self.lease_bytes
             + self.scratch_bytes
     }
 
@@ -94,6 +98,8 @@ impl Account {
         self.history_bytes += other.history_bytes;
         self.store_keys += other.store_keys;
         self.store_bytes += other.store_bytes;
+        self.leases += other.leases;
+        self.lease_bytes += other.lease_bytes;
         self.scratch_bytes += other.scratch_bytes;
         self.socket_bytes += other.socket_bytes;
     }
@@ -113,6 +119,7 @@ impl fmt::Display for Account {
             ("backlog", None, self.backlog_bytes),
             ("history", None, self.history_bytes),
             ("store", Some(self.store_keys), self.store_bytes),
+            ("leases", Some(self.leases), self.lease_bytes),
             ("scratch", None, self.scratch_bytes),
         ];
         writeln!(f, "{:<16} {:>12} {:>16}", "class", "count", "bytes")?;

@@ -22,6 +22,8 @@ pub struct Embedded {
     told: Vec<bool>,
     failure: Option<LogFailure>,
     defragmenting: Defragmenting,
+    /// The clock of the leases. Each of their commands asks it: a turn may be long, and no lease may end early by that.
+    uptime: fn() -> Uptime,
     /// Keys and values of all puts that were told, in bytes.
     put_bytes: u64,
 }
@@ -37,7 +39,14 @@ impl Embedded {
     pub fn new(writer: Writer, durability: Box<dyn Durability>, appender: Appender, ports: Vec<Port>) -> Embedded {
         let told = vec![false; ports.len()];
         let defragmenting = Defragmenting::default();
-        Embedded { writer, durability, appender, ports, told, failure: None, defragmenting, put_bytes: 0 }
+        let uptime = Uptime::default;
+        Embedded { writer, durability, appender, ports, told, failure: None, defragmenting, uptime, put_bytes: 0 }
+    }
+
+    /// Without it, time stands still for leases.
+    pub fn with_clock(mut self, uptime: fn() -> Uptime) -> Embedded {
+        self.uptime = uptime;
+        self
     }
 
     /// A bounded turn: the log first, then commands, an even share for each shard so that one's flood leaves room for the
@@ -55,6 +64,7 @@ impl Embedded {
                 self.command(Origin { shard: shard as u16, token }, command, time);
             }
         }
+        self.writer.set_uptime((self.uptime)());
         let more_expired = self.writer.expire(time);
         let more = self.settle();
         more || more_expired || self.ports.iter().any(Port::has_request)
@@ -68,6 +78,10 @@ impl Embedded {
     pub fn command(&mut self, origin: Origin, command: Command, time: Time) {
         match command {
             Command::Defragment => self.defragmenting.waiting.push(origin),
+            command @ Command::Lease(_) => {
+                self.writer.set_uptime((self.uptime)());
+                self.writer.command(origin, command, time);
+            }
             command => self.writer.command(origin, command, time),
         }
     }
@@ -161,11 +175,6 @@ impl Embedded {
     /// Whether the last turn left this shard something to look at.
     pub fn has_told(&self, shard: usize) -> bool {
         self.told[shard]
-    }
-
-    /// What the clock of the leases says from here on.
-    pub fn set_uptime(&mut self, now: Uptime) {
-        self.writer.set_uptime(now);
     }
 
     /// See [`Writer::set_memory_room`].

@@ -363,7 +363,6 @@ impl Shard {
     fn turn_writer(&self, core: &mut Core) -> bool {
         let Some(embedded) = &mut core.embedded else { return false };
         let begun = clock::now();
-        embedded.set_uptime(clock::uptime());
         let more = embedded.turn(clock::wall(), COMMANDS_PER_TURN);
         let (sealed, committed) = (embedded.writer().sealed_position(), embedded.writer().committed_position());
         core.meter.writer_turned(sealed, committed, core.intake.committed(), begun, &self.boards);
@@ -579,7 +578,9 @@ impl Shard {
             let store = embedded.writer().store();
             let bytes = store.bytes();
             account.store_keys = store.keys();
-            account.store_bytes = bytes.keys + bytes.versions + embedded.writer().leases().bytes();
+            account.store_bytes = bytes.keys + bytes.versions;
+            account.leases = embedded.writer().leases().len();
+            account.lease_bytes = embedded.writer().leases().bytes();
             // The recent history of the hubs consists of the same batches; what a compaction forgets leaves all of them.
             account.history_bytes = bytes.history;
             account.scratch_bytes += embedded.writer().scratch_bytes();

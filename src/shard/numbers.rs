@@ -85,6 +85,7 @@ impl Shard {
             (Number::BacklogBytes, account.backlog_bytes),
             (Number::HistoryBytes, account.history_bytes),
             (Number::StoreBytes, account.store_bytes),
+            (Number::LeaseBytes, account.lease_bytes),
             (Number::ScratchBytes, account.scratch_bytes),
             (Number::SocketBytes, account.socket_bytes),
             (Number::Keys, account.store_keys),
@@ -164,7 +165,7 @@ impl Shard {
     /// On shard 0: the store, the log and the checkpoint.
     fn fill_in_store(&self, core: &Core, numbers: &mut Numbers) {
         let Some(embedded) = &core.embedded else { return };
-        let status = embedded.writer().status();
+        let (status, leases) = (embedded.writer().status(), embedded.writer().lease_counts());
         let alarms = |kind| status.alarms.iter().filter(|alarm| alarm.kind == kind).count() as u64;
         for (number, value) in [
             (Number::CommittedIndex, status.position),
@@ -177,6 +178,10 @@ impl Shard {
             // etcd's is -1 as long as nothing was compacted.
             (Number::Compacted, core.intake.compacted().map_or(-1, |revision| revision.0) as u64),
             (Number::PutBytes, embedded.put_bytes()),
+            (Number::LeasesGranted, leases.granted),
+            (Number::LeasesRevoked, leases.revoked),
+            (Number::LeasesRenewed, leases.renewed),
+            (Number::LeasesExpired, leases.expired),
             (Number::Defragmenting, u64::from(embedded.is_defragmenting())),
             (Number::NoSpaceAlarms, alarms(AlarmKind::NoSpace)),
             (Number::CorruptAlarms, alarms(AlarmKind::Corrupt)),

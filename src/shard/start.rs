@@ -398,7 +398,7 @@ fn shard(plan: Plan, ready: Ready, itself: Weak<Shard>) -> Shard {
         let writer = Writer::new(store, Pace::default(), next).with_quota(quota, plan.identity.member_id);
         let mut writer = writer.with_leases(lessor, clock::uptime());
         writer.note(Entry::Start { term });
-        Embedded::new(writer, Box::new(logged), appender, ports)
+        Embedded::new(writer, Box::new(logged), appender, ports).with_clock(clock::uptime)
     });
     // The writer's shard asks, as clients do.
     let auto_compact = config.auto_compaction.filter(|_| embedded.is_some());

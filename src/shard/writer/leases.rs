@@ -22,22 +22,32 @@ const GRANT_BYTES: u64 = 64;
 const VISITS_PER_TURN: usize = 500;
 const KEYS_PER_TURN: usize = 500;
 
+/// How many were granted, revoked (expired ones as well), kept alive and found expired since the start.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct LeaseCounts {
+    pub granted: u64,
+    pub revoked: u64,
+    pub renewed: u64,
+    pub expired: u64,
+}
+
 /// The lessor, and what time it is for it.
 pub(super) struct Leases {
     lessor: Lessor,
+    counts: LeaseCounts,
     pub(super) now: Uptime,
 }
 
 impl Default for Leases {
     fn default() -> Leases {
-        Leases { lessor: Lessor::new(0), now: Uptime::default() }
+        Leases { lessor: Lessor::new(0), counts: LeaseCounts::default(), now: Uptime::default() }
     }
 }
 
 impl Leases {
     pub(super) fn begin(mut lessor: Lessor, now: Uptime) -> Leases {
         lessor.begin(Uptime(now.0 + START_GRACE_MILLISECONDS));
-        Leases { lessor, now }
+        Leases { lessor, counts: LeaseCounts::default(), now }
     }
 
     pub(super) fn lessor(&self) -> &Lessor {
@@ -65,9 +75,10 @@ impl Writer {
         let now = self.leases.now;
         match command {
             LeaseCommand::Grant { id, ttl } => self.grant(id, ttl, time).map(LeaseOutcome::Granted),
-            LeaseCommand::Revoke(id) => self.revoke(id, time).map(|()| LeaseOutcome::Revoked),
+            LeaseCommand::Revoke(id) => self.revoke(id, time).map(|_| LeaseOutcome::Revoked),
             LeaseCommand::KeepAlive(id) => {
                 let ttl = self.leases.lessor.keep_alive(id, now);
+                self.leases.counts.renewed += u64::from(ttl.is_some());
                 if ttl.is_none() && self.leases.lessor.is_overdue(id, now) {
                     self.revoke(id, time)?;
                 }
@@ -95,6 +106,7 @@ impl Writer {
             Refused::TtlTooLarge => Error::LeaseTtlTooLarge,
             Refused::Exists => Error::LeaseExists,
         })?;
+        self.leases.counts.granted += 1;
         self.open.entries.push(Entry::Lease { lease, granted: true });
         Ok(lease)
     }
@@ -103,22 +115,25 @@ impl Writer {
         if self.store.has_alarm(AlarmKind::Corrupt) { Err(Error::Corrupt) } else { Ok(()) }
     }
 
-    /// Takes a lease away, and with it all its keys, in ascending order and at one revision.
-    fn revoke(&mut self, id: LeaseId, time: Time) -> Result<(), Error> {
+    /// Takes a lease away, and with it all its keys, in ascending order and at one revision. Tells how many these were.
+    fn revoke(&mut self, id: LeaseId, time: Time) -> Result<usize, Error> {
         self.check_corrupt()?;
         let Some((lease, keys)) = self.leases.lessor.revoke(id) else {
             return Err(Error::LeaseNotFound { lease: id });
         };
-        if !keys.is_empty() {
+        let count = keys.len();
+        if count > 0 {
             let delete = |key| Op::DeleteRange(DeleteRange { range: KeyRange::One(key), prev_kv: false });
             let success = keys.into_iter().map(delete).collect();
             let write = Write::Txn(Txn { compares: Vec::new(), success, failure: Vec::new() });
+            // Nothing refuses deletes but the alarm that was just looked at.
             let applied = self.store.apply_with(&write, time, &|_| false);
             self.note_applied(applied.entry);
         }
+        self.leases.counts.revoked += 1;
         self.open.entries.push(Entry::Lease { lease, granted: false });
         (self.open.revision, self.open.compacted) = (self.store.revision(), self.store.compacted());
-        Ok(())
+        Ok(count)
     }
 
     /// Revokes what has expired, each lease at a revision of its own, as far as one turn goes. True when there may be more.
@@ -129,12 +144,15 @@ impl Writer {
         let (mut visits, mut keys) = (VISITS_PER_TURN, KEYS_PER_TURN);
         while keys > 0 {
             let Some(id) = self.leases.lessor.next_expired(self.leases.now, &mut visits) else { break };
-            keys = keys.saturating_sub(self.leases.lessor.keys_of(id).len());
-            if self.revoke(id, time).is_err() {
-                break;
-            }
+            let Ok(count) = self.revoke(id, time) else { break };
+            self.leases.counts.expired += 1;
+            keys = keys.saturating_sub(count);
         }
         visits == 0 || keys == 0
+    }
+
+    pub fn lease_counts(&self) -> LeaseCounts {
+        self.leases.counts
     }
 
     /// When to look for expired leases again; none without any lease.
