@@ -136,7 +136,15 @@ pub fn binary_under_test() -> PathBuf {
 
 /// Whether this binary is a real etcd.
 pub fn is_real_etcd(binary: &Path) -> bool {
-    let output = Command::new(binary).arg("--version").output();
+    // A script that was just written is busy for as long as another test's child, forked meanwhile, holds it open.
+    let output = (0..200).find_map(|_| match Command::new(binary).arg("--version").output() {
+        Err(error) if error.kind() == std::io::ErrorKind::ExecutableFileBusy => {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+            None
+        }
+        output => Some(output),
+    });
+    let output = output.unwrap_or_else(|| panic!("{} stays busy", binary.display()));
     let output = output.unwrap_or_else(|error| panic!("{} does not start: {error}", binary.display()));
     output.stdout.starts_with(b"etcd Version")
 }
