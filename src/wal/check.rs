@@ -18,7 +18,7 @@ use super::checkpoint_rows::{Meta, row_sum};
 use super::disk::Disk;
 use super::examine::{Finding, examine};
 use super::file_disk::FileDisk;
-use super::identity::{self, Identity};
+use super::identity::{self, Identity, IdentityError};
 use super::overlay::Overlay;
 use super::recovery::{LOCK_NAME, Refused, WAL_NAME, cannot, identity_refused};
 
@@ -47,7 +47,12 @@ pub(super) fn open(data: &Path, wal: Option<&Path>) -> Result<Opened, Refused> {
     let lock = lock(data)?;
     let wal = wal.map_or_else(|| data.join(WAL_NAME), Path::to_owned);
     let disk = |path: &Path| FileDisk::open(path).map(Arc::new).map_err(|error| cannot("open", path, &error));
-    Ok(Opened { data: disk(data)?, wal: disk(&wal)?, _lock: lock })
+    let opened = Opened { data: disk(data)?, wal: disk(&wal)?, _lock: lock };
+    // Another version is no damage, and what this one would make of it no truth.
+    match Identity::read(&*opened.data) {
+        Err(error @ IdentityError::Version(_)) => Err(identity_refused(data, &error)),
+        _ => Ok(opened),
+    }
 }
 
 /// A server that runs writes while we read.
@@ -191,6 +196,8 @@ fn check_log<W: Disk>(wal: &W, meta: Option<Meta>, report: &mut Report<'_>) -> i
                     && let Err(what) = follows(revision, &entries)
                 {
                     told = report.damage(&format!("{file} at offset {offset}: group {}: {what}", position.0));
+                    // One hole is one damage: what lies behind it is judged by itself.
+                    *revision = newest(&entries).unwrap_or(*revision);
                 }
                 *last = position.max(*last);
             }
@@ -214,6 +221,13 @@ fn check_log<W: Disk>(wal: &W, meta: Option<Meta>, report: &mut Report<'_>) -> i
         ))?;
     }
     Ok(())
+}
+
+fn newest(entries: &[Entry]) -> Option<Revision> {
+    entries.iter().rev().find_map(|entry| match entry {
+        Entry::Batch(batch) => Some(batch.revision),
+        _ => None,
+    })
 }
 
 /// Whether the batches of a group continue the revisions before them.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! tarsier data directory
-//! format 1
+//! format 2
 //! cluster cdf818194e3a8c32
 //! member 8e9e05c52164694d
 //! checksum 1b2c3d4e
@@ -18,7 +18,8 @@ use super::file_disk::random_salt;
 
 pub const FILE_NAME: &str = "tarsier";
 pub const NEW_FILE_NAME: &str = "tarsier.new";
-pub const FORMAT_VERSION: u32 = 1;
+/// Of the directory as a whole: it rises with that of any file in it, so that all programs hear of it first, and alike.
+pub const FORMAT_VERSION: u32 = 2;
 
 const TITLE: &str = "tarsier data directory";
 /// No version of this file will be longer.
@@ -122,8 +123,8 @@ mod tests {
 
     #[test]
     fn another_format_is_named() {
-        let lines = format!("{TITLE}\nformat 2\nsomething new\n");
+        let lines = format!("{TITLE}\nformat 3\nsomething new\n");
         let text = format!("{lines}checksum {:08x}\n", crc32c::crc32c(lines.as_bytes()));
-        assert!(matches!(Identity::decode(&text), Err(IdentityError::Version(2))));
+        assert!(matches!(Identity::decode(&text), Err(IdentityError::Version(3))));
     }
 }

@@ -22,7 +22,7 @@ use super::checkpoint_backend::CheckpointError;
 use super::checkpoint_rows::Meta;
 use super::disk::Disk;
 use super::examine::{Finding, examine};
-use super::identity::{self, Identity, IdentityError};
+use super::identity::{self, Identity};
 use super::overlay::Overlay;
 use super::recovery::{Refused, claim};
 
@@ -80,13 +80,8 @@ struct FromLog {
 fn gather<D: Disk, W: Disk>(data: &Arc<D>, wal: &W, report: &mut Report<'_>) -> io::Result<Result<Saved, Refused>> {
     let identity = match Identity::read(&**data) {
         Ok(identity) => Some(identity),
-        Err(error) => {
+        Err(_) => {
             report.damage(&format!("{} cannot be read, and its ids are taken from elsewhere", identity::FILE_NAME))?;
-            if let IdentityError::Version(version) = error {
-                let line =
-                    format!("{} has format {version}: salvage with the version that wrote it", identity::FILE_NAME);
-                return Ok(Err(Refused(line)));
-            }
             None
         }
     };

@@ -7,7 +7,7 @@ use crate::random::Random;
 use crate::store::Store;
 use crate::store::command::{DeleteRange, Op, Put, PutLease, PutValue, Txn, Write as Command};
 use crate::store::restore::Restore;
-use crate::types::{Key, KeyRange, KeyValue, LeaseId, Position, Time};
+use crate::types::{Key, KeyRange, KeyValue, Lease, LeaseId, Position, Time};
 use crate::wal::checkpoint::Gathered;
 use crate::wal::checkpoint_backend::CheckpointError;
 use crate::wal::disk::DiskFile;
@@ -17,6 +17,20 @@ use crate::wal::salvage::salvage;
 use crate::wal::segments::segment_name;
 
 const IDENTITY: Identity = Identity { cluster_id: 5, member_id: 6 };
+
+/// What becomes of leases, by group. The checkpoint ends at group 45.
+const LEASES: [(u64, Entry); 5] =
+    [(10, lease(7, true)), (20, lease(8, true)), (40, lease(7, false)), (48, lease(-9, true)), (49, lease(7, true))];
+
+const fn lease(id: i64, granted: bool) -> Entry {
+    Entry::Lease { lease: Lease { id: LeaseId(id), ttl: 60 + id }, granted }
+}
+
+fn leases(data: &Path) -> Vec<(i64, i64)> {
+    let claimed = claim(data, None, || IDENTITY).unwrap();
+    let leases = Checkpoint::open(claimed.data.clone()).unwrap().leases().unwrap();
+    leases.into_iter().map(|Lease { id, ttl }| (id.0, ttl)).collect()
+}
 
 struct Folder(PathBuf);
 
@@ -51,7 +65,10 @@ fn filled(data: &Path, seed: u64) -> Store {
             Entry::Batch(write(&mut store, &mut random))
         };
         let mut body = Vec::new();
-        let entries = vec![entry];
+        let mut entries = vec![entry];
+        if let Some((_, entry)) = LEASES.iter().find(|(at, _)| *at == position.0) {
+            entries.push(entry.clone());
+        }
         let entries_len = record::entries_len(&entries);
         record::put_group(&mut body, Position(position.0 - 1), position, &entries, entries_len);
         chain = append(&mut segment, &header, position, chain, &body);
@@ -164,7 +181,7 @@ fn a_whole_directory_is_said_to_be_whole_and_is_not_touched() {
     let store = filled(&data.0, 1);
     let before = std::fs::read(data.0.join(checkpoint::FILE_NAME)).unwrap();
     let (is_whole, text) = checked(&data.0);
-    assert!(is_whole && text.ends_with("everything is whole\n"), "{text}");
+    assert!(is_whole && text.contains(" 1 leases,") && text.ends_with("everything is whole\n"), "{text}");
     let (is_whole, text) = salvaged(&data.0, &new.0);
     assert!(is_whole, "{text}");
     assert_eq!(std::fs::read(data.0.join(checkpoint::FILE_NAME)).unwrap(), before);
@@ -173,6 +190,7 @@ fn a_whole_directory_is_said_to_be_whole_and_is_not_touched() {
     assert_eq!(live(&copy), live(&store));
     let history = |store: &Store| store.history(store.compacted().unwrap(), store.revision(), 999, 1 << 30).unwrap();
     assert_eq!(history(&copy), history(&store));
+    assert_eq!(leases(&new.0), [(7, 67), (8, 68), (-9, 51)], "in the order of their bits");
     assert!(checked(&new.0).0, "{}", checked(&new.0).1);
 }
 
@@ -185,6 +203,8 @@ fn damage_in_the_log_leaves_out_what_lies_behind_it() {
     flip(&segment, 51 * 4_096 + 70);
     let (is_whole, text) = checked(&data.0);
     assert!(!is_whole && text.contains("0000000000000001.wal is damaged at offset 208896"), "{text}");
+    // The hole itself, the group behind it, and no word about those that follow that one.
+    assert!(text.contains("damages found: 2;"), "{text}");
     let (is_whole, text) = salvaged(&data.0, &new.0);
     assert!(!is_whole && text.contains("9 groups of the log behind group 50 are left out"), "{text}");
     // Group 30 is a compaction.
@@ -192,6 +212,26 @@ fn damage_in_the_log_leaves_out_what_lies_behind_it() {
     assert_eq!(copy.revision(), Revision(50), "{text}");
     assert_eq!(copy.compacted(), store.compacted());
     assert!(checked(&new.0).0);
+}
+
+#[test]
+fn a_directory_of_another_version_is_not_called_damaged() {
+    let (data, new) = (folder("version"), folder("version-new"));
+    filled(&data.0, 6);
+    let path = data.0.join(identity::FILE_NAME);
+    let text = std::fs::read_to_string(&path).unwrap();
+    let lines = text.split_once("checksum").unwrap().0.replace("format 2", "format 1");
+    std::fs::write(&path, format!("{lines}checksum {:08x}\n", crc32c::crc32c(lines.as_bytes()))).unwrap();
+    let mut out = Vec::new();
+    let refused = [
+        check(&data.0, None, &mut out).unwrap_err().0,
+        salvage(&data.0, None, &new.0, || IDENTITY, &mut out).unwrap_err().0,
+        claim(&data.0, None, || IDENTITY).unwrap_err().0,
+    ];
+    for line in refused {
+        assert!(line.ends_with("has format 1 and this tarsier reads 2: start the version that wrote it"), "{line}");
+    }
+    assert!(out.is_empty() && !new.0.exists(), "{}", String::from_utf8_lossy(&out));
 }
 
 #[test]
