@@ -34,7 +34,7 @@ const PUTS_A_TXN: u32 = 100;
 const LOADS_IN_FLIGHT: u32 = 16;
 const WRITES_IN_FLIGHT: u32 = 64;
 /// Puts of the bystander that may be unanswered; past it the server is taken for stuck.
-const UNANSWERED_MAX: usize = 50_000;
+const UNANSWERED_MAX: usize = 200_000;
 
 #[derive(Clone, Copy, Debug)]
 pub struct Bystander {
@@ -289,7 +289,7 @@ fn start_putter(
 ) -> Result<oneshot::Receiver<Result<Histogram<u64>>>> {
     let schedule = start_pacer(sizes.puts_a_second, stops)?;
     let endpoint = endpoint.clone();
-    on_thread("putter", move || put_on_schedule(endpoint, schedule))
+    on_thread("putter", move || put_and_time(endpoint, schedule))
 }
 
 /// The times at which puts are due, until told to stop. A thread that only sleeps keeps its schedule: the event loop's
@@ -313,18 +313,32 @@ pub fn start_pacer(puts_a_second: u32, stops: &Arc<AtomicBool>) -> Result<mpsc::
     Ok(schedule)
 }
 
-/// Puts when each put is due, whether or not the last one is answered.
-async fn put_on_schedule(endpoint: Arc<str>, mut schedule: mpsc::UnboundedReceiver<Instant>) -> Result<Histogram<u64>> {
-    let caller = Caller::connect(&endpoint, Windows::SMALL).await?;
+async fn put_and_time(endpoint: Arc<str>, schedule: mpsc::UnboundedReceiver<Instant>) -> Result<Histogram<u64>> {
     let latency = Rc::new(RefCell::new(latencies()));
+    let timed = |due: Instant| {
+        let latency = latency.clone();
+        move |_| record(&mut latency.borrow_mut(), due.elapsed())
+    };
+    put_on_schedule(&endpoint, schedule, "by/", timed).await?;
+    Ok(latency.replace(latencies()))
+}
+
+/// Puts when each put is due, whether or not the last one is answered. `due` is asked at that time for what takes the
+/// revision of the put later.
+pub async fn put_on_schedule<A: FnOnce(i64) + 'static>(
+    endpoint: &Arc<str>,
+    mut schedule: mpsc::UnboundedReceiver<Instant>,
+    prefix: &'static str,
+    due: impl Fn(Instant) -> A,
+) -> Result<()> {
+    let caller = Caller::connect(endpoint, Windows::SMALL).await?;
     let mut puts = JoinSet::new();
     let mut number = 0u32;
-    while let Some(due) = schedule.recv().await {
-        let (caller, latency) = (caller.clone(), latency.clone());
+    while let Some(at) = schedule.recv().await {
+        let (caller, answered) = (caller.clone(), due(at));
         number += 1;
         puts.spawn_local(async move {
-            caller.put(format!("by/{:017}", number % 1_000).as_bytes(), &[b'v'; 64]).await?;
-            record(&mut latency.borrow_mut(), due.elapsed());
+            answered(caller.put(format!("{prefix}{:017}", number % 1_000).as_bytes(), &[b'v'; 64]).await?);
             Ok::<_, Fault>(())
         });
         while let Some(ended) = puts.try_join_next() {
@@ -337,5 +351,5 @@ async fn put_on_schedule(endpoint: Arc<str>, mut schedule: mpsc::UnboundedReceiv
     while let Some(ended) = puts.join_next().await {
         ended.map_err(|cause| Fault::Refused(format!("a put ended badly: {cause}")))??;
     }
-    Ok(latency.replace(latencies()))
+    Ok(())
 }

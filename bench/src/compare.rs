@@ -17,7 +17,7 @@ use crate::keys::KeyChoice;
 use crate::process;
 use crate::report::{Measured, Report};
 use crate::scenes::{self, Scale, State, WatchShape};
-use crate::server::{Program, Server, Side};
+use crate::server::{Program, ProgramFlags, Server, Side};
 
 /// A group of scenes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -82,15 +82,8 @@ pub struct CompareArgs {
     /// First of four ports on 127.0.0.1
     #[arg(long, default_value_t = 23400)]
     port: u16,
-    /// Where the data directories of the servers are made; not on a tmpfs, or no disk is measured
-    #[arg(long)]
-    data_dir_root: Option<PathBuf>,
-    /// Further flags for etcd, separated by spaces
-    #[arg(long, default_value = "", allow_hyphen_values = true)]
-    etcd_flags: String,
-    /// Further flags for tarsier, separated by spaces
-    #[arg(long, default_value = "", allow_hyphen_values = true)]
-    tarsier_flags: String,
+    #[command(flatten)]
+    started: ProgramFlags,
     /// Give up when nothing moves for so many seconds
     #[arg(long, default_value_t = 60)]
     patience: u64,
@@ -118,28 +111,11 @@ const TEN_MILLION: WatchShape = (2_000, 50, 100);
 
 impl CompareArgs {
     fn programs(&self) -> Result<Vec<Program>> {
-        let of = |side, path: &Option<PathBuf>, flags: &str, port| {
-            path.clone().map(|path| {
-                let flags = flags.split_whitespace().map(str::to_owned).collect();
-                Program { side, path, flags, port, data_root: self.data_root() }
-            })
-        };
-        let programs: Vec<Program> = [
-            of(Side::Etcd, &self.etcd, &self.etcd_flags, self.port),
-            of(Side::Tarsier, &self.tarsier, &self.tarsier_flags, self.port.saturating_add(2)),
-        ]
-        .into_iter()
-        .flatten()
-        .collect();
+        let programs = self.started.programs(self.etcd.clone(), self.tarsier.clone(), self.port)?;
         if programs.is_empty() {
             return Err(Fault::Refused("name at least one program: --etcd PATH, --tarsier PATH".to_owned()));
         }
-        programs.iter().try_for_each(Program::check)?;
         Ok(programs)
-    }
-
-    fn data_root(&self) -> PathBuf {
-        self.data_dir_root.clone().unwrap_or_else(std::env::temp_dir)
     }
 
     fn scale(&self) -> Scale {
@@ -189,7 +165,7 @@ pub async fn run(args: CompareArgs) -> Result<()> {
     describe(&mut report, &args)?;
     if args.has(Group::Durable) {
         // Now, and not when the other scenes have run for an hour.
-        let disk = Disk::under(&args.data_root())?;
+        let disk = Disk::under(&args.started.data_root())?;
         report
             .circumstances
             .notes

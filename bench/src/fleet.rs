@@ -17,6 +17,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
+use clap::Args;
 use h2::SendStream;
 use http::Request;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -34,12 +35,16 @@ const STREAMS_CREATING_MAX: u32 = 8;
 const TICK: Duration = Duration::from_millis(100);
 
 /// How a fleet creates its watches.
-#[derive(Clone, Copy, Debug)]
+#[derive(Args, Clone, Copy, Debug)]
 pub struct Pace {
+    /// Threads of the load client
+    #[arg(long, default_value_t = 1)]
     pub threads: u32,
-    /// Connections that connect and create at once.
+    /// Connections that create watches at once
+    #[arg(long, default_value_t = 64)]
     pub ramp: u32,
-    /// Unanswered creates of one stream.
+    /// Unanswered creates of one stream
+    #[arg(long, default_value_t = 128)]
     pub window: u32,
 }
 

@@ -82,15 +82,8 @@ pub struct HoldArgs {
     /// Close all at the end and read the server's memory 5 and 30 seconds later
     #[arg(long)]
     leave: bool,
-    /// Threads of the load client
-    #[arg(long, default_value_t = 1)]
-    threads: u32,
-    /// Connections that create watches at once
-    #[arg(long, default_value_t = 64)]
-    ramp: u32,
-    /// Unanswered creates of one stream
-    #[arg(long, default_value_t = 128)]
-    window: u32,
+    #[command(flatten)]
+    pace: Pace,
     /// Seed of the key choice
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -144,7 +137,7 @@ pub async fn run(args: HoldArgs) -> Result<()> {
     watched.print("before")?;
 
     let held_from = Instant::now();
-    let pace = Pace { threads: args.threads, ramp: args.ramp, window: args.window };
+    let pace = args.pace;
     let base_revision = caller.revision().await?;
     let fleet = Fleet::launch(plan, &endpoint, pace, base_revision)?;
     let mut bar = Bar::new("watches created", fleet.plan.watches());

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use clap::Args;
 use rustix::process::Signal;
 
 use crate::caller::{self, Caller};
@@ -52,6 +53,44 @@ impl Side {
             line if line.starts_with("tarsier ") => Ok(Side::Tarsier),
             line => Err(Fault::Refused(format!("{shown} is neither etcd nor tarsier: --version says {line:?}"))),
         }
+    }
+}
+
+/// How the programs that a run names are started.
+#[derive(Args, Clone, Debug)]
+pub struct ProgramFlags {
+    /// Where the data directories of the servers are made; not on a tmpfs, or no disk is measured
+    #[arg(long)]
+    data_dir_root: Option<PathBuf>,
+    /// Further flags for etcd, separated by spaces
+    #[arg(long, default_value = "", allow_hyphen_values = true)]
+    etcd_flags: String,
+    /// Further flags for tarsier, separated by spaces
+    #[arg(long, default_value = "", allow_hyphen_values = true)]
+    tarsier_flags: String,
+}
+
+impl ProgramFlags {
+    pub fn data_root(&self) -> PathBuf {
+        self.data_dir_root.clone().unwrap_or_else(std::env::temp_dir)
+    }
+
+    /// The programs that are named, on ports from the first on.
+    ///
+    /// # Errors
+    /// When one is not what it was named as.
+    pub fn programs(&self, etcd: Option<PathBuf>, tarsier: Option<PathBuf>, port: u16) -> Result<Vec<Program>> {
+        let named = [
+            (Side::Etcd, etcd, &self.etcd_flags, port),
+            (Side::Tarsier, tarsier, &self.tarsier_flags, port.saturating_add(2)),
+        ];
+        let programs = named.into_iter().filter_map(|(side, path, flags, port)| {
+            let flags = flags.split_whitespace().map(str::to_owned).collect();
+            Some(Program { side, path: path?, flags, port, data_root: self.data_root() })
+        });
+        let programs: Vec<Program> = programs.collect();
+        programs.iter().try_for_each(Program::check)?;
+        Ok(programs)
     }
 }
 

@@ -5,43 +5,13 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use h2::SendStream;
-use h2::client::SendRequest;
 use prost::Message;
 use tarsier_proto::etcdserverpb as pb;
 
+use crate::caller::Caller;
 use crate::fault::{Fault, Result};
-use crate::link::{self, Answer, Piece, Windows};
+use crate::link::{Answer, Piece, Windows};
 use crate::wire::{self, Deframer, WatchReply};
-
-/// A connection for watch calls; clones share it. Must be made inside a `LocalSet`.
-#[derive(Clone)]
-pub struct Connection {
-    endpoint: Arc<str>,
-    requests: SendRequest<Bytes>,
-}
-
-impl Connection {
-    pub async fn open(endpoint: &Arc<str>, windows: Windows) -> Result<Connection> {
-        let (requests, connection) = link::connect(endpoint, windows).await?;
-        // Its error reaches each call that is under way, so the task has nobody to report to.
-        tokio::task::spawn_local(async move { drop(connection.await) });
-        Ok(Connection { endpoint: endpoint.clone(), requests })
-    }
-
-    pub async fn watch(&self) -> Result<WatchCall> {
-        let http = |cause| Fault::Http { endpoint: self.endpoint.to_string(), cause };
-        let head = link::call_head(&self.endpoint, wire::PATH_WATCH)?;
-        let mut requests = self.requests.clone().ready().await.map_err(http)?;
-        let (response, send) = requests.send_request(head, false).map_err(http)?;
-        Ok(WatchCall {
-            endpoint: self.endpoint.clone(),
-            answer: Answer::Head(response),
-            send,
-            deframer: Deframer::default(),
-            unsent: BytesMut::new(),
-        })
-    }
-}
 
 pub struct WatchCall {
     endpoint: Arc<str>,
@@ -52,6 +22,12 @@ pub struct WatchCall {
 }
 
 impl WatchCall {
+    pub async fn open(caller: &Caller) -> Result<WatchCall> {
+        let (send, answer) = caller.open(wire::PATH_WATCH).await?;
+        let (endpoint, deframer) = (caller.endpoint().clone(), Deframer::default());
+        Ok(WatchCall { endpoint, answer, send, deframer, unsent: BytesMut::new() })
+    }
+
     /// Asks for a watch with the next [`flush`](Self::flush).
     pub fn create(&mut self, key: &[u8], range_end: &[u8], start_revision: u64) {
         wire::watch_create(&mut self.unsent, key, range_end, start_revision);
@@ -115,9 +91,9 @@ pub async fn deaf_streams(
     assert!(u64::from(windows.stream_bytes) * u64::from(STREAMS_A_CONNECTION) <= u64::from(windows.connection_bytes));
     let mut deaf = Vec::with_capacity(streams as usize);
     while (deaf.len() as u32) < streams {
-        let connection = Connection::open(endpoint, windows).await?;
+        let caller = Caller::connect(endpoint, windows).await?;
         for _ in 0..STREAMS_A_CONNECTION.min(streams - deaf.len() as u32) {
-            let mut call = connection.watch().await?;
+            let mut call = WatchCall::open(&caller).await?;
             call.watch(EVERYTHING.0, EVERYTHING.1, start_revision).await?;
             deaf.push(call);
         }

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
 use super::Sizes;
-use super::call::Connection;
+use super::call::WatchCall;
 use super::witness::Witness;
+use crate::caller::Caller;
 use crate::fault::{Fault, Result};
 use crate::link::Windows;
 use crate::meter::Meter;
@@ -69,7 +70,7 @@ async fn create_and_cancel(
     cycles: Rc<Cell<u64>>,
     is_over: Rc<Cell<bool>>,
 ) -> Result<()> {
-    let mut call = Connection::open(&endpoint, Windows::SMALL).await?.watch().await?;
+    let mut call = WatchCall::open(&Caller::connect(&endpoint, Windows::SMALL).await?).await?;
     let (mut number, mut ids) = (0u32, Vec::new());
     while !is_over.get() {
         for _ in 0..BATCH {

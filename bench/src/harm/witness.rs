@@ -13,20 +13,17 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
 
-use crate::bystander::{finished, on_thread, start_pacer};
+use crate::bystander::{finished, on_thread, put_on_schedule, start_pacer};
 use crate::caller::Caller;
 use crate::fault::{Fault, Result};
-use crate::harm::call::Connection;
+use crate::harm::call::WatchCall;
 use crate::link::Windows;
 use crate::load::{latencies, record};
 use crate::report::Measured;
 
 const PREFIX: &str = "witness/";
 const PREFIX_END: &[u8] = b"witness0";
-/// Puts that may be unanswered; past it the server is taken for stuck.
-const UNANSWERED_MAX: usize = 200_000;
 /// How long the last events may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -122,34 +119,18 @@ impl Book {
 
 async fn bear_witness(
     endpoint: Arc<str>,
-    mut schedule: mpsc::UnboundedReceiver<Instant>,
+    schedule: mpsc::UnboundedReceiver<Instant>,
     phase: Arc<AtomicUsize>,
 ) -> Result<Vec<Tails>> {
     let book = Rc::new(RefCell::new(Book::default()));
-    let mut watch = Connection::open(&endpoint, Windows::SMALL).await?.watch().await?;
+    let mut watch = WatchCall::open(&Caller::connect(&endpoint, Windows::SMALL).await?).await?;
     watch.watch(PREFIX.as_bytes(), PREFIX_END, 0).await?;
-    let caller = Caller::connect(&endpoint, Windows::SMALL).await?;
     let putting = async {
-        let mut puts = JoinSet::new();
-        let mut number = 0u32;
-        while let Some(due) = schedule.recv().await {
-            let (caller, book, phase) = (caller.clone(), book.clone(), phase.load(Ordering::Relaxed));
-            number += 1;
-            puts.spawn_local(async move {
-                let revision = caller.put(format!("{PREFIX}{:012}", number % 1_000).as_bytes(), &[b'v'; 64]).await?;
-                book.borrow_mut().answered(revision, due, phase);
-                Ok::<_, Fault>(())
-            });
-            while let Some(ended) = puts.try_join_next() {
-                ended.map_err(|cause| Fault::Refused(format!("a put ended badly: {cause}")))??;
-            }
-            if puts.len() > UNANSWERED_MAX {
-                return Err(Fault::Refused(format!("{UNANSWERED_MAX} puts on schedule are unanswered")));
-            }
-        }
-        while let Some(ended) = puts.join_next().await {
-            ended.map_err(|cause| Fault::Refused(format!("a put ended badly: {cause}")))??;
-        }
+        let noted = |due| {
+            let (book, phase) = (book.clone(), phase.load(Ordering::Relaxed));
+            move |revision| book.borrow_mut().answered(revision, due, phase)
+        };
+        put_on_schedule(&endpoint, schedule, PREFIX, noted).await?;
         let asked = Instant::now();
         while !book.borrow().awaited.is_empty() {
             if asked.elapsed() > PATIENCE {

@@ -30,7 +30,7 @@ use crate::fleet::Pace;
 use crate::keys::KeyChoice;
 use crate::link::Windows;
 use crate::process::{self, Process};
-use crate::server::{Program, Side};
+use crate::server::ProgramFlags;
 
 use measure::{Circumstances, Subject};
 use results::{Keys, Outcome, Results, Sample};
@@ -86,27 +86,13 @@ pub struct TableArgs {
     /// Give up a row when nothing moves for so many seconds
     #[arg(long, default_value_t = 60)]
     patience: u64,
-    /// Threads of the load client
-    #[arg(long, default_value_t = 1)]
-    threads: u32,
-    /// Connections that create watchings at once
-    #[arg(long, default_value_t = 64)]
-    ramp: u32,
-    /// Unanswered creates of one stream
-    #[arg(long, default_value_t = 128)]
-    window: u32,
+    #[command(flatten)]
+    pace: Pace,
     /// First of four ports on 127.0.0.1 for the servers that are started
     #[arg(long, default_value_t = 23600)]
     port: u16,
-    /// Where the data directories of the servers are made
-    #[arg(long)]
-    data_dir_root: Option<PathBuf>,
-    /// Further flags for etcd, separated by spaces
-    #[arg(long, default_value = "", allow_hyphen_values = true)]
-    etcd_flags: String,
-    /// Further flags for tarsier, separated by spaces
-    #[arg(long, default_value = "", allow_hyphen_values = true)]
-    tarsier_flags: String,
+    #[command(flatten)]
+    started: ProgramFlags,
 }
 
 /// A server that somebody else has started.
@@ -144,17 +130,7 @@ impl fmt::Display for Named {
 
 impl TableArgs {
     fn subjects(&self) -> Result<Vec<Subject>> {
-        let program = |side, path: PathBuf, flags: &str, port| {
-            let flags = flags.split_whitespace().map(str::to_owned).collect();
-            let data_root = self.data_dir_root.clone().unwrap_or_else(std::env::temp_dir);
-            Program { side, path, flags, port, data_root }
-        };
-        let etcd = self.etcd.clone().map(|path| program(Side::Etcd, path, &self.etcd_flags, self.port));
-        let tarsier = self.tarsier_program()?;
-        let tarsier =
-            tarsier.map(|path| program(Side::Tarsier, path, &self.tarsier_flags, self.port.saturating_add(2)));
-        let programs: Vec<Program> = etcd.into_iter().chain(tarsier).collect();
-        programs.iter().try_for_each(Program::check)?;
+        let programs = self.started.programs(self.etcd.clone(), self.tarsier_program()?, self.port)?;
         let running = self.server.iter().cloned();
         let running = running.map(|Named { name, endpoint, process }| Subject::Running { name, endpoint, process });
         let subjects: Vec<Subject> = programs.into_iter().map(Subject::Program).chain(running).collect();
@@ -197,7 +173,7 @@ impl TableArgs {
             choice: self.keys,
             pool: self.pool,
             key_bytes: self.key_bytes,
-            pace: Pace { threads: self.threads, ramp: self.ramp, window: self.window },
+            pace: self.pace,
             idle: Duration::from_secs(self.idle),
             patience: Duration::from_secs(self.patience),
             puts: self.puts,
