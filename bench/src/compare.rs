@@ -33,7 +33,7 @@ pub enum Group {
     Durable,
     /// The way back after a kill, and the memory of what comes back
     Recovery,
-    /// Puts on a schedule beside checkpoint and compaction
+    /// Puts on a schedule beside checkpoint, compaction and scrub
     Upkeep,
     /// All clients of very many watches gone and back with their old revisions; this and what follows only when named
     Storm,
@@ -158,6 +158,9 @@ impl CompareArgs {
 
 /// Runs it. Must be called inside a `LocalSet`.
 pub async fn run(args: CompareArgs) -> Result<()> {
+    if args.harm.plot.is_some() && !args.scenes.contains(&Group::Stuck) {
+        return Err(Fault::Refused("--plot draws the scene of stuck watchers: add --scenes stuck".to_owned()));
+    }
     let programs = args.programs()?;
     let connections = if args.full { 5_000 } else { 1_000 };
     process::check_files(connections, "the scene with the most connections")?;

@@ -111,6 +111,7 @@ impl HoldArgs {
         let flags = self.tarsier_flags.split_whitespace().map(str::to_owned).collect();
         let data_root = self.data_dir_root.clone().unwrap_or_else(std::env::temp_dir);
         let program = Program { side: Side::Tarsier, path: path.clone(), flags, port: self.port, data_root };
+        program.check()?;
         let server = program.start_in(group).await?;
         if let Some(group) = server.memory_group() {
             println!("memory cgroup of the server: {}", megabytes(group.limit_bytes()));
@@ -167,12 +168,7 @@ pub async fn run(args: HoldArgs) -> Result<()> {
 }
 
 fn find_server(args: &HoldArgs) -> Option<Process> {
-    let local = ["127.0.0.1:", "localhost:", "[::1]:"].iter().any(|host| args.endpoint.starts_with(host));
-    let port = args.endpoint.rsplit(':').next().and_then(|port| port.parse().ok());
-    match args.pid {
-        Some(id) => Some(Process { id }),
-        None => port.filter(|_| local).and_then(Process::listening_on),
-    }
+    args.pid.map(|id| Process { id }).or_else(|| Process::serving(&args.endpoint))
 }
 
 fn check_server_files(server: Option<Process>, connections: u32) -> Result<()> {

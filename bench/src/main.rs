@@ -91,6 +91,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> Result<()> {
+    process::raise_files_limit();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|cause| Fault::Refused(format!("no event loop: {cause}")))?;
     LocalSet::new().block_on(&runtime, async {

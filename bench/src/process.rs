@@ -58,8 +58,15 @@ impl Process {
         Ok(soft.and_then(|soft| soft.parse().ok()).unwrap_or(u64::MAX))
     }
 
+    /// The process behind an endpoint, if it is on this host and we may see it.
+    pub fn serving(endpoint: &str) -> Option<Process> {
+        let (host, port) = endpoint.rsplit_once(':')?;
+        let is_here = ["127.0.0.1", "localhost", "[::1]"].contains(&host);
+        is_here.then(|| Process::listening_on(port.parse().ok()?)).flatten()
+    }
+
     /// The process on this host that listens on a TCP port, if we may see it.
-    pub fn listening_on(port: u16) -> Option<Process> {
+    fn listening_on(port: u16) -> Option<Process> {
         let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(|path| fs::read_to_string(path).unwrap_or_default());
         let inodes: Vec<&str> = tables.iter().flat_map(|table| listening_inodes(table, port)).collect();
         let sockets: Vec<String> = inodes.iter().map(|inode| format!("socket:[{inode}]")).collect();

@@ -7,7 +7,7 @@ mkdir -p "$directory"
 # Seconds without anything to do before memory is read: tarsier gives a silent connection's buffers back after 8.
 idle=10
 
-# </dev/null: the loop over the rows reads its list from the standard input.
+# </dev/null: the load runs in the background and must not read the terminal.
 on_server() { gcloud compute ssh tarsier-server --command="$1" < /dev/null; }
 on_load() { gcloud compute ssh tarsier-load --command="$1" < /dev/null; }
 

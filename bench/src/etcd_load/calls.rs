@@ -102,36 +102,36 @@ fn put_request(key: Bytes, value: &Bytes) -> pb::PutRequest {
 }
 
 pub async fn put(common: &Common, args: PutArgs) -> Result<()> {
-    let value = random_bytes(args.val_size);
-    let (mut keys, mut random) = (Keys::reused(args.key_size), Random::new(SEED));
-    let space = u64::from(args.key_space_size);
+    let value = random_bytes(args.writes.val_size);
+    let (mut keys, mut random) = (Keys::reused(args.writes.key_size), Random::new(SEED));
+    let space = u64::from(args.writes.key_space_size);
     let begin = move |caller: Caller, _, number: u64| {
         let number = if args.sequential_keys { number % space } else { random.below(space) };
         let key = [args.prefix.as_bytes(), &keys.write(number)].concat();
         (0, call(caller, wire::PATH_PUT, framed(&put_request(key.into(), &value))))
     };
-    closed_loop(common, common.callers().await?, args.total, Pace::new(args.rate, 1), &[""], begin).await
+    closed_loop(common, common.callers().await?, args.writes.total, Pace::new(args.writes.rate, 1), &[""], begin).await
 }
 
 pub async fn txn_put(common: &Common, args: TxnPutArgs) -> Result<()> {
-    if args.key_space_size < args.txn_ops {
+    if args.writes.key_space_size < args.txn_ops {
         // A transaction may put a key once.
         return Err(Fault::Refused("--key-space-size must be at least --txn-ops".to_owned()));
     }
-    let (value, mut keys) = (random_bytes(args.val_size), Keys::reused(args.key_size));
-    let (space, each) = (u64::from(args.key_space_size), u64::from(args.txn_ops));
+    let (value, mut keys) = (random_bytes(args.writes.val_size), Keys::reused(args.writes.key_size));
+    let (space, each) = (u64::from(args.writes.key_space_size), u64::from(args.txn_ops));
     let begin = move |caller: Caller, _, number: u64| {
         let puts = (0..each).map(|at| put_request(keys.write((number * each + at) % space), &value));
         let success = puts.map(|put| operation(pb::request_op::Request::RequestPut(put))).collect();
         let request = pb::TxnRequest { success, ..Default::default() };
         (0, call(caller, wire::PATH_TXN, framed(&request)))
     };
-    closed_loop(common, common.callers().await?, args.total, Pace::new(args.rate, 1), &[""], begin).await
+    closed_loop(common, common.callers().await?, args.writes.total, Pace::new(args.writes.rate, 1), &[""], begin).await
 }
 
 pub async fn txn_mixed(common: &Common, args: TxnMixedArgs) -> Result<()> {
-    let (value, mut keys) = (random_bytes(args.val_size), Keys::reused(args.key_size));
-    let (space, mut random) = (u64::from(args.key_space_size), Random::new(SEED));
+    let (value, mut keys) = (random_bytes(args.writes.val_size), Keys::reused(args.writes.key_size));
+    let (space, mut random) = (u64::from(args.writes.key_space_size), Random::new(SEED));
     // Every key, whatever --end-key and the argument say: in etcd's tool the prefix "" replaces them.
     let read = pb::RangeRequest {
         key: Bytes::from_static(b"\0"),
@@ -153,7 +153,7 @@ pub async fn txn_mixed(common: &Common, args: TxnMixedArgs) -> Result<()> {
         (usize::from(!is_read), call(caller, wire::PATH_TXN, framed(&request)))
     };
     let names = &["Total Read Ops", "Total Write Ops"];
-    closed_loop(common, common.callers().await?, args.total, Pace::new(args.rate, 1), names, begin).await
+    closed_loop(common, common.callers().await?, args.writes.total, Pace::new(args.writes.rate, 1), names, begin).await
 }
 
 fn operation(request: pb::request_op::Request) -> pb::RequestOp {

@@ -1,7 +1,7 @@
 //! The loads of etcd's own `benchmark` tool, by its names, flags and defaults, so that a figure published with it can be
-//! repeated here line for line, against any server.
+//! repeated here, against any server.
 //!
-//! What is not here is refused by name: `stm`, TLS, users, `--sample`, and compaction beside `put`. Two things differ on
+//! What is not here is refused by name: `stm`, TLS, users, `--sample`, `--target-leader`, and compaction beside `put`. Two things differ on
 //! purpose: a call that was refused makes the run fail, after its report; and every load runs on one thread of an event
 //! loop, so with very many clients look at its CPU before the server is blamed.
 //!
@@ -24,7 +24,6 @@ use clap::{Args, Subcommand, ValueEnum};
 use crate::caller::Caller;
 use crate::fault::Result;
 use crate::link::Windows;
-use crate::process;
 
 /// A range may answer with many megabytes.
 const WINDOWS: Windows = Windows::WIDE;
@@ -58,7 +57,6 @@ pub struct Common {
 impl Common {
     /// One a client; the connection of client i is i modulo their number, its server that modulo the servers.
     async fn callers(&self) -> Result<Vec<Caller>> {
-        process::raise_files_limit();
         let mut connections = Vec::new();
         for at in 0..self.conns.min(self.clients) as usize {
             let endpoint = &self.endpoints[at % self.endpoints.len()];
@@ -103,13 +101,14 @@ fn key_bytes(text: &str) -> std::result::Result<usize, String> {
     }
 }
 
+/// What the loads that put have in common.
 #[derive(Args, Debug)]
-pub struct PutArgs {
+pub struct Writes {
     #[arg(long, default_value = "8", value_parser = key_bytes)]
     key_size: usize,
     #[arg(long, default_value_t = 8)]
     val_size: usize,
-    /// Puts a second; 0 for as many as there can be
+    /// Calls a second; 0 for as many as there can be
     #[arg(long, default_value_t = 0)]
     rate: u32,
     #[arg(long, default_value_t = 10_000)]
@@ -117,6 +116,12 @@ pub struct PutArgs {
     /// Keys to choose from
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     key_space_size: u32,
+}
+
+#[derive(Args, Debug)]
+pub struct PutArgs {
+    #[command(flatten)]
+    writes: Writes,
     /// Keys one after the other, not by chance
     #[arg(long)]
     sequential_keys: bool,
@@ -155,19 +160,11 @@ pub struct RangeArgs {
 
 #[derive(Args, Debug)]
 pub struct TxnPutArgs {
-    #[arg(long, default_value = "8", value_parser = key_bytes)]
-    key_size: usize,
-    #[arg(long, default_value_t = 8)]
-    val_size: usize,
+    #[command(flatten)]
+    writes: Writes,
     /// Puts of a transaction; servers allow 128 by default
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     txn_ops: u32,
-    #[arg(long, default_value_t = 0)]
-    rate: u32,
-    #[arg(long, default_value_t = 10_000)]
-    total: u64,
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
-    key_space_size: u32,
 }
 
 #[derive(Args, Debug)]
@@ -178,19 +175,11 @@ pub struct TxnMixedArgs {
     /// Taken and not used, as in etcd's tool
     #[arg(long = "end-key", default_value = "", value_name = "KEY")]
     _end_key: String,
-    #[arg(long, default_value = "8", value_parser = key_bytes)]
-    key_size: usize,
-    #[arg(long, default_value_t = 8)]
-    val_size: usize,
-    #[arg(long, default_value_t = 0)]
-    rate: u32,
-    #[arg(long, default_value_t = 10_000)]
-    total: u64,
+    #[command(flatten)]
+    writes: Writes,
     /// Keys of a read at most
     #[arg(long, default_value_t = 1_000)]
     limit: i64,
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
-    key_space_size: u32,
     #[arg(long, value_enum, default_value_t = Consistency::Linearizable)]
     consistency: Consistency,
     /// Reads for each write

@@ -1,6 +1,7 @@
 //! The loads made of watches: watch, watch-latency, watch-get.
 //!
-//! An event more than was put, or one that does not come, ends the run with a sentence: etcd's tool would wait for ever.
+//! An event that does not come ends the run with a sentence, and so does one more than was put if it comes before the last:
+//! etcd's tool would wait for ever.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -192,7 +193,6 @@ pub async fn watch_latency(common: &Common, args: WatchLatencyArgs) -> Result<()
     // By put: when it was answered.
     let answered = Rc::new(RefCell::new(Vec::<Instant>::new()));
     let latencies = Rc::new(RefCell::new(Tally::default()));
-    let started = Instant::now();
     let mut readers = Tasks::new();
     for stream in 0..args.streams {
         let mut stream = WatchStream::open(&callers[stream as usize % callers.len()]).await?;
@@ -237,7 +237,7 @@ pub async fn watch_latency(common: &Common, args: WatchLatencyArgs) -> Result<()
     let puts_total = puts_started.elapsed();
     within_patience("the events of all puts", all(readers)).await?;
     println!("\nPut summary:\n{}", puts.text(puts_total, common.precise));
-    println!("\nWatch events summary:\n{}", latencies.borrow().text(started.elapsed(), common.precise));
+    println!("\nWatch events summary:\n{}", latencies.borrow().text(puts_started.elapsed(), common.precise));
     Ok(())
 }
 

@@ -44,7 +44,7 @@ pub async fn churn(server: &mut Server, sizes: Sizes) -> Result<Measured> {
             resident.push(server.process.memory()?.resident);
         }
     }
-    let spent = meter.read()?;
+    let (spent, done) = (meter.read()?, cycles.get() as f64);
     is_over.set(true);
     while let Some(ended) = tasks.join_next().await {
         ended.map_err(|cause| Fault::Refused(format!("a churning client ended badly: {cause}")))??;
@@ -54,7 +54,6 @@ pub async fn churn(server: &mut Server, sizes: Sizes) -> Result<Measured> {
     let mut measured = Measured::default();
     let (first, last) = (resident.first().copied().unwrap_or(0), resident.last().copied().unwrap_or(0));
     let greatest = resident.iter().copied().max().unwrap_or(0);
-    let done = cycles.get() as f64;
     measured.add(&scene, "watches created and canceled a second", done / spent.wall.as_secs_f64());
     measured.add(&scene, "server CPU, us each", spent.cpu.as_secs_f64() * 1e6 / done.max(1.0));
     measured.add(&scene, "VmRSS behind the first tenth, MB", first as f64 / 1e6);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::Sizes;
 use super::call::deaf_streams;
 use super::witness::Witness;
-use crate::fault::{Fault, Result};
+use crate::fault::Result;
 use crate::link::Windows;
 use crate::load::{Load, Shape, Work};
 use crate::report::Measured;
@@ -74,7 +74,7 @@ async fn beside(server: &mut Server, sizes: Sizes, stuck: u32, measured: &mut Me
     let witness = Witness::start(&server.endpoint, sizes.puts_a_second)?;
     tokio::time::sleep(sizes.window).await;
     let tails = witness.finish().await?;
-    tails.first().ok_or_else(|| Fault::Refused("no put was due".to_owned()))?.add(measured, &scene);
+    tails[0].add(measured, &scene);
     drop((deaf, back));
     Ok((pace, rate))
 }

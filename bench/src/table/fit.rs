@@ -29,7 +29,9 @@ fn terms(shape: Shape) -> [f64; TERMS] {
 pub fn fit(rows: &[(Shape, f64)]) -> Option<Costs> {
     // The normal equations of the rows, each divided by its bytes.
     let mut equations = [[0.0; TERMS + 1]; TERMS];
-    for &(shape, bytes) in rows.iter().filter(|(_, bytes)| *bytes > 0.0) {
+    // A row that took nothing beyond what was there says nothing about costs.
+    let rows = || rows.iter().filter(|(_, bytes)| *bytes > 0.0);
+    for &(shape, bytes) in rows() {
         let scaled = terms(shape).map(|count| count / bytes);
         for (at, equation) in equations.iter_mut().enumerate() {
             for (sum, value) in equation.iter_mut().zip(scaled.iter().chain(&[1.0])) {
@@ -38,7 +40,7 @@ pub fn fit(rows: &[(Shape, f64)]) -> Option<Costs> {
         }
     }
     let mut costs = Costs { each: solve(equations)?, miss_max: 0.0 };
-    let misses = rows.iter().map(|&(shape, bytes)| (costs.bytes(shape) / bytes - 1.0).abs());
+    let misses = rows().map(|&(shape, bytes)| (costs.bytes(shape) / bytes - 1.0).abs());
     costs.miss_max = misses.fold(0.0, f64::max);
     Some(costs)
 }
@@ -62,8 +64,7 @@ fn solve(mut equations: [[f64; TERMS + 1]; TERMS]) -> Option<[f64; TERMS]> {
             return None;
         }
         let row = equations[at];
-        for (other, equation) in equations.iter_mut().enumerate().filter(|(other, _)| *other != at) {
-            debug_assert_ne!(other, at);
+        for (_, equation) in equations.iter_mut().enumerate().filter(|(other, _)| *other != at) {
             let factor = equation[at] / row[at];
             equation.iter_mut().zip(row).for_each(|(value, above)| *value -= factor * above);
         }

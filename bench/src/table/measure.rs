@@ -201,8 +201,7 @@ impl Target {
     ) -> Result<std::result::Result<Target, String>> {
         let program = match subject {
             Subject::Running { endpoint, process, .. } => {
-                let port = endpoint.rsplit(':').next().and_then(|port| port.parse().ok());
-                let process = process.or_else(|| port.and_then(Process::listening_on));
+                let process = process.or_else(|| Process::serving(endpoint));
                 return Ok(Ok(Target { endpoint: endpoint.clone(), process, server: None }));
             }
             Subject::Program(program) => program,

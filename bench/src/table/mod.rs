@@ -184,7 +184,6 @@ impl TableArgs {
 
 /// Runs it. Must be called inside a `LocalSet`.
 pub async fn run(args: TableArgs) -> Result<()> {
-    process::raise_files_limit();
     let subjects = args.subjects()?;
     let circumstances = args.circumstances();
     let keys = circumstances.keys();

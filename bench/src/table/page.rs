@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::fit::Costs;
 use super::results::{self, Held, Keys, Outcome, Results, Sample};
-use super::rows::{self, PUBLISHED_COSTS, ROWS};
+use super::rows::{PUBLISHED_COSTS, ROWS};
 use crate::fault::Result;
 use crate::plot::{Axis, Chart, Mark, Scale, Series};
 use crate::screen::{count, megabytes};
@@ -227,9 +227,8 @@ fn pictures(results: &Results, keys: &Keys) -> Vec<(String, Chart)> {
     if memory.iter().all(|series| series.points.is_empty()) {
         return Vec::new();
     }
-    let published = ROWS
-        .iter()
-        .filter_map(|row| Some((row.shape.watching_total() as f64, rows::published(row.shape)? as f64 * 1e6)));
+    let published =
+        ROWS.iter().filter_map(|row| Some((row.shape.watching_total() as f64, row.published? as f64 * 1e6)));
     memory.push(Series { name: PUBLISHED.to_owned(), mark: Mark::Crosses, points: published.collect() });
     let watchings = || axis("watchings", rounded);
     vec![

@@ -34,7 +34,7 @@ pub enum Outcome {
     Held(Held),
     /// The kernel ended the server at its memory limit when so many watchings were created.
     Killed { watchings: u64 },
-    /// The server refused further watchings or connections.
+    /// The server refused further watchings.
     Refused { watchings: u64, reason: String },
     /// Held, but events were lost, doubled or out of order: no figure of such a run counts.
     Void { reason: String },

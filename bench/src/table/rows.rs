@@ -63,10 +63,6 @@ pub const ROWS: [Row; 15] = [
 /// What the page derives from its rows: bytes of a connection, of a stream, of a watching.
 pub const PUBLISHED_COSTS: [f64; 3] = [17_000.0, 18_000.0, 350.0];
 
-pub fn published(shape: Shape) -> Option<u64> {
-    ROWS.iter().find(|row| row.shape == shape)?.published
-}
-
 /// Rows by their numbers, such as `1-9,12`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Chosen(pub Vec<usize>);
