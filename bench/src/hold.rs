@@ -116,6 +116,10 @@ impl HoldArgs {
         if let Some(group) = server.memory_group() {
             println!("memory cgroup of the server: {}", megabytes(group.limit_bytes()));
         }
+        match server.memory_limit_bytes().await? {
+            0 => println!("--memory-limit of the server: none"),
+            limit => println!("--memory-limit of the server: {}", megabytes(limit)),
+        }
         Ok(Some(server))
     }
 }

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use rustix::process::Signal;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use crate::caller::{self, Caller};
 use crate::cgroup::MemoryGroup;
@@ -236,6 +238,24 @@ impl Server {
         Caller::connect(&self.endpoint, crate::link::Windows::SMALL).await
     }
 
+    /// What a tarsier says it may hold, in its own numbers: a default is a share of the machine's memory, or of the
+    /// cgroup's, and only the server knows what it took that share of. 0 means no limit.
+    pub async fn memory_limit_bytes(&self) -> Result<u64> {
+        let failed = |cause| Fault::Refused(format!("http://{}/metrics cannot be read: {cause}", self.endpoint));
+        let mut socket = TcpStream::connect(&*self.endpoint).await.map_err(failed)?;
+        socket.write_all(b"GET /metrics HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n").await.map_err(failed)?;
+        let mut page = String::new();
+        tokio::time::timeout(START_PATIENCE, socket.read_to_string(&mut page))
+            .await
+            .map_err(|_| Fault::Stalled {
+                waiting_for: "the page of numbers".to_owned(),
+                seconds: START_PATIENCE.as_secs(),
+            })?
+            .map_err(failed)?;
+        number_in(&page, "tarsier_memory_limit_bytes")
+            .ok_or_else(|| Fault::Refused(format!("http://{}/metrics names no memory limit", self.endpoint)))
+    }
+
     /// Its data directory, which lasts over restarts.
     pub fn data(&self) -> PathBuf {
         self.directory.path.join(DATA)
@@ -325,6 +345,11 @@ impl Drop for Server {
     }
 }
 
+/// The number of that name, which has no labels, on a page of numbers.
+fn number_in(page: &str, name: &str) -> Option<u64> {
+    page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
+}
+
 /// Removed with all that is in it.
 struct TemporaryDirectory {
     path: PathBuf,
@@ -362,6 +387,14 @@ mod tests {
         fs::write(path.join("file"), "x").unwrap();
         drop(directory);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_number_is_found_by_its_whole_name() {
+        let page =
+            "# TYPE limit_bytes gauge\r\nlimit_bytes_total 1\r\nlimit_bytes{a=\"b\"} 2\r\nlimit_bytes 858993459\r\n";
+        assert_eq!(number_in(page, "limit_bytes"), Some(858_993_459));
+        assert_eq!(number_in(page, "bytes"), None);
     }
 
     #[test]
