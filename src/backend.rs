@@ -142,7 +142,8 @@ pub struct BackendStatus {
 pub enum Reply {
     Answer(Result<Answer, Error>),
     History(Result<Vec<Arc<Batch>>, HistoryError>),
-    Lease(Result<LeaseAnswer, Error>),
+    /// A refusal is an [`Reply::Answer`], as for every command.
+    Lease(LeaseAnswer),
     Alarms {
         revision: Revision,
         alarms: Vec<Alarm>,

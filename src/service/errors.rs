@@ -200,8 +200,20 @@ pub fn single_server(what: &'static str) -> Status {
 }
 
 /// etcd grants a lease of 60 s to whoever proclaims without one.
-pub fn no_grants() -> Status {
-    Status::new(Code::Unimplemented, "tarsier does not grant leases yet, and the leader names none")
+pub fn no_lease_named() -> Status {
+    Status::new(Code::Unimplemented, "tarsier grants no lease to a proclamation, and the leader names none")
+}
+
+pub fn missing_leader() -> Status {
+    Status::new(Code::Unknown, "\"leader\" field must be provided")
+}
+
+pub fn no_leader() -> Status {
+    Status::new(Code::Unknown, "election: no leader")
+}
+
+pub fn not_leader() -> Status {
+    Status::new(Code::Unknown, "election: not leader")
 }
 
 /// etcd keeps an alarm of any number, and an action of any number ends its process.

@@ -5,11 +5,13 @@
 //! half-closes, the call ends behind the last answer, unlike a watch (etcd: `leaseKeepAlive` returns at `io.EOF`).
 
 use bytes::Bytes;
+use prost::Message;
 
 use crate::backend::{Command, Identity, LeaseAnswer, LeaseCommand, LeaseOutcome};
 use crate::grpc::status::Status;
 use crate::lease::Standing;
 use crate::pb::etcdserverpb as wire;
+use crate::service::errors::malformed_message;
 use crate::service::message::{framed, header, parse};
 use crate::types::{Lease, LeaseId};
 
@@ -49,7 +51,10 @@ pub fn decode(method: LeaseMethod, message: Bytes) -> Result<Command, Status> {
             LeaseCommand::Grant { id: LeaseId(id), ttl }
         }
         LeaseMethod::Revoke => LeaseCommand::Revoke(LeaseId(parse::<wire::LeaseRevokeRequest>(message)?.id)),
-        LeaseMethod::KeepAlive => LeaseCommand::KeepAlive(LeaseId(parse::<wire::LeaseKeepAliveRequest>(message)?.id)),
+        LeaseMethod::KeepAlive => {
+            let request = wire::LeaseKeepAliveRequest::decode(message).map_err(|_| malformed_message())?;
+            LeaseCommand::KeepAlive(LeaseId(request.id))
+        }
         LeaseMethod::TimeToLive => {
             let wire::LeaseTimeToLiveRequest { id, keys } = parse(message)?;
             LeaseCommand::TimeToLive { id: LeaseId(id), keys }
@@ -119,10 +124,14 @@ impl Answers {
 
 #[cfg(test)]
 mod tests {
-    use prost::Message;
+    use std::sync::Arc;
 
     use super::*;
-    use crate::service::errors::malformed_request;
+    use crate::backend::Reply;
+    use crate::net::{CallId, Output};
+    use crate::service::errors::{Refusal, malformed_request};
+    use crate::service::{Limits, Member, Method, Services};
+    use crate::store::command::Error;
     use crate::types::Revision;
 
     const IDENTITY: Identity = Identity { cluster_id: 3, member_id: 7, raft_term: 2 };
@@ -147,8 +156,28 @@ mod tests {
     fn what_is_no_request_is_refused() {
         for name in NAMES {
             let method = LeaseMethod::of(name).expect("a method");
-            assert_eq!(decode(method, Bytes::from_static(&[0x0f])).map(drop), Err(malformed_request()), "{name}");
+            let words = if method == LeaseMethod::KeepAlive { malformed_message() } else { malformed_request() };
+            assert_eq!(decode(method, Bytes::from_static(&[0x0f])).map(drop), Err(words), "{name}");
         }
+    }
+
+    #[test]
+    fn a_stream_that_is_refused_hears_no_more_and_tells_what_was_answered_before() {
+        let member = Member { name: String::new(), peer_urls: Vec::new(), client_urls: Vec::new() };
+        let mut services = Services::new(IDENTITY, Arc::new(member), Limits::default());
+        let handle = services.open(CallId { connection: 1, stream: 1 }, Method::Lease(LeaseMethod::KeepAlive));
+        let request = || Bytes::from(wire::LeaseKeepAliveRequest { id: 7 }.encode_to_vec());
+        assert!(services.request(handle, request()).is_some() && !services.can_take_requests(handle));
+        let outcome = LeaseOutcome::KeptAlive { id: LeaseId(7), ttl: Some(60) };
+        services.reply(handle, Reply::Lease(LeaseAnswer { revision: Revision(4), outcome }));
+        assert!(services.can_take_requests(handle), "the first answer is not taken yet, and there is room for more");
+        assert!(services.request(handle, request()).is_some());
+        services.reply(handle, Reply::Answer(Err(Error::LogRefused)));
+        assert!(!services.can_take_requests(handle));
+        assert!(matches!(services.output(handle, 1 << 14), Output::Bytes(bytes) if !bytes.is_empty()));
+        let end = services.output(handle, 1 << 14);
+        assert!(matches!(end, Output::End(status) if status == Refusal::LogRefused.into()));
+        assert_eq!(services.bytes().0, 0, "the call is over");
     }
 
     #[test]

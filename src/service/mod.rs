@@ -59,7 +59,7 @@ pub enum Route {
     Watch,
 }
 
-/// The calls with one request and one response.
+/// The calls that the services answer themselves: with one request, but for a stream of keep-alives.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Method {
     Kv(KvMethod),
@@ -179,7 +179,7 @@ struct Call {
     submitted: bool,
 }
 
-/// The unary calls of one shard.
+/// The calls of one shard, its watch streams aside.
 pub struct Services {
     identity: Identity,
     member: Arc<Member>,
@@ -318,8 +318,7 @@ impl Services {
                 };
                 Unary::Preparing(response.counted_in(&self.scratch_bytes))
             }
-            Reply::Answer(Err(error)) => Unary::Failed(error.into()),
-            Reply::Lease(Err(error)) => match &mut call.state {
+            Reply::Answer(Err(error)) => match &mut call.state {
                 // What was answered before leaves first.
                 Unary::KeepingAlive(answers) => {
                     answers.end(error.into());
@@ -327,7 +326,7 @@ impl Services {
                 }
                 _ => Unary::Failed(error.into()),
             },
-            Reply::Lease(Ok(answer)) => {
+            Reply::Lease(answer) => {
                 let message = lease::encode(answer, self.identity);
                 match &mut call.state {
                     Unary::KeepingAlive(answers) => {

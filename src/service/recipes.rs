@@ -14,7 +14,7 @@ use crate::pb::etcdserverpb::range_request::{SortOrder, SortTarget};
 use crate::pb::etcdserverpb::request_op::Request;
 use crate::pb::etcdserverpb::{Compare, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest};
 use crate::pb::{mvccpb, v3electionpb, v3lockpb};
-use crate::service::errors::{Refusal, no_grants};
+use crate::service::errors::{Refusal, missing_leader, no_leader, no_lease_named, not_leader};
 use crate::service::kv::decode::{self, Limits};
 use crate::service::message::{framed, header, parse};
 use crate::store::command::{Answer, Error, Outcome, Rows};
@@ -62,7 +62,7 @@ pub fn decode(recipe: Recipe, message: Bytes, limits: &Limits) -> Result<Command
             let v3electionpb::ProclaimRequest { leader, value } = parse(message)?;
             let leader = leader.ok_or_else(missing_leader)?;
             if leader.lease == 0 {
-                return Err(no_grants());
+                return Err(no_lease_named());
             }
             let put = PutRequest { key: leader.key.clone(), value, lease: leader.lease, ..Default::default() };
             as_leader(leader, Request::RequestPut(put), limits)
@@ -146,18 +146,6 @@ fn without_status(refusal: Refusal) -> Status {
         Refusal::LogRefused | Refusal::NoMemory => refusal.into(),
         etcds => Status::new(Code::Unknown, etcds.row().1),
     }
-}
-
-fn missing_leader() -> Status {
-    Status::new(Code::Unknown, "\"leader\" field must be provided")
-}
-
-fn no_leader() -> Status {
-    Status::new(Code::Unknown, "election: no leader")
-}
-
-fn not_leader() -> Status {
-    Status::new(Code::Unknown, "election: not leader")
 }
 
 #[cfg(test)]

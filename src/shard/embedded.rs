@@ -64,8 +64,10 @@ impl Embedded {
                 self.command(Origin { shard: shard as u16, token }, command, time);
             }
         }
-        self.writer.set_uptime((self.uptime)());
-        let more_expired = self.writer.expire(time);
+        let more_expired = self.writer.next_expiry().is_some() && {
+            self.writer.set_uptime((self.uptime)());
+            self.writer.expire(time)
+        };
         let more = self.settle();
         more || more_expired || self.ports.iter().any(Port::has_request)
     }

@@ -82,8 +82,8 @@ const READY_PER_TURN: usize = 4_096;
 
 /// How often a shard looks at what no event announces.
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
-/// No lease is looked for more often.
-const EXPIRY_INTERVAL_MIN_MILLISECONDS: u64 = 50;
+/// Expired leases are looked for no more often. A new one has at least two seconds, longer than any pause between looks.
+const EXPIRY_INTERVAL_MIN: Duration = Duration::from_millis(50);
 /// A disk that does not finish the last write by then is left alone; the log is as good as after a kill.
 const LOG_STOP_MAX: Duration = Duration::from_secs(5);
 /// How long a shard that turns goes by what was resident before.
@@ -99,7 +99,7 @@ const COLLECT_BYTES: usize = 8 << 20;
 const HISTORY_TOKEN: Token = Token::MAX;
 /// The compaction that nobody asked for.
 const COMPACTION_TOKEN: Token = Token::MAX - 1;
-/// Tells the handle of a watch stream from that of a unary call.
+/// Tells the handle of a watch stream from that of another call.
 const WATCH_HANDLE: u32 = 1 << 31;
 
 /// What the connections and the turn share on this thread.
@@ -239,6 +239,14 @@ impl Shard {
                 clock::sleep(shard.keep_house()).await;
             }
         });
+        if self.core.borrow().embedded.is_some() {
+            let shard = Rc::clone(self);
+            ring::spawn(async move {
+                loop {
+                    clock::sleep(shard.until_expiry()).await;
+                }
+            });
+        }
     }
 
     /// Until the main thread has told this shard to drain.
@@ -488,20 +496,19 @@ impl Shard {
         if core.hub.has_ready() {
             self.wake();
         }
-        let until_expiry = self.until_expiry(core);
-        core.progress.until_next(time).min(until_expiry).min(HOUSEKEEPING_INTERVAL)
+        core.progress.until_next(time).min(HOUSEKEEPING_INTERVAL)
     }
 
     /// Shard 0: how long until the next lease may have expired. Those that have are revoked in a turn.
-    fn until_expiry(&self, core: &Core) -> Duration {
-        let Some(embedded) = &core.embedded else { return Duration::MAX };
-        let Some(next) = embedded.writer().next_expiry() else { return Duration::MAX };
+    fn until_expiry(&self) -> Duration {
+        let core = self.core.borrow();
+        let next = core.embedded.as_ref().and_then(|embedded| embedded.writer().next_expiry());
+        let Some(next) = next else { return HOUSEKEEPING_INTERVAL };
         let left = next.0.saturating_sub(clock::uptime().0);
         if left == 0 {
             self.wake();
         }
-        // The clock of leases counts whole milliseconds, and what cannot be revoked now is not asked for without a pause.
-        Duration::from_millis(left.saturating_add(1).max(EXPIRY_INTERVAL_MIN_MILLISECONDS))
+        Duration::from_millis(left).clamp(EXPIRY_INTERVAL_MIN, HOUSEKEEPING_INTERVAL)
     }
 
     /// After a mass exit, once it is over, has the allocator return what was freed; and now and then while memory is short,

@@ -193,8 +193,9 @@ impl Rebuilding {
     }
 
     /// Time begins for all leases when the writer takes them over.
-    fn take_lease(&mut self, lease: Lease) {
-        self.lessor.restore(lease, Uptime::default());
+    fn take_lease(&mut self, lease: Lease) -> Result<(), String> {
+        let is_new = self.lessor.restore(lease, Uptime::default());
+        if is_new { Ok(()) } else { Err(format!("lease {:016x} is granted twice", lease.id.0)) }
     }
 }
 
@@ -206,10 +207,8 @@ impl Rebuild for Rebuilding {
         self.alarms.clone_from(&meta.alarms);
     }
 
-    fn leases(&mut self, leases: Vec<Lease>) {
-        for lease in leases {
-            self.take_lease(lease);
-        }
+    fn leases(&mut self, leases: Vec<Lease>) -> Result<(), String> {
+        leases.into_iter().try_for_each(|lease| self.take_lease(lease))
     }
 
     fn row(&mut self, row: Row) -> Result<(), String> {
@@ -244,13 +243,10 @@ impl Rebuild for Rebuilding {
                 store.replay_alarm(*alarm, *active);
                 Ok(())
             }
-            Entry::Lease { lease, granted: true } => {
-                self.take_lease(*lease);
-                return Ok(());
-            }
+            Entry::Lease { lease, granted: true } => return self.take_lease(*lease),
             Entry::Lease { lease, granted: false } => {
-                self.lessor.revoke(lease.id);
-                return Ok(());
+                let revoked = self.lessor.revoke(lease.id).map(drop);
+                return revoked.ok_or_else(|| format!("lease {:016x} ends, and is not there", lease.id.0));
             }
             Entry::Start { .. } | Entry::Stop => Ok(()),
         };

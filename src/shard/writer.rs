@@ -27,7 +27,7 @@ use crate::shard::space::{Space, Verdict};
 use crate::store::command::{Answer, Error, Read, Write};
 use crate::store::quota::{self, Quota};
 use crate::store::{Applied, CompactProgress, ReadJob, Store};
-use crate::types::{Alarm, AlarmKind, Batch, ChangeId, Entry, Position, Revision, Time, Uptime};
+use crate::types::{Alarm, AlarmKind, Batch, Change, ChangeId, Entry, LeaseId, Position, Revision, Time, Uptime};
 
 use leases::Leases;
 
@@ -235,8 +235,12 @@ impl Writer {
             return self.outbox.push_back((origin, Reply::Answer(Err(Error::LogRefused))));
         }
         let applied = self.apply(write, time);
+        if let Some(Entry::Batch(batch)) = &applied.entry
+            && batch.changes.iter().any(is_leased)
+        {
+            self.leases.note(batch);
+        }
         self.note_applied(applied.entry);
-        (self.open.revision, self.open.compacted) = (self.store.revision(), self.store.compacted());
         let reply = Reply::Answer(applied.answer);
         #[cfg(test)]
         if self.planted.release_before_commit {
@@ -246,10 +250,8 @@ impl Writer {
     }
 
     fn note_applied(&mut self, entry: Option<Entry>) {
-        if let Some(Entry::Batch(batch)) = &entry {
-            self.leases.note(batch);
-        }
         self.open.entries.extend(entry);
+        (self.open.revision, self.open.compacted) = (self.store.revision(), self.store.compacted());
     }
 
     /// Applies a write, or raises the alarm for space in its place. etcd asks for the space before anything else, so the
@@ -501,6 +503,12 @@ impl Writer {
     pub fn next_reply(&mut self) -> Option<(Origin, Reply)> {
         self.outbox.pop_front()
     }
+}
+
+/// Whether a lease has to do with a change: most have none, and cost the lessor nothing.
+fn is_leased(change: &Change) -> bool {
+    let is_put_with_one = matches!(change, Change::Put { kv, .. } if kv.lease() != LeaseId::NONE);
+    is_put_with_one || change.previous().is_some_and(|kv| kv.lease() != LeaseId::NONE)
 }
 
 mod leases;

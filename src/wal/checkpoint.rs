@@ -306,10 +306,16 @@ impl<D: Disk> Checkpoint<D> {
                 let mut leases = transaction.open_table(LEASES)?;
                 for (lease, granted) in &additions.leases {
                     let key = lease.id.0 as u64;
-                    if *granted {
-                        leases.insert(key, &encode_lease(*lease)[..])?;
+                    let was_there = if *granted {
+                        leases.insert(key, &encode_lease(*lease)[..])?.is_some()
                     } else {
-                        leases.remove(key)?;
+                        leases.remove(key)?.is_some()
+                    };
+                    if was_there == *granted {
+                        let word =
+                            if was_there { "was there before it was granted" } else { "ended and was not there" };
+                        let what = format!("lease {:016x} {word}", lease.id.0);
+                        return Err(CheckpointError::Damaged(what).into());
                     }
                 }
             }

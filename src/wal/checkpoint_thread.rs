@@ -273,7 +273,13 @@ impl<D: Disk> Mover<D> {
         let scrub = self.scrub.get_or_insert_default();
         let mut bytes = 0;
         while bytes < SCRUB_BYTES_PER_POLL {
-            match self.checkpoint.scrub(&mut scrub.cursor, SCRUB_ROWS) {
+            let read = self.checkpoint.scrub(&mut scrub.cursor, SCRUB_ROWS);
+            // Behind the last row come the leases, in one piece.
+            let read = read.and_then(|read| match scrub.cursor {
+                Some(_) => Ok(read),
+                None => self.checkpoint.leases().map(|_| read),
+            });
+            match read {
                 Ok(read) => bytes += read,
                 Err(error) => {
                     tracing::error!(

@@ -70,7 +70,10 @@ impl From<CheckpointError> for Refused {
 pub trait Rebuild {
     fn begin(&mut self, meta: &Meta);
     /// The leases of the checkpoint, in front of its rows.
-    fn leases(&mut self, leases: Vec<Lease>);
+    ///
+    /// # Errors
+    /// When there is one twice.
+    fn leases(&mut self, leases: Vec<Lease>) -> Result<(), String>;
     /// The rows of the checkpoint, in order.
     ///
     /// # Errors
@@ -220,7 +223,7 @@ pub fn recover(
     let mut meta = checkpoint.meta().clone();
     let mut gathered = Gathered::default();
     rebuild.begin(&meta);
-    rebuild.leases(checkpoint.leases()?);
+    rebuild.leases(checkpoint.leases()?).map_err(|what| Refused::from(CheckpointError::Damaged(what)))?;
     gathered.remove(load(&checkpoint, rebuild, on_stage)?);
 
     let mut refused = None;
@@ -363,7 +366,9 @@ mod tests {
     impl Rebuild for Nothing {
         fn begin(&mut self, _: &Meta) {}
 
-        fn leases(&mut self, _: Vec<Lease>) {}
+        fn leases(&mut self, _: Vec<Lease>) -> Result<(), String> {
+            Ok(())
+        }
 
         fn row(&mut self, _: Row) -> Result<(), String> {
             Ok(())

@@ -3,9 +3,9 @@
 //! - A grant and a revocation are entries of the log. What a revocation deletes is one revision in the same group, in front
 //!   of it, so no crash leaves a lease without its keys or keys without their lease.
 //! - A keep-alive changes no entry: a start gives every lease its whole time again, as etcd's does.
-//! - A lease whose time is over is gone for whoever asks, even before its turn to expire has come: it is revoked on the
-//!   spot, and the answer leaves behind that.
-//! - What is only looked at leaves with the youngest group, like every answer about state that may not be durable yet.
+//! - A keep-alive that comes too late revokes the lease on the spot, and its answer leaves behind that.
+//! - What is only looked at leaves with the youngest group, like every answer about state that may not be durable yet. The
+//!   lessor has no view of what may be told, so a log that is refused refuses these questions too.
 
 use crate::backend::{LeaseAnswer, LeaseCommand, LeaseOutcome, Reply};
 use crate::lease::{Lessor, Refused};
@@ -18,6 +18,8 @@ use super::{Origin, Waiting, Writer};
 const START_GRACE_MILLISECONDS: u64 = 1_000;
 /// What a grant costs against the quota: etcd's estimate.
 const GRANT_BYTES: u64 = 64;
+/// What a lease takes in a list of all: with its deadline, by its id, and in the message.
+const LISTED_BYTES: usize = 48;
 /// Leases that are looked at in one turn, and keys that go with the expired of them: some 500 us of work.
 const VISITS_PER_TURN: usize = 500;
 const KEYS_PER_TURN: usize = 500;
@@ -61,13 +63,16 @@ impl Leases {
 
 impl Writer {
     pub(super) fn lease(&mut self, origin: Origin, command: LeaseCommand, time: Time) {
-        let outcome = if self.refusing { Err(Error::LogRefused) } else { self.lease_outcome(command, time) };
-        (self.open.revision, self.open.compacted) = (self.store.revision(), self.store.compacted());
-        let revision = self.store.revision();
-        let reply = Reply::Lease(outcome.map(|outcome| LeaseAnswer { revision, outcome }));
         if self.refusing {
-            return self.outbox.push_back((origin, reply));
+            return self.outbox.push_back((origin, Reply::Answer(Err(Error::LogRefused))));
         }
+        let before = self.store.revision();
+        let reply = match self.lease_outcome(command, time) {
+            // etcd looks at the revision before it renews.
+            Ok(outcome @ LeaseOutcome::KeptAlive { .. }) => Reply::Lease(LeaseAnswer { revision: before, outcome }),
+            Ok(outcome) => Reply::Lease(LeaseAnswer { revision: self.store.revision(), outcome }),
+            Err(error) => Reply::Answer(Err(error)),
+        };
         self.open.replies.push(Waiting { origin, reply, after_removal: false });
     }
 
@@ -85,17 +90,27 @@ impl Writer {
                 Ok(LeaseOutcome::KeptAlive { id, ttl })
             }
             LeaseCommand::TimeToLive { id, keys } => {
+                self.admit_list(if keys { self.leases.lessor.bytes() } else { 0 })?;
                 let standing = self.leases.lessor.standing(id, now);
                 let keys = if keys { self.leases.lessor.keys_of(id) } else { Vec::new() };
                 Ok(LeaseOutcome::TimeToLive { id, standing, keys })
             }
-            LeaseCommand::List => Ok(LeaseOutcome::List(self.leases.lessor.leases())),
+            LeaseCommand::List => {
+                self.admit_list(self.leases.lessor.len() * LISTED_BYTES)?;
+                Ok(LeaseOutcome::List(self.leases.lessor.leases()))
+            }
         }
+    }
+
+    /// A list is made in one piece. There must be memory for it, by the most that it can be.
+    fn admit_list(&self, bytes: usize) -> Result<(), Error> {
+        let is_admitted = self.space.admits_scratch(self.scratch_bytes() + bytes);
+        if is_admitted { Ok(()) } else { Err(Error::NoMemory) }
     }
 
     fn grant(&mut self, id: LeaseId, ttl: i64, time: Time) -> Result<Lease, Error> {
         if let Some(raised) = self.refuse_for_space(GRANT_BYTES, time) {
-            self.open.entries.extend(raised);
+            self.note_applied(raised);
             return Err(Error::NoSpace);
         }
         self.check_corrupt()?;
@@ -126,19 +141,19 @@ impl Writer {
             let delete = |key| Op::DeleteRange(DeleteRange { range: KeyRange::One(key), prev_kv: false });
             let success = keys.into_iter().map(delete).collect();
             let write = Write::Txn(Txn { compares: Vec::new(), success, failure: Vec::new() });
-            // Nothing refuses deletes but the alarm that was just looked at.
+            // The lessor has let go of the keys, so it need not be told.
             let applied = self.store.apply_with(&write, time, &|_| false);
+            assert!(applied.answer.is_ok(), "nothing refuses deletes but the alarm that was just looked at");
             self.note_applied(applied.entry);
         }
         self.leases.counts.revoked += 1;
         self.open.entries.push(Entry::Lease { lease, granted: false });
-        (self.open.revision, self.open.compacted) = (self.store.revision(), self.store.compacted());
         Ok(count)
     }
 
     /// Revokes what has expired, each lease at a revision of its own, as far as one turn goes. True when there may be more.
     pub fn expire(&mut self, time: Time) -> bool {
-        if self.refusing || self.check_corrupt().is_err() {
+        if !self.may_expire() {
             return false;
         }
         let (mut visits, mut keys) = (VISITS_PER_TURN, KEYS_PER_TURN);
@@ -155,9 +170,13 @@ impl Writer {
         self.leases.counts
     }
 
-    /// When to look for expired leases again; none without any lease.
+    fn may_expire(&self) -> bool {
+        !self.refusing && self.check_corrupt().is_ok()
+    }
+
+    /// When to look for expired leases again; none without any lease that may expire.
     pub fn next_expiry(&self) -> Option<Uptime> {
-        self.leases.lessor.next_deadline()
+        self.leases.lessor.next_deadline().filter(|_| self.may_expire())
     }
 }
 
@@ -192,7 +211,8 @@ mod tests {
         writer.lease(origin(1), command, Time(1));
         match settle(writer) {
             (entries, replies) if replies.len() == 1 => match &replies[0] {
-                Reply::Lease(answer) => (entries, answer.clone()),
+                Reply::Lease(answer) => (entries, Ok(answer.clone())),
+                Reply::Answer(Err(error)) => (entries, Err(*error)),
                 other => panic!("{other:?}"),
             },
             (_, replies) => panic!("{replies:?}"),
@@ -287,7 +307,7 @@ mod tests {
         let (entries, late) = ask(&mut writer, LeaseCommand::KeepAlive(LeaseId(7)));
         assert_eq!(entries.len(), 2, "the deletion and the end of the lease");
         let outcome = LeaseOutcome::KeptAlive { id: LeaseId(7), ttl: None };
-        assert_eq!(late, Ok(LeaseAnswer { revision: Revision(3), outcome }));
+        assert_eq!(late, Ok(LeaseAnswer { revision: Revision(2), outcome }), "the revision before");
     }
 
     #[test]
@@ -318,6 +338,7 @@ mod tests {
         assert!(ask(&mut writer, LeaseCommand::Revoke(LeaseId(7))).1.is_ok());
         writer.write(origin(4), &alarm(AlarmKind::Corrupt), Time(1), false);
         settle(&mut writer);
+        assert_eq!(writer.next_expiry(), None, "nothing is looked for that may not be revoked");
         for command in [LeaseCommand::Grant { id: LeaseId(8), ttl: 60 }, LeaseCommand::Revoke(LeaseId(7))] {
             assert_eq!(ask(&mut writer, command).1.map(drop), Err(Error::Corrupt));
         }
