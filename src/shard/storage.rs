@@ -19,7 +19,7 @@ use crate::shard::durability::Durability;
 use crate::shard::{clock, memory};
 use crate::store::Store;
 use crate::store::restore::Restore;
-use crate::types::{Alarm, Change, ChangeId, Entry, Lease, LeaseId, Position, Row, Uptime};
+use crate::types::{Alarm, ChangeId, Entry, Lease, Position, Row, Uptime};
 use crate::wal::LogFailure;
 use crate::wal::Progress;
 use crate::wal::checkpoint_rows::Meta;
@@ -212,12 +212,6 @@ impl Rebuild for Rebuilding {
     }
 
     fn row(&mut self, row: Row) -> Result<(), String> {
-        // An older version may name a lease that was revoked, and even one of that id that was granted anew; but then what
-        // the revocation deleted stands behind it.
-        match &row.change {
-            Change::Put { kv, .. } => self.lessor.attach(kv.key(), kv.lease()),
-            Change::Delete { key, .. } => self.lessor.attach(key, LeaseId::NONE),
-        }
         self.rows.as_mut().expect(IN_ORDER).row(row).map_err(|damage| damage.to_string())
     }
 
@@ -226,6 +220,9 @@ impl Rebuild for Rebuilding {
             self.rows.take().expect(IN_ORDER).finish().map_err(|damage| damage.to_string())?;
         for alarm in self.alarms.drain(..) {
             store.replay_alarm(alarm, true);
+        }
+        if !self.lessor.is_empty() {
+            store.live().for_each(|kv| self.lessor.attach(kv.key(), kv.lease()));
         }
         self.store = Some(store);
         Ok(superseded)

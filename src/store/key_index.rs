@@ -181,6 +181,11 @@ impl KeyIndex {
         self.keys.get(key)?.latest.live()
     }
 
+    /// The newest version of every key that is there, in ascending order.
+    pub fn live(&self) -> impl Iterator<Item = &KeyValue> {
+        self.keys.values().filter_map(|versions| versions.latest.live())
+    }
+
     /// The keys of a range in ascending order, those without a live version included: the caller counts its visits.
     /// `after` resumes an ascending walk behind a key, `before` a descending one.
     pub fn scan<'a>(

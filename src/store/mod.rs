@@ -52,7 +52,7 @@ mod txn;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::types::{Alarm, AlarmKind, Batch, ChangeId, Entry, KeyRange, Revision, Time};
+use crate::types::{Alarm, AlarmKind, Batch, ChangeId, Entry, KeyRange, KeyValue, Revision, Time};
 
 use self::command::{Answer, Error, Outcome, Range, Read, Write};
 use self::compact::Removal;
@@ -156,6 +156,11 @@ impl Store {
     /// How many keys the index holds, those included that are deleted but not yet removed.
     pub fn keys(&self) -> usize {
         self.index.keys_held()
+    }
+
+    /// The newest applied version of every key that is there, in ascending order.
+    pub fn live(&self) -> impl Iterator<Item = &KeyValue> {
+        self.index.live()
     }
 
     pub fn bytes(&self) -> StoreBytes {

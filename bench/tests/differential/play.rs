@@ -14,6 +14,7 @@
 //! read w                            what has come on it: a line for each field, a blank `=` between messages
 //! read-merged w                     the same, where etcd is free to cut messages as it likes: see `Form`
 //! pause 300                         waits so many milliseconds, where etcd needs time and does not tell when it is done
+//! stop                              asks the server to end and starts it again on its data
 //! kill                              kills the server and starts it again on its data
 //! ```
 //!
@@ -56,7 +57,7 @@ impl Step {
     /// Whether something is asked of the server, as opposed to a `read` of what has been asked before.
     pub fn is_request(&self) -> bool {
         let word = self.request.split(' ').next().unwrap_or_default();
-        !["", "open", "read", "read-merged", "pause", "kill"].contains(&word)
+        !["", "open", "read", "read-merged", "pause", "kill", "stop"].contains(&word)
     }
 }
 
@@ -202,9 +203,13 @@ impl Player {
                 let milliseconds = rest.parse().map_err(|_| "not a number of milliseconds")?;
                 tokio::time::sleep(Duration::from_millis(milliseconds)).await;
             }
-            "kill" => {
+            "kill" | "stop" => {
                 self.streams.clear();
-                self.server.restart_after_kill();
+                if word == "kill" {
+                    self.server.restart_after_kill();
+                } else {
+                    self.server.restart_after_stop();
+                }
                 self.connection = Some(Connection::open(self.server.address()).await);
             }
             method => return self.call(method, rest).await,

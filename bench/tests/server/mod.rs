@@ -79,6 +79,19 @@ impl Server {
     #[allow(dead_code, reason = "each test binary uses its part of this module")]
     pub fn restart_after_kill(&mut self) {
         self.kill();
+        self.start_again();
+    }
+
+    /// Asks the process to end, and starts it again on the same directory and port.
+    #[allow(dead_code, reason = "each test binary uses its part of this module")]
+    pub fn restart_after_stop(&mut self) {
+        let process = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(process, rustix::process::Signal::TERM).expect("our own child runs");
+        self.child.wait().expect("our own child can be waited for");
+        self.start_again();
+    }
+
+    fn start_again(&mut self) {
         self.child = spawn(&self.binary, self.port, &self.directory, &self.settings);
         self.wait_until_ready();
     }

@@ -141,25 +141,7 @@ fn restored(data: &Path) -> Store {
 }
 
 fn live(store: &Store) -> Vec<KeyValue> {
-    use crate::store::command::{Outcome, Range, Read, SortOrder, SortTarget};
-    let range = Range {
-        range: KeyRange::From(Key::new()),
-        revision: 0,
-        limit: 0,
-        order: SortOrder::None,
-        target: SortTarget::Key,
-        keys_only: false,
-        count_only: false,
-        min_mod_revision: 0,
-        max_mod_revision: 0,
-        min_create_revision: 0,
-        max_create_revision: 0,
-    };
-    let mut job = store.read(&Read::Range(range), store.revision()).unwrap();
-    match store.step(&mut job, usize::MAX).unwrap().unwrap().result {
-        Outcome::Range(rows) => rows.rows,
-        other => panic!("not rows: {other:?}"),
-    }
+    store.live().cloned().collect()
 }
 
 fn flip(path: &Path, offset: u64) {
