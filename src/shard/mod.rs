@@ -31,7 +31,7 @@ mod process;
 mod progress;
 mod space;
 mod start;
-mod storage;
+pub(crate) mod storage;
 mod supervisor;
 pub mod writer;
 

@@ -5,6 +5,7 @@
 //! everything interleaves as the seed says; then nothing fails any more, and everyone must catch up.
 
 mod crash;
+mod device;
 pub mod disk;
 mod model;
 mod rules;
