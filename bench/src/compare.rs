@@ -14,6 +14,7 @@ use crate::disk::Disk;
 use crate::fault::{Fault, Result};
 use crate::harm;
 use crate::keys::KeyChoice;
+use crate::leases;
 use crate::process;
 use crate::report::{Measured, Report};
 use crate::scenes::{self, Scale, State, WatchShape};
@@ -45,6 +46,10 @@ pub enum Group {
     Windows,
     /// Creates and cancels at full speed under one watch that survives
     Churn,
+    /// A million leases held
+    Leases,
+    /// Very many leases that expire together
+    Expiry,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -101,6 +106,8 @@ pub struct CompareArgs {
     bystander_rate: u32,
     #[command(flatten)]
     harm: harm::HarmArgs,
+    #[command(flatten)]
+    leases: leases::LeaseArgs,
 }
 
 /// "100 watches on one stream", "10 streams of 10", "100 streams of one", "a thousand connections of one".
@@ -149,6 +156,11 @@ impl CompareArgs {
     fn harm(&self, side: Side) -> harm::Sizes {
         let scale = self.scale();
         self.harm.sizes(side, self.quick, scale.window, scale.threads, scale.patience)
+    }
+
+    fn leases(&self, side: Side) -> leases::Sizes {
+        let scale = self.scale();
+        self.leases.sizes(side, self.quick, scale.window, scale.patience, self.harm.witness_rate)
     }
 
     fn has(&self, group: Group) -> bool {
@@ -253,7 +265,24 @@ async fn run_side(args: &CompareArgs, program: &Program, report: &mut Report) ->
         keep(report, &mut server, outcome)?;
     }
     run_disk(args, program, report).await?;
+    run_leases(args, program, report).await?;
     run_harm(args, program, report).await
+}
+
+/// The scenes of leases; too long to run unasked.
+async fn run_leases(args: &CompareArgs, program: &Program, report: &mut Report) -> Result<()> {
+    let sizes = args.leases(program.side);
+    if args.scenes.contains(&Group::Leases) {
+        let mut server = program.start().await?;
+        let outcome = leases::held(&mut server, sizes).await;
+        keep(report, &mut server, outcome)?;
+    }
+    if args.scenes.contains(&Group::Expiry) {
+        let mut server = program.start().await?;
+        let outcome = leases::expiry(&mut server, sizes).await;
+        keep(report, &mut server, outcome)?;
+    }
+    Ok(())
 }
 
 /// The scenes in which some do harm; too long to run unasked.

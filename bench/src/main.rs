@@ -14,7 +14,7 @@
 //!      ─► compare ─┤   load (calls in a loop)  │
 //!                  │   caller (single calls) ──┘
 //!                  └─► delivery ─► check (the judge)  keys (who watches what)  process (what the kernel knows)
-//!          compare ──► scenes, bystander ─► server (started and stopped)  cgroup  meter (what it cost)  disk  report
+//!          compare ──► scenes, bystander, leases ─► server (started and stopped)  cgroup  meter (what it cost)  disk  report
 //!          compare ──► harm (who asks for everything, and what others feel) ─► plot (pictures)
 //!      ─► table ─────► server, fleet, delivery  cgroup  plot (pictures)
 //!      ─► etcd_load ─► caller
@@ -34,6 +34,7 @@ mod fleet;
 mod harm;
 mod hold;
 mod keys;
+mod leases;
 mod link;
 mod load;
 mod meter;
