@@ -7,11 +7,10 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 
 use crate::bystander;
-use crate::delivery::{self, EVENT_VALUE_BYTES};
+use crate::delivery::{self, EVENT_VALUE_BYTES, put_all};
 use crate::disk::{Disk, DiskCounts};
 use crate::fault::{Fault, Result};
 use crate::fleet::{Fleet, Pace, Progress};
-use crate::hold::put_all;
 use crate::keys::{KeyChoice, Plan};
 use crate::load::{self, Load, Shape, Work};
 use crate::meter::Meter;

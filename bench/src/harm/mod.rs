@@ -20,11 +20,13 @@ use crate::fault::Result;
 use crate::plot::{Axis, Chart, Mark, Scale, Series};
 use crate::server::Side;
 
+pub use call::WatchCall;
 pub use churn::churn;
 pub use storm::storm;
 pub use stuck::{Pace, stuck};
 pub use teardown::teardown;
 pub use windows::windows;
+pub use witness::Witness;
 
 /// How large the scenes are.
 #[derive(Clone, Copy, Debug)]
@@ -81,7 +83,7 @@ pub struct HarmArgs {
     churn_seconds: u64,
     /// Puts a second of the witness beside those that do harm
     #[arg(long, default_value_t = 500)]
-    witness_rate: u32,
+    pub witness_rate: u32,
     /// Draw the puts a second beside stuck watchers into this SVG file
     #[arg(long)]
     pub plot: Option<PathBuf>,

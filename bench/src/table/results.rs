@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::fit::{self, Costs};
 use super::rows::Shape;
 use crate::fault::{Fault, Result};
+use crate::keys::KeyChoice;
 
 /// The name of the file in the folder of a report.
 pub const FILE: &str = "table.json";
@@ -19,8 +20,7 @@ pub const FILE: &str = "table.json";
 /// The keys of a row's watches.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub struct Keys {
-    /// `pool`, `own`, `one` or `range`.
-    pub choice: String,
+    pub choice: KeyChoice,
     /// Keys that `pool` and `range` draw from.
     pub pool: u32,
     pub key_bytes: usize,
@@ -181,7 +181,7 @@ pub mod tests {
             server: server.to_owned(),
             version: "1.0".to_owned(),
             shape: ROWS[row - 1].shape,
-            keys: Keys { choice: "pool".to_owned(), pool: 100_000, key_bytes: 32 },
+            keys: Keys { choice: KeyChoice::Pool, pool: 100_000, key_bytes: 32 },
             empty_resident_bytes: 5_000_000,
             limit_bytes: Some(1 << 30),
             outcome,

@@ -1,4 +1,4 @@
-//! `compare`: etcd and tarsier in turn, on the same machine, under the same load, by the same client.
+//! `speed`: etcd and tarsier in turn, on the same machine, under the same load, by the same client.
 //!
 //! The figure is the server's own CPU time for a unit of work. On a small machine the load client takes cores from what it
 //! measures, so throughput flatters the slower server; it is printed beside it all the same. In each round both sides
@@ -14,6 +14,7 @@ use crate::disk::Disk;
 use crate::fault::{Fault, Result};
 use crate::harm;
 use crate::keys::KeyChoice;
+use crate::leases;
 use crate::process;
 use crate::report::{Measured, Report};
 use crate::scenes::{self, Scale, State, WatchShape};
@@ -45,10 +46,14 @@ pub enum Group {
     Windows,
     /// Creates and cancels at full speed under one watch that survives
     Churn,
+    /// A million leases held
+    Leases,
+    /// Very many leases that expire together
+    Expiry,
 }
 
 #[derive(Args, Clone, Debug)]
-pub struct CompareArgs {
+pub struct SpeedArgs {
     /// The etcd program
     #[arg(long)]
     etcd: Option<PathBuf>,
@@ -101,6 +106,8 @@ pub struct CompareArgs {
     bystander_rate: u32,
     #[command(flatten)]
     harm: harm::HarmArgs,
+    #[command(flatten)]
+    leases: leases::LeaseArgs,
 }
 
 /// "100 watches on one stream", "10 streams of 10", "100 streams of one", "a thousand connections of one".
@@ -109,7 +116,7 @@ const MEMORY_SHAPE: WatchShape = (1_000, 1, 1);
 const MEMORY_SHAPES_FULL: [WatchShape; 2] = [(5_000, 50, 1), TEN_MILLION];
 const TEN_MILLION: WatchShape = (2_000, 50, 100);
 
-impl CompareArgs {
+impl SpeedArgs {
     fn programs(&self) -> Result<Vec<Program>> {
         let programs = self.started.programs(self.etcd.clone(), self.tarsier.clone(), self.port)?;
         if programs.is_empty() {
@@ -151,13 +158,18 @@ impl CompareArgs {
         self.harm.sizes(side, self.quick, scale.window, scale.threads, scale.patience)
     }
 
+    fn leases(&self, side: Side) -> leases::Sizes {
+        let scale = self.scale();
+        self.leases.sizes(side, self.quick, scale.window, scale.patience, self.harm.witness_rate)
+    }
+
     fn has(&self, group: Group) -> bool {
         self.scenes.is_empty() || self.scenes.contains(&group)
     }
 }
 
 /// Runs it. Must be called inside a `LocalSet`.
-pub async fn run(args: CompareArgs) -> Result<()> {
+pub async fn run(args: SpeedArgs) -> Result<()> {
     if args.harm.plot.is_some() && !args.scenes.contains(&Group::Stuck) {
         return Err(Fault::Refused("--plot draws the scene of stuck watchers: add --scenes stuck".to_owned()));
     }
@@ -203,7 +215,7 @@ pub async fn run(args: CompareArgs) -> Result<()> {
 }
 
 /// All scenes of one side in one round. Those that share a server are ordered so that the light ones come first.
-async fn run_side(args: &CompareArgs, program: &Program, report: &mut Report) -> Result<()> {
+async fn run_side(args: &SpeedArgs, program: &Program, report: &mut Report) -> Result<()> {
     let scale = args.scale();
     let side = program.side;
     if args.has(Group::Put) || args.has(Group::Read) {
@@ -253,11 +265,28 @@ async fn run_side(args: &CompareArgs, program: &Program, report: &mut Report) ->
         keep(report, &mut server, outcome)?;
     }
     run_disk(args, program, report).await?;
+    run_leases(args, program, report).await?;
     run_harm(args, program, report).await
 }
 
+/// The scenes of leases; too long to run unasked.
+async fn run_leases(args: &SpeedArgs, program: &Program, report: &mut Report) -> Result<()> {
+    let sizes = args.leases(program.side);
+    if args.scenes.contains(&Group::Leases) {
+        let mut server = program.start().await?;
+        let outcome = leases::held(&mut server, sizes).await;
+        keep(report, &mut server, outcome)?;
+    }
+    if args.scenes.contains(&Group::Expiry) {
+        let mut server = program.start().await?;
+        let outcome = leases::expiry(&mut server, sizes).await;
+        keep(report, &mut server, outcome)?;
+    }
+    Ok(())
+}
+
 /// The scenes in which some do harm; too long to run unasked.
-async fn run_harm(args: &CompareArgs, program: &Program, report: &mut Report) -> Result<()> {
+async fn run_harm(args: &SpeedArgs, program: &Program, report: &mut Report) -> Result<()> {
     let sizes = args.harm(program.side);
     for group in [Group::Storm, Group::Teardown, Group::Windows, Group::Churn] {
         if !args.scenes.contains(&group) {
@@ -282,7 +311,7 @@ async fn run_harm(args: &CompareArgs, program: &Program, report: &mut Report) ->
 }
 
 /// The scenes that ask what lasting costs.
-async fn run_disk(args: &CompareArgs, program: &Program, report: &mut Report) -> Result<()> {
+async fn run_disk(args: &SpeedArgs, program: &Program, report: &mut Report) -> Result<()> {
     if args.has(Group::Durable) {
         let mut server = program.start().await?;
         let outcome = scenes::durable_put(&mut server, &args.scale()).await;
@@ -321,7 +350,7 @@ fn show(side: Side, measured: &Measured) {
     }
 }
 
-fn describe(report: &mut Report, args: &CompareArgs) -> Result<()> {
+fn describe(report: &mut Report, args: &SpeedArgs) -> Result<()> {
     let machine = process::machine();
     report.circumstances.machine = machine.to_string();
     report.circumstances.kernel = machine.kernel;
