@@ -211,7 +211,8 @@ impl World {
                 }
                 0..6 => device.advance(),
                 6 => {
-                    if keeper.step().is_err() {
+                    let step = keeper.step();
+                    if step.is_err() {
                         return Ok(End::Failed);
                     }
                 }
