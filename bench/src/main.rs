@@ -14,7 +14,7 @@
 //!      ─► speed ───┤   load (calls in a loop)  │
 //!                  │   caller (single calls) ──┘
 //!                  └─► delivery ─► check (the judge)  keys (who watches what)  process (what the kernel knows)
-//!          speed ──► scenes, bystander ─► server (started and stopped)  cgroup  meter (what it cost)  disk  report
+//!          speed ──► open_loop, bystander ─► server (started and stopped)  cgroup  meter (what it cost)  disk  report
 //!          speed ──► harm (who asks for everything, and what others feel) ─► plot (pictures)
 //!      ─► table ─────► server, fleet, delivery  cgroup  plot (pictures)
 //!      ─► etcd_load ─► caller
@@ -29,6 +29,7 @@ mod delivery;
 mod disk;
 mod etcd_load;
 mod fault;
+mod files;
 mod fleet;
 mod harm;
 mod hold;
@@ -36,18 +37,19 @@ mod keys;
 mod link;
 mod load;
 mod meter;
+mod open_loop;
 mod plot;
 mod process;
 mod proof;
 mod random;
 mod report;
-mod scenes;
 mod screen;
 mod server;
 mod soak;
 mod speed;
 mod table;
 mod wire;
+mod work;
 
 use std::process::ExitCode;
 
