@@ -14,7 +14,7 @@
 //!      ─► speed ───┤   load (calls in a loop)  │
 //!                  │   caller (single calls) ──┘
 //!                  └─► delivery ─► check (the judge)  keys (who watches what)  process (what the kernel knows)
-//!          speed ──► open_loop, bystander ─► server (started and stopped)  cgroup  meter (what it cost)  disk  report
+//!          speed ──► open_loop, bystander, leases ─► server (started and stopped)  cgroup  meter (what it cost)  disk  report
 //!          speed ──► harm (who asks for everything, and what others feel) ─► plot (pictures)
 //!      ─► table ─────► server, fleet, delivery  cgroup  plot (pictures)
 //!      ─► etcd_load ─► caller
@@ -34,6 +34,7 @@ mod fleet;
 mod harm;
 mod hold;
 mod keys;
+mod leases;
 mod link;
 mod load;
 mod meter;

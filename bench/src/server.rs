@@ -256,9 +256,14 @@ impl Server {
     /// What a tarsier says it may hold, in its own numbers: a default is a share of the machine's memory, or of the
     /// cgroup's, and only the server knows what it took that share of. 0 means no limit.
     pub async fn memory_limit_bytes(&self) -> Result<u64> {
+        self.number("tarsier_memory_limit_bytes").await
+    }
+
+    /// A number of its page of numbers that has no labels.
+    pub async fn number(&self, name: &str) -> Result<u64> {
         let failed = |cause| Fault::Refused(format!("http://{}/metrics cannot be read: {cause}", self.endpoint));
         let mut socket = TcpStream::connect(&*self.endpoint).await.map_err(failed)?;
-        socket.write_all(b"GET /metrics HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n").await.map_err(failed)?;
+        socket.write_all(b"GET /metrics HTTP/1.0\r\nhost: bench\r\n\r\n").await.map_err(failed)?;
         let mut page = String::new();
         tokio::time::timeout(START_PATIENCE, socket.read_to_string(&mut page))
             .await
@@ -267,8 +272,8 @@ impl Server {
                 seconds: START_PATIENCE.as_secs(),
             })?
             .map_err(failed)?;
-        number_in(&page, "tarsier_memory_limit_bytes")
-            .ok_or_else(|| Fault::Refused(format!("http://{}/metrics names no memory limit", self.endpoint)))
+        number_in(&page, name)
+            .ok_or_else(|| Fault::Refused(format!("http://{}/metrics names no {name}", self.endpoint)))
     }
 
     /// Its data directory, which lasts over restarts.
@@ -360,9 +365,10 @@ impl Drop for Server {
     }
 }
 
-/// The number of that name, which has no labels, on a page of numbers.
+/// The number of that name, which has no labels, on a page of numbers. Go writes a million as `1e+06`.
 fn number_in(page: &str, name: &str) -> Option<u64> {
-    page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
+    let text = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
+    text.trim().parse::<f64>().ok().map(|number| number as u64)
 }
 
 /// Removed with all that is in it.
@@ -410,6 +416,7 @@ mod tests {
             "# TYPE limit_bytes gauge\r\nlimit_bytes_total 1\r\nlimit_bytes{a=\"b\"} 2\r\nlimit_bytes 858993459\r\n";
         assert_eq!(number_in(page, "limit_bytes"), Some(858_993_459));
         assert_eq!(number_in(page, "bytes"), None);
+        assert_eq!(number_in("count 1.234567e+06\n", "count"), Some(1_234_567));
     }
 
     #[test]

@@ -188,6 +188,7 @@ impl Shard {
         ] {
             numbers.set(number, value);
         }
+        numbers.set_timing(Timing::LeaseTtl, embedded.writer().lease_ttls());
         if let Some(disk) = &self.about.disk {
             numbers.set(Number::LogWrittenBytes, disk.log_written_bytes());
             numbers.set(Number::CheckpointAge, clock::wall().0.saturating_sub(disk.checkpointed_at().0));

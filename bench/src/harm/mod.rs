@@ -23,6 +23,7 @@ pub use storm::storm;
 pub use stuck::stuck;
 pub use teardown::teardown;
 pub use windows::windows;
+pub use witness::Witness;
 
 /// How large the scenes are.
 #[derive(Clone, Copy, Debug)]
@@ -79,7 +80,7 @@ pub struct HarmArgs {
     churn_seconds: u64,
     /// Puts a second of the witness beside those that do harm
     #[arg(long, default_value_t = 500)]
-    witness_rate: u32,
+    pub witness_rate: u32,
 }
 
 impl HarmArgs {

@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! here ─► calls (single calls) ─► work, load, open_loop      scenes (watches, recovery)      cancel
-//!      ─► harm, bystander (what some clients do to others)    report (tables, pictures)
+//!      ─► harm, bystander (what some clients do to others)    leases    report (tables, pictures)
 //! ```
 
 mod calls;
@@ -26,6 +26,7 @@ use crate::disk::Disk;
 use crate::fault::{Fault, Result};
 use crate::harm;
 use crate::keys::KeyChoice;
+use crate::leases;
 use crate::process;
 use crate::report::{Measured, Report};
 use crate::server::{Program, ProgramFlags, Server, Side};
@@ -71,6 +72,10 @@ pub enum Group {
     Windows,
     /// Creates and cancels at full speed under one watch that survives
     Churn,
+    /// A million leases held
+    Leases,
+    /// Very many leases that expire together
+    Expiry,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -127,6 +132,8 @@ pub struct SpeedArgs {
     bystander_rate: u32,
     #[command(flatten)]
     harm: harm::HarmArgs,
+    #[command(flatten)]
+    leases: leases::LeaseArgs,
 }
 
 /// "100 watches on one stream", "10 streams of 10", "100 streams of one", "a thousand connections of one", and very many on
@@ -177,6 +184,11 @@ impl SpeedArgs {
     fn harm(&self, side: Side) -> harm::Sizes {
         let scale = self.scale();
         self.harm.sizes(side, self.quick, scale.window, scale.threads, scale.patience)
+    }
+
+    fn leases(&self, side: Side) -> leases::Sizes {
+        let scale = self.scale();
+        self.leases.sizes(side, self.quick, scale.window, scale.patience, self.harm.witness_rate)
     }
 
     fn has(&self, group: Group) -> bool {
@@ -269,8 +281,11 @@ impl Run<'_> {
         self.scene(Group::Upkeep, program, async |server| bystander::beside_upkeep(server, sizes).await).await
     }
 
-    /// The scenes in which some do harm.
+    /// The scenes in which some do harm, and those of very many leases.
     async fn harm(&mut self, program: &Program) -> Result<()> {
+        let leases = self.args.leases(program.side);
+        self.scene(Group::Leases, program, async |server| leases::held(server, leases).await).await?;
+        self.scene(Group::Expiry, program, async |server| leases::expiry(server, leases).await).await?;
         let sizes = self.args.harm(program.side);
         self.scene(Group::Storm, program, async |server| harm::storm(server, sizes).await).await?;
         self.scene(Group::Teardown, program, async |server| harm::teardown(server, sizes).await).await?;

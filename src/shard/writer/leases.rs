@@ -9,6 +9,8 @@
 
 use crate::backend::{LeaseAnswer, LeaseCommand, LeaseOutcome, Reply};
 use crate::lease::{Lessor, Refused};
+use crate::metrics::Histogram;
+use crate::metrics::histogram::TTL;
 use crate::store::command::{DeleteRange, Error, Op, Txn, Write};
 use crate::types::{AlarmKind, Batch, Entry, KeyRange, Lease, LeaseId, Time, Uptime};
 
@@ -37,19 +39,25 @@ pub struct LeaseCounts {
 pub(super) struct Leases {
     lessor: Lessor,
     counts: LeaseCounts,
+    /// The times to live that were granted, in seconds.
+    ttls: Histogram,
     pub(super) now: Uptime,
 }
 
 impl Default for Leases {
     fn default() -> Leases {
-        Leases { lessor: Lessor::new(0), counts: LeaseCounts::default(), now: Uptime::default() }
+        Leases::new(Lessor::new(0), Uptime::default())
     }
 }
 
 impl Leases {
+    fn new(lessor: Lessor, now: Uptime) -> Leases {
+        Leases { lessor, counts: LeaseCounts::default(), ttls: Histogram::new(TTL), now }
+    }
+
     pub(super) fn begin(mut lessor: Lessor, now: Uptime) -> Leases {
         lessor.begin(Uptime(now.0 + START_GRACE_MILLISECONDS));
-        Leases { lessor, counts: LeaseCounts::default(), now }
+        Leases::new(lessor, now)
     }
 
     pub(super) fn lessor(&self) -> &Lessor {
@@ -122,6 +130,7 @@ impl Writer {
             Refused::Exists => Error::LeaseExists,
         })?;
         self.leases.counts.granted += 1;
+        self.leases.ttls.count(lease.ttl.unsigned_abs());
         self.open.entries.push(Entry::Lease { lease, granted: true });
         Ok(lease)
     }
@@ -168,6 +177,10 @@ impl Writer {
 
     pub fn lease_counts(&self) -> LeaseCounts {
         self.leases.counts
+    }
+
+    pub fn lease_ttls(&self) -> &Histogram {
+        &self.leases.ttls
     }
 
     fn may_expire(&self) -> bool {
