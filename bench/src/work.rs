@@ -10,9 +10,14 @@ use tarsier_proto::etcdserverpb as pb;
 use tarsier_proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 
 use crate::bystander;
+use crate::caller::Caller;
 use crate::fault::{Fault, Result};
+use crate::link::Windows;
 use crate::random::Random;
 use crate::wire;
+
+/// Longer than any load.
+const LEASE_SECONDS: i64 = 3_600;
 
 /// What the clients do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +35,21 @@ pub enum Work {
 }
 
 impl Work {
+    /// Ranges over keys that it puts first.
+    pub async fn ranges(endpoint: &Arc<str>, keys: u32, range_keys: u32, value: &'static [u8]) -> Result<Work> {
+        bystander::load(endpoint, keys, value).await?;
+        Ok(Work::Range { keys, range_keys })
+    }
+
+    /// Keep-alives of leases that it grants first.
+    pub async fn keep_alives(endpoint: &Arc<str>, count: usize) -> Result<Work> {
+        let (caller, mut leases) = (Caller::connect(endpoint, Windows::SMALL).await?, Vec::with_capacity(count));
+        while leases.len() < count {
+            leases.push(caller.grant(LEASE_SECONDS).await?);
+        }
+        Ok(Work::KeepAlive { leases: leases.into() })
+    }
+
     pub fn path(&self) -> &'static str {
         match self {
             Work::Put { .. } => wire::PATH_PUT,

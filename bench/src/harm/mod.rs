@@ -17,8 +17,8 @@ use clap::Args;
 
 use crate::server::Side;
 
-pub use call::WatchCall;
-pub use churn::churn;
+pub use call::{WatchCall, deaf_streams};
+pub use churn::{churn, create_and_cancel};
 pub use storm::storm;
 pub use stuck::stuck;
 pub use teardown::teardown;

@@ -9,7 +9,6 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 
 use super::scenes::{Scale, VALUE_BYTES};
-use crate::bystander;
 use crate::disk::{Disk, DiskCounts};
 use crate::fault::{Fault, Result};
 use crate::load::{Load, Shape};
@@ -29,8 +28,6 @@ const RANGE_KEYS: u32 = 100;
 /// Keys that lie below the ranges.
 const RANGED_KEYS: u32 = 10_000;
 const LEASES: usize = 1_000;
-/// Longer than any scene.
-const LEASE_SECONDS: i64 = 3_600;
 const WRITES_A_SECOND: u32 = 2_000;
 const READS_A_SECOND: u32 = 5_000;
 const RANGES_A_SECOND: u32 = 1_000;
@@ -72,9 +69,8 @@ pub async fn read(server: &mut Server, scale: &Scale) -> Result<Measured> {
 
 /// Linearizable reads of a hundred keys.
 pub async fn range(server: &mut Server, scale: &Scale) -> Result<Measured> {
-    bystander::load(&server.endpoint, RANGED_KEYS, &[b'v'; VALUE_BYTES]).await?;
+    let work = Work::ranges(&server.endpoint, RANGED_KEYS, RANGE_KEYS, &[b'v'; VALUE_BYTES]).await?;
     server.wait_until_quiet().await?;
-    let work = Work::Range { keys: RANGED_KEYS, range_keys: RANGE_KEYS };
     let names = ["linearizable range of 100 keys of 256 B, same clients", "range of 100 keys"];
     both(names, RANGES_A_SECOND, work, server, scale).await
 }
@@ -88,12 +84,9 @@ pub async fn transaction(server: &mut Server, scale: &Scale) -> Result<Measured>
 
 /// Keep-alives of 1,000 leases, each a call of its own.
 pub async fn keep_alive(server: &mut Server, scale: &Scale) -> Result<Measured> {
-    let (caller, mut leases) = (server.caller().await?, Vec::with_capacity(LEASES));
-    while leases.len() < LEASES {
-        leases.push(caller.grant(LEASE_SECONDS).await?);
-    }
+    let work = Work::keep_alives(&server.endpoint, LEASES).await?;
     let names = ["keep-alive of a lease, same clients", "keep-alive"];
-    both(names, READS_A_SECOND, Work::KeepAlive { leases: leases.into() }, server, scale).await
+    both(names, READS_A_SECOND, work, server, scale).await
 }
 
 /// The same work by many clients, then on a schedule.

@@ -98,9 +98,9 @@ pub struct TableArgs {
 
 /// A server that somebody else has started.
 #[derive(Clone, PartialEq, Eq, Debug)]
-struct Named {
-    name: String,
-    endpoint: Arc<str>,
+pub struct Named {
+    pub name: String,
+    pub endpoint: Arc<str>,
     process: Option<Process>,
 }
 
