@@ -3,9 +3,14 @@
 //! It runs the code of the shards without their threads, sockets and clock: the queues of the mesh, the writer with a log
 //! that is late, shared history, and the hubs of one to four shards. Each seed draws its own mix of faults. While it runs
 //! everything interleaves as the seed says; then nothing fails any more, and everyone must catch up.
+//!
+//! Two more worlds are about the disk: `crash` is the log alone, `lives` the whole server behind its sockets, from one start
+//! to the next on a disk that fails.
 
 mod crash;
+mod device;
 pub mod disk;
+mod lives;
 mod model;
 mod rules;
 mod script;

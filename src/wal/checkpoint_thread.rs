@@ -90,6 +90,17 @@ pub struct Mover<D: Disk> {
     /// When the next scrub begins.
     scrub_at: Option<Instant>,
     scrub: Option<Scrub>,
+    write_bytes_per_second: u64,
+    #[cfg(test)]
+    pub(crate) planted: Planted,
+}
+
+/// Bugs that the simulator must find.
+#[cfg(test)]
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Planted {
+    /// The log may give up what was gathered and is not committed.
+    pub frees_before_commit: bool,
 }
 
 #[derive(Default)]
@@ -128,9 +139,18 @@ impl<D: Disk> Mover<D> {
             scrub_interval,
             scrub_at: scrub_interval.map(|interval| now + interval),
             scrub: None,
+            write_bytes_per_second: WRITE_BYTES_PER_SECOND,
+            #[cfg(test)]
+            planted: Planted::default(),
         };
         mover.ensure_reserve();
         mover
+    }
+
+    /// Commits in pieces as ever and never sleeps between them.
+    #[cfg(test)]
+    pub(crate) fn without_sleep(self) -> Mover<D> {
+        Mover { write_bytes_per_second: u64::MAX, ..self }
     }
 
     pub fn checkpointed(&self) -> Checkpointed {
@@ -170,7 +190,13 @@ impl<D: Disk> Mover<D> {
             match self.progress.try_recv() {
                 Ok(Progress::Defragment(reply)) => self.defragment.push(reply),
                 Ok(Progress::Stop) | Err(TryRecvError::Disconnected) => self.is_stopping = true,
-                Ok(Progress::Durable { position, entries }) => self.gathered.add(position, entries),
+                Ok(Progress::Durable { position, entries }) => {
+                    #[cfg(test)]
+                    if self.planted.frees_before_commit {
+                        self.checkpointed.position.store(position.0, Ordering::Release);
+                    }
+                    self.gathered.add(position, entries);
+                }
                 Ok(Progress::Removed(ids)) => self.gathered.remove(ids),
                 Err(TryRecvError::Empty) => break,
             }
@@ -193,7 +219,7 @@ impl<D: Disk> Mover<D> {
 
     fn commit(&mut self, now: Instant) -> Result<(), CheckpointError> {
         let is_hurried = self.is_stopping || self.gathered.bytes() >= BEHIND_BYTES;
-        self.checkpoint.set_write_bytes_per_second(if is_hurried { 0 } else { WRITE_BYTES_PER_SECOND });
+        self.checkpoint.set_write_bytes_per_second(if is_hurried { 0 } else { self.write_bytes_per_second });
         let removed = self.gathered.removed() as u64;
         let share = self.checkpoint.meta().rows / FORGET_SHARE;
         let forget = removed >= share.clamp(FORGET_MIN, FORGET_MAX) || !self.defragment.is_empty() || !self.has_reserve;

@@ -123,7 +123,8 @@ mod tests {
         let salt = Box::new(random_salt);
         let (keeper, supply) = segments::open(disk.clone(), recovered.resume, checkpointed.clone(), salt).unwrap();
         let far = bell.clone();
-        let handle = segments::spawn(keeper, Box::new(move || far.ring())).unwrap();
+        let broken = Box::new(|error: &std::io::Error| panic!("{error}"));
+        let handle = segments::spawn(keeper, Box::new(move || far.ring()), broken).unwrap();
         let (sender, progress) = channel();
         let near = bell.clone();
         let meter = Arc::new(Meter::new(Arc::new(Histogram::new(DISK)), clock::wall()));

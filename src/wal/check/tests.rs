@@ -28,7 +28,7 @@ const fn lease(id: i64, granted: bool) -> Entry {
 
 fn leases(data: &Path) -> Vec<(i64, i64)> {
     let claimed = claim(data, None, || IDENTITY).unwrap();
-    let leases = Checkpoint::open(claimed.data.clone()).unwrap().leases().unwrap();
+    let leases = Checkpoint::open(claimed.files.data.clone()).unwrap().leases().unwrap();
     leases.into_iter().map(|Lease { id, ttl }| (id.0, ttl)).collect()
 }
 
@@ -49,7 +49,7 @@ fn folder(name: &str) -> Folder {
 /// A store in a directory: some of it in the checkpoint, all of it in a log of one segment.
 fn filled(data: &Path, seed: u64) -> Store {
     let claimed = claim(data, None, || IDENTITY).unwrap();
-    let mut checkpoint = Checkpoint::create(claimed.data.clone(), Meta::new(5, 6)).unwrap();
+    let mut checkpoint = Checkpoint::create(claimed.files.data.clone(), Meta::new(5, 6)).unwrap();
     let mut random = Random::new(seed);
     let (mut store, mut gathered) = (Store::new(), Gathered::default());
     let header = SegmentHeader { cluster_id: 5, sequence: 1, salt: seed, blocks: 256 };
@@ -80,7 +80,7 @@ fn filled(data: &Path, seed: u64) -> Store {
         }
     }
     segment.resize(header.bytes() as usize, 0);
-    let file = claimed.wal.create(&segment_name(1)).unwrap();
+    let file = claimed.files.wal.create(&segment_name(1)).unwrap();
     file.write_at(0, &segment).unwrap();
     store
 }
