@@ -111,7 +111,8 @@ impl HoldArgs {
         let group = self.memory_cgroup.map(MemoryGroup::new).transpose().map_err(Fault::Refused)?;
         let flags = self.tarsier_flags.split_whitespace().map(str::to_owned).collect();
         let data_root = self.data_dir_root.clone().unwrap_or_else(std::env::temp_dir);
-        let program = Program { side: Side::Tarsier, path: path.clone(), flags, port: self.port, data_root };
+        let (side, environment) = (Side::Tarsier, Vec::new());
+        let program = Program { side, path: path.clone(), flags, environment, port: self.port, data_root };
         program.check()?;
         let server = program.start_in(group).await?;
         if let Some(group) = server.memory_group() {

@@ -67,6 +67,12 @@ pub struct ProgramFlags {
     /// Further flags for etcd, separated by spaces
     #[arg(long, default_value = "", allow_hyphen_values = true)]
     etcd_flags: String,
+    /// GOGC for etcd: by how many per cent its heap may grow until it is collected
+    #[arg(long)]
+    etcd_gogc: Option<u32>,
+    /// GOMEMLIMIT for etcd, such as 6GiB: near it, it collects more often
+    #[arg(long)]
+    etcd_gomemlimit: Option<String>,
     /// Further flags for tarsier, separated by spaces
     #[arg(long, default_value = "", allow_hyphen_values = true)]
     tarsier_flags: String,
@@ -75,6 +81,11 @@ pub struct ProgramFlags {
 impl ProgramFlags {
     pub fn data_root(&self) -> PathBuf {
         self.data_dir_root.clone().unwrap_or_else(std::env::temp_dir)
+    }
+
+    fn etcd_environment(&self) -> Vec<(&'static str, String)> {
+        let collection = self.etcd_gogc.map(|percent| ("GOGC", percent.to_string()));
+        collection.into_iter().chain(self.etcd_gomemlimit.clone().map(|limit| ("GOMEMLIMIT", limit))).collect()
     }
 
     /// The programs that are named, on ports from the first on.
@@ -88,7 +99,8 @@ impl ProgramFlags {
         ];
         let programs = named.into_iter().filter_map(|(side, path, flags, port)| {
             let flags = flags.split_whitespace().map(str::to_owned).collect();
-            Some(Program { side, path: path?, flags, port, data_root: self.data_root() })
+            let environment = if side == Side::Etcd { self.etcd_environment() } else { Vec::new() };
+            Some(Program { side, path: path?, flags, environment, port, data_root: self.data_root() })
         });
         let programs: Vec<Program> = programs.collect();
         programs.iter().try_for_each(Program::check)?;
@@ -103,6 +115,8 @@ pub struct Program {
     pub path: PathBuf,
     /// Flags of the user behind ours.
     pub flags: Vec<String>,
+    /// Variables beside those of this process.
+    pub environment: Vec<(&'static str, String)>,
     /// For clients; etcd takes the next one for its peers.
     pub port: u16,
     /// Where the directories of its servers are made. What a disk costs shows only on a disk: not on a tmpfs.
@@ -175,6 +189,7 @@ impl Program {
         let mut command = group.map_or_else(|| Command::new(&self.path), |group| group.command(&self.path));
         let spawned = command
             .args(self.flags(&data.to_string_lossy()))
+            .envs(self.environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(output)
             .stderr(errors)
@@ -410,6 +425,7 @@ mod tests {
             side,
             path: "x".into(),
             flags: vec!["--extra".to_owned()],
+            environment: Vec::new(),
             port: 7,
             data_root: "y".into(),
         };

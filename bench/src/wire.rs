@@ -276,6 +276,19 @@ pub fn header_revision(body: &[u8]) -> Result<i64, Malformed> {
     Ok(revision)
 }
 
+/// The last of a message's own numbers with this field number; 0 if there is none.
+pub fn number(body: &[u8], wanted: u64) -> Result<u64, Malformed> {
+    let mut found = 0;
+    for field in Fields::new(body) {
+        if let (number, Field::Number(value)) = field?
+            && number == wanted
+        {
+            found = value;
+        }
+    }
+    Ok(found)
+}
+
 /// How many keys stand in a `RangeResponse`, and its `count`.
 pub fn range_counts(body: &[u8]) -> Result<(u64, u64), Malformed> {
     let (mut keys, mut count) = (0, 0);

@@ -2,12 +2,24 @@
 //!
 //! The figure is the server's own CPU time for a unit of work. On a small machine the load client takes cores from what it
 //! measures, so throughput flatters the slower server; it is printed beside it all the same. In each round both sides
-//! run, each on fresh data; the order turns from round to round.
+//! run, each on fresh data; the order turns from round to round. After each scene the folder of the report is whole, and
+//! a fault ends its scene alone.
+//!
+//! ```text
+//! here ─► calls (single calls) ─► work, load, open_loop      scenes (watches, recovery)      cancel
+//!      ─► harm, bystander (what some clients do to others)    leases    report (tables, pictures)
+//! ```
 
-use std::path::{Path, PathBuf};
+mod calls;
+mod cancel;
+mod scenes;
+
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+
+use scenes::{Scale, State, WatchShape};
 
 use crate::bystander::{self, Bystander};
 use crate::disk::Disk;
@@ -17,18 +29,36 @@ use crate::keys::KeyChoice;
 use crate::leases;
 use crate::process;
 use crate::report::{Measured, Report};
-use crate::scenes::{self, Scale, State, WatchShape};
 use crate::server::{Program, ProgramFlags, Server, Side};
 
-/// A group of scenes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+/// A group of scenes. The first ones are run when none is named.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, ValueEnum)]
 pub enum Group {
+    /// Puts, by many clients, by one, and on a schedule
     Put,
+    /// Linearizable reads of a key
     Read,
+    /// Linearizable ranges of a hundred keys
+    Range,
+    /// Transactions of a comparison and a put
+    Txn,
+    /// Keep-alives of leases
+    KeepAlive,
+    /// Creates of watches, on own keys, one key and ranges
     Create,
+    /// Cancels of watches
+    Cancel,
+    /// Events, at five shapes of connections, streams and watches
     Event,
+    /// Watches that are held and nothing else
     Idle,
+    /// All clients of very many watches gone and back with their old revisions
+    Storm,
+    /// Watchers of everything that read nothing, very far behind
+    Stuck,
+    /// Resident memory at some shapes; this and what follows only when named
     Memory,
+    /// Puts on a schedule beside large ranges, writes and compactions
     Bystander,
     /// Puts to a million keys, and what they write to the device
     Durable,
@@ -36,10 +66,6 @@ pub enum Group {
     Recovery,
     /// Puts on a schedule beside checkpoint, compaction and scrub
     Upkeep,
-    /// All clients of very many watches gone and back with their old revisions; this and what follows only when named
-    Storm,
-    /// Watchers of everything that read nothing, very far behind
-    Stuck,
     /// The clients of very many watches killed at once
     Teardown,
     /// Streams whose windows stay closed
@@ -63,10 +89,10 @@ pub struct SpeedArgs {
     /// Rounds; the table shows medians
     #[arg(long, default_value_t = 3)]
     rounds: u32,
-    /// Write the result here; a name that ends in .json gets JSON, any other Markdown. May be repeated
+    /// Folder for the report: Markdown, JSON and pictures
     #[arg(long)]
-    output: Vec<PathBuf>,
-    /// What to measure; all by default
+    output: Option<PathBuf>,
+    /// What to measure; what clients do day by day by default
     #[arg(long, value_enum, value_delimiter = ',')]
     scenes: Vec<Group>,
     /// A tenth of the load: for trying out, not for publishing
@@ -110,8 +136,10 @@ pub struct SpeedArgs {
     leases: leases::LeaseArgs,
 }
 
-/// "100 watches on one stream", "10 streams of 10", "100 streams of one", "a thousand connections of one".
-const EVENT_SHAPES: [WatchShape; 4] = [(100, 1, 100), (100, 10, 10), (100, 100, 1), (1_000, 1, 1)];
+/// "100 watches on one stream", "10 streams of 10", "100 streams of one", "a thousand connections of one", and very many on
+/// one key.
+const EVENT_SHAPES: [WatchShape; 5] = [(100, 1, 100), (100, 10, 10), (100, 100, 1), (1_000, 1, 1), (10, 10, 1_000)];
+const CREATE_CHOICES: [KeyChoice; 3] = [KeyChoice::Own, KeyChoice::One, KeyChoice::Range];
 const MEMORY_SHAPE: WatchShape = (1_000, 1, 1);
 const MEMORY_SHAPES_FULL: [WatchShape; 2] = [(5_000, 50, 1), TEN_MILLION];
 const TEN_MILLION: WatchShape = (2_000, 50, 100);
@@ -164,32 +192,23 @@ impl SpeedArgs {
     }
 
     fn has(&self, group: Group) -> bool {
-        self.scenes.is_empty() || self.scenes.contains(&group)
+        if self.scenes.is_empty() { group <= Group::Stuck } else { self.scenes.contains(&group) }
     }
 }
 
 /// Runs it. Must be called inside a `LocalSet`.
 pub async fn run(args: SpeedArgs) -> Result<()> {
-    if args.harm.plot.is_some() && !args.scenes.contains(&Group::Stuck) {
-        return Err(Fault::Refused("--plot draws the scene of stuck watchers: add --scenes stuck".to_owned()));
-    }
     let programs = args.programs()?;
     let connections = if args.full { 5_000 } else { 1_000 };
     process::check_files(connections, "the scene with the most connections")?;
-    let mut report = Report::default();
-    describe(&mut report, &args)?;
-    if args.has(Group::Durable) {
-        // Now, and not when the other scenes have run for an hour.
-        let disk = Disk::under(&args.started.data_root())?;
-        report
-            .circumstances
-            .notes
-            .push(format!("the data lies on {}; all that is written to it is counted", disk.name));
-    }
+    let mut run = Run { args: &args, report: Report::default() };
+    run.describe();
+    // Before anything is measured, so that a folder that cannot be written costs no hour.
+    run.write()?;
     for program in &programs {
         let mut server = program.start().await?;
         let version = server.caller().await?.version().await.map_err(|fault| server.explain(fault))?;
-        report.circumstances.versions.push((program.side, version));
+        run.report.circumstances.versions.push((program.side, version));
     }
     for round in 0..args.rounds.max(1) {
         let mut order: Vec<&Program> = programs.iter().collect();
@@ -198,147 +217,152 @@ pub async fn run(args: SpeedArgs) -> Result<()> {
         }
         for program in order {
             eprintln!("round {} of {}: {}", round + 1, args.rounds.max(1), program.side.name());
-            run_side(&args, program, &mut report).await?;
+            run.calls(program).await?;
+            run.watches(program).await?;
+            run.disk(program).await?;
+            run.harm(program).await?;
         }
     }
-    println!("{}", report.markdown());
-    for path in &args.output {
-        write(path, &report)?;
-    }
-    if let Some(path) = &args.harm.plot {
-        write_text(path, &harm::plot(&report.paces)?)?;
-    }
-    match report.voids() {
-        0 => Ok(()),
-        voids => Err(Fault::Refused(format!("{voids} figures are void: events were lost, doubled or out of order"))),
+    run.report.is_finished = true;
+    run.write()?;
+    println!("{}", run.report.markdown(false));
+    match (run.report.voids(), run.report.failures()) {
+        (0, 0) => Ok(()),
+        (0, failures) => Err(Fault::Refused(format!("{failures} scenes were not measured; the report says why"))),
+        (voids, _) => {
+            Err(Fault::Refused(format!("{voids} figures are void: events were lost, doubled or out of order")))
+        }
     }
 }
 
-/// All scenes of one side in one round. Those that share a server are ordered so that the light ones come first.
-async fn run_side(args: &SpeedArgs, program: &Program, report: &mut Report) -> Result<()> {
-    let scale = args.scale();
-    let side = program.side;
-    if args.has(Group::Put) || args.has(Group::Read) {
-        let mut server = program.start().await?;
-        if args.has(Group::Read) {
-            let outcome = scenes::read(&mut server, &scale).await;
-            keep(report, &mut server, outcome)?;
-        }
-        if args.has(Group::Put) {
-            let outcome = scenes::put(&mut server, &scale).await;
-            keep(report, &mut server, outcome)?;
-        }
+struct Run<'a> {
+    args: &'a SpeedArgs,
+    report: Report,
+}
+
+impl Run<'_> {
+    async fn calls(&mut self, program: &Program) -> Result<()> {
+        let scale = self.args.scale();
+        self.scene(Group::Put, program, async |server| calls::put(server, &scale).await).await?;
+        self.scene(Group::Read, program, async |server| calls::read(server, &scale).await).await?;
+        self.scene(Group::Range, program, async |server| calls::range(server, &scale).await).await?;
+        self.scene(Group::Txn, program, async |server| calls::transaction(server, &scale).await).await?;
+        self.scene(Group::KeepAlive, program, async |server| calls::keep_alive(server, &scale).await).await
     }
-    if args.has(Group::Create) {
-        for choice in [KeyChoice::Own, KeyChoice::One, KeyChoice::Range] {
-            let mut server = program.start().await?;
-            let outcome = scenes::create(&mut server, &scale, choice).await;
-            keep(report, &mut server, outcome)?;
+
+    async fn watches(&mut self, program: &Program) -> Result<()> {
+        let scale = self.args.scale();
+        for choice in CREATE_CHOICES {
+            self.scene(Group::Create, program, async |server| scenes::create(server, &scale, choice).await).await?;
         }
-    }
-    if args.has(Group::Event) {
+        self.scene(Group::Cancel, program, async |server| cancel::cancel(server, &scale).await).await?;
         for shape in EVENT_SHAPES {
-            let mut server = program.start().await?;
-            let outcome = scenes::event(&mut server, &scale, shape).await;
-            keep(report, &mut server, outcome)?;
+            self.scene(Group::Event, program, async |server| scenes::event(server, &scale, shape).await).await?;
         }
-    }
-    if args.has(Group::Idle) {
-        let mut server = program.start().await?;
-        let outcome = scenes::idle(&mut server, &scale).await;
-        keep(report, &mut server, outcome)?;
-    }
-    if args.has(Group::Memory) {
-        let full: &[WatchShape] = if args.full { &MEMORY_SHAPES_FULL } else { &[] };
+        self.scene(Group::Idle, program, async |server| scenes::idle(server, &scale).await).await?;
+        let full: &[WatchShape] = if self.args.full { &MEMORY_SHAPES_FULL } else { &[] };
         for &shape in [MEMORY_SHAPE].iter().chain(full) {
-            if shape == TEN_MILLION && side == Side::Etcd && !args.etcd_full {
+            if shape == TEN_MILLION && program.side == Side::Etcd && !self.args.etcd_full {
                 continue;
             }
-            let mut server = program.start().await?;
-            let outcome = scenes::memory(&mut server, &scale, shape).await;
-            keep(report, &mut server, outcome)?;
+            self.scene(Group::Memory, program, async |server| scenes::memory(server, &scale, shape).await).await?;
         }
+        Ok(())
     }
-    if args.has(Group::Bystander) {
-        let mut server = program.start().await?;
-        let outcome = bystander::run(&mut server, args.bystander()).await;
-        keep(report, &mut server, outcome)?;
-    }
-    run_disk(args, program, report).await?;
-    run_leases(args, program, report).await?;
-    run_harm(args, program, report).await
-}
 
-/// The scenes of leases; too long to run unasked.
-async fn run_leases(args: &SpeedArgs, program: &Program, report: &mut Report) -> Result<()> {
-    let sizes = args.leases(program.side);
-    if args.scenes.contains(&Group::Leases) {
-        let mut server = program.start().await?;
-        let outcome = leases::held(&mut server, sizes).await;
-        keep(report, &mut server, outcome)?;
-    }
-    if args.scenes.contains(&Group::Expiry) {
-        let mut server = program.start().await?;
-        let outcome = leases::expiry(&mut server, sizes).await;
-        keep(report, &mut server, outcome)?;
-    }
-    Ok(())
-}
-
-/// The scenes in which some do harm; too long to run unasked.
-async fn run_harm(args: &SpeedArgs, program: &Program, report: &mut Report) -> Result<()> {
-    let sizes = args.harm(program.side);
-    for group in [Group::Storm, Group::Teardown, Group::Windows, Group::Churn] {
-        if !args.scenes.contains(&group) {
-            continue;
+    /// The scenes that ask what lasting costs.
+    async fn disk(&mut self, program: &Program) -> Result<()> {
+        let (scale, sizes) = (self.args.scale(), self.args.bystander());
+        self.scene(Group::Bystander, program, async |server| bystander::run(server, sizes).await).await?;
+        self.scene(Group::Durable, program, async |server| calls::durable_put(server, &scale).await).await?;
+        for state in self.args.states() {
+            self.scene(Group::Recovery, program, async |server| scenes::recovery(server, state).await).await?;
         }
-        let mut server = program.start().await?;
-        let outcome = match group {
-            Group::Storm => harm::storm(&mut server, sizes).await,
-            Group::Teardown => harm::teardown(&mut server, sizes).await,
-            Group::Windows => harm::windows(&mut server, sizes).await,
-            _ => harm::churn(&mut server, sizes).await,
+        self.scene(Group::Upkeep, program, async |server| bystander::beside_upkeep(server, sizes).await).await
+    }
+
+    /// The scenes in which some do harm, and those of very many leases.
+    async fn harm(&mut self, program: &Program) -> Result<()> {
+        let leases = self.args.leases(program.side);
+        self.scene(Group::Leases, program, async |server| leases::held(server, leases).await).await?;
+        self.scene(Group::Expiry, program, async |server| leases::expiry(server, leases).await).await?;
+        let sizes = self.args.harm(program.side);
+        self.scene(Group::Storm, program, async |server| harm::storm(server, sizes).await).await?;
+        self.scene(Group::Teardown, program, async |server| harm::teardown(server, sizes).await).await?;
+        self.scene(Group::Windows, program, async |server| harm::windows(server, sizes).await).await?;
+        self.scene(Group::Churn, program, async |server| harm::churn(server, sizes).await).await?;
+        if self.args.has(Group::Stuck) {
+            let outcome = harm::stuck(program, sizes).await;
+            self.keep(Group::Stuck, program.side, outcome)?;
+        }
+        Ok(())
+    }
+
+    /// One scene on a fresh server, if it is wanted.
+    async fn scene(
+        &mut self,
+        group: Group,
+        program: &Program,
+        play: impl AsyncFnOnce(&mut Server) -> Result<Measured>,
+    ) -> Result<()> {
+        if !self.args.has(group) {
+            return Ok(());
+        }
+        let outcome = match program.start().await {
+            Err(fault) => Err(fault),
+            Ok(mut server) => {
+                let outcome = play(&mut server).await;
+                // What a server measured that has died meanwhile is no figure.
+                outcome
+                    .map_err(|fault| server.explain(fault))
+                    .and_then(|measured| server.check_alive().map(|()| measured))
+            }
         };
-        keep(report, &mut server, outcome)?;
+        self.keep(group, program.side, outcome)
     }
-    if args.scenes.contains(&Group::Stuck) {
-        let (measured, paces) = harm::stuck(program, sizes).await?;
-        show(program.side, &measured);
-        report.add(program.side, measured);
-        report.paces.extend(paces.into_iter().map(|pace| (program.side, pace)));
-    }
-    Ok(())
-}
 
-/// The scenes that ask what lasting costs.
-async fn run_disk(args: &SpeedArgs, program: &Program, report: &mut Report) -> Result<()> {
-    if args.has(Group::Durable) {
-        let mut server = program.start().await?;
-        let outcome = scenes::durable_put(&mut server, &args.scale()).await;
-        keep(report, &mut server, outcome)?;
+    /// Takes what came of a scene into the report, and shows it at once. A fault is the scene's own: what the others
+    /// measure does not hang on it.
+    fn keep(&mut self, group: Group, side: Side, outcome: Result<Measured>) -> Result<()> {
+        match outcome {
+            Ok(measured) => {
+                show(side, &measured);
+                self.report.add(side, measured);
+            }
+            Err(fault) => {
+                let name = group.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
+                let text = format!("{}, {name}: {fault}", side.name());
+                eprintln!("  {text}");
+                self.report.fail(text);
+            }
+        }
+        self.write()
     }
-    if args.has(Group::Recovery) {
-        for state in args.states() {
-            let mut server = program.start().await?;
-            let outcome = scenes::recovery(&mut server, state).await;
-            keep(report, &mut server, outcome)?;
+
+    fn write(&self) -> Result<()> {
+        self.args.output.as_deref().map_or(Ok(()), |folder| self.report.write(folder))
+    }
+
+    fn describe(&mut self) {
+        let (args, machine) = (self.args, process::machine());
+        let circumstances = &mut self.report.circumstances;
+        circumstances.machine = machine.to_string();
+        circumstances.kernel = machine.kernel;
+        circumstances.command = std::env::args().collect::<Vec<_>>().join(" ");
+        let notes = &mut circumstances.notes;
+        notes.push(format!("one load client of {} thread(s) on the same machine, without TLS", args.threads.max(1)));
+        notes.push("each watch's events were checked: exactly once, in order, with their key and revision".to_owned());
+        notes.push(match Disk::under(&args.started.data_root()) {
+            Ok(disk) => format!("the data lies on {}; all that is written to it is counted", disk.name),
+            Err(fault) => format!("what puts write was not counted, and nothing was synced to a disk: {fault}"),
+        });
+        if args.quick {
+            notes.push("--quick: a tenth of the load".to_owned());
+        }
+        if args.full && !args.etcd_full {
+            notes.push("etcd was left out at 10 million watches, where it needs 13 GB (--etcd-full)".to_owned());
         }
     }
-    if args.has(Group::Upkeep) {
-        let mut server = program.start().await?;
-        let outcome = bystander::beside_upkeep(&mut server, args.bystander()).await;
-        keep(report, &mut server, outcome)?;
-    }
-    Ok(())
-}
-
-/// Takes what a scene measured into the report, and shows it at once.
-fn keep(report: &mut Report, server: &mut Server, outcome: Result<Measured>) -> Result<()> {
-    let measured = outcome.map_err(|fault| server.explain(fault))?;
-    server.check_alive()?;
-    show(server.side, &measured);
-    report.add(server.side, measured);
-    Ok(())
 }
 
 fn show(side: Side, measured: &Measured) {
@@ -348,34 +372,4 @@ fn show(side: Side, measured: &Measured) {
     if let Some(reason) = &measured.void {
         eprintln!("  {}: void: {reason}", side.name());
     }
-}
-
-fn describe(report: &mut Report, args: &SpeedArgs) -> Result<()> {
-    let machine = process::machine();
-    report.circumstances.machine = machine.to_string();
-    report.circumstances.kernel = machine.kernel;
-    report.circumstances.command = std::env::args().collect::<Vec<_>>().join(" ");
-    let notes = &mut report.circumstances.notes;
-    notes.push(format!("one load client of {} thread(s) on the same machine, without TLS", args.threads.max(1)));
-    notes.push("each watch's events were checked: exactly once, in order, with their key and revision".to_owned());
-    if args.quick {
-        notes.push("--quick: a tenth of the load".to_owned());
-    }
-    if args.full && !args.etcd_full {
-        notes.push("etcd was left out at 10 million watches, where it needs 13 GB (--etcd-full)".to_owned());
-    }
-    Ok(())
-}
-
-fn write(path: &Path, report: &Report) -> Result<()> {
-    let text = if path.extension().is_some_and(|extension| extension == "json") {
-        format!("{:#}\n", report.json())
-    } else {
-        report.markdown()
-    };
-    write_text(path, &text)
-}
-
-fn write_text(path: &Path, text: &str) -> Result<()> {
-    std::fs::write(path, text).map_err(|cause| Fault::Refused(format!("{} cannot be written: {cause}", path.display())))
 }

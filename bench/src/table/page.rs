@@ -9,6 +9,7 @@ use super::fit::Costs;
 use super::results::{self, Held, Keys, Outcome, Results, Sample};
 use super::rows::{PUBLISHED_COSTS, ROWS};
 use crate::fault::Result;
+use crate::files::write_file;
 use crate::keys::KeyChoice;
 use crate::plot::{Axis, Chart, Mark, Scale, Series};
 use crate::screen::{count, megabytes};
@@ -21,10 +22,10 @@ const PUBLISHED: &str = "published for etcd, 2015";
 pub fn write(results: &Results, folder: &Path) -> Result<()> {
     for keys in results.key_choices() {
         for (name, chart) in pictures(results, &keys) {
-            results::write_file(&folder.join(name), &chart.svg()?)?;
+            write_file(&folder.join(name), &chart.svg()?)?;
         }
     }
-    results::write_file(&folder.join(FILE), &markdown(results, true))
+    write_file(&folder.join(FILE), &markdown(results, true))
 }
 
 /// What came of a row, in one line.
