@@ -15,15 +15,15 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use hdrhistogram::Histogram;
 use tarsier_proto::etcdserverpb as pb;
-use tokio::sync::oneshot::error::RecvError;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::{JoinSet, LocalSet};
+use tokio::task::JoinSet;
 
 use crate::caller::Caller;
 use crate::fault::{Fault, Result};
 use crate::link::Windows;
 use crate::load::{latencies, record};
 use crate::meter::Meter;
+use crate::open_loop::{begin_when_due, finished, on_thread, start_pacer};
 use crate::report::Measured;
 use crate::screen::count;
 use crate::server::{Server, Side};
@@ -33,8 +33,10 @@ use crate::wire;
 const PUTS_A_TXN: u32 = 100;
 const LOADS_IN_FLIGHT: u32 = 16;
 const WRITES_IN_FLIGHT: u32 = 64;
-/// Puts of the bystander that may be unanswered; past it the server is taken for stuck.
-const UNANSWERED_MAX: usize = 200_000;
+/// What the server logs of a scrub, and how long one may take here.
+const SCRUB_BEGINS: &str = "begin to read the whole checkpoint";
+const SCRUB_ENDS: &str = "the whole checkpoint is what was written";
+const SCRUB_PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Copy, Debug)]
 pub struct Bystander {
@@ -46,7 +48,7 @@ pub struct Bystander {
 }
 
 /// Keys of 24 bytes in index order.
-fn key(index: u32) -> Vec<u8> {
+pub fn key(index: u32) -> Vec<u8> {
     format!("load/{index:019}").into_bytes()
 }
 
@@ -127,10 +129,41 @@ pub async fn beside_upkeep(server: &mut Server, sizes: Bystander) -> Result<Meas
         server.kill();
         server.spawn_again_with("--scrub-interval=1s")?;
         server.wait_until_ready().await?;
-        let scrubbed = beside(&endpoint, sizes, async { Ok(()) }).await?;
-        add_tail(&mut measured, &format!("puts, {} a second: beside a scrub", sizes.puts_a_second), &scrubbed);
+        let scene = format!("puts, {} a second: beside a scrub", sizes.puts_a_second);
+        let mut ended = Vec::new();
+        let scrubbed = beside(&endpoint, sizes, async {
+            ended = wait_for_scrub(server).await?;
+            Ok(())
+        });
+        add_tail(&mut measured, &scene, &scrubbed.await?);
+        measured.add(&scene, "scrubs that ended meanwhile", ended.len() as f64);
+        measured.add(&scene, "the longest of them, s", ended.iter().max().map_or(0.0, |longest| *longest as f64 / 1e3));
     }
     Ok(measured)
+}
+
+/// Waits until a scrub that begins behind this call has ended. Gives the milliseconds of all that ended meanwhile.
+async fn wait_for_scrub(server: &Server) -> Result<Vec<u64>> {
+    let ends = |log: &str| -> Vec<u64> { log.lines().filter_map(scrub_milliseconds).collect() };
+    let begun = server.log().matches(SCRUB_BEGINS).count();
+    let (before, waited) = (ends(&server.log()).len(), Instant::now());
+    loop {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let mut ended = ends(&server.log());
+        if ended.len() > begun {
+            return Ok(ended.split_off(before));
+        }
+        if waited.elapsed() > SCRUB_PATIENCE {
+            let waiting_for = "the end of a scrub".to_owned();
+            return Err(Fault::Stalled { waiting_for, seconds: SCRUB_PATIENCE.as_secs() });
+        }
+    }
+}
+
+/// How long a scrub took, of the line in the log that tells its end.
+fn scrub_milliseconds(line: &str) -> Option<u64> {
+    let (_, rest) = line.contains(SCRUB_ENDS).then_some(line)?.split_once("\"milliseconds\":")?;
+    rest.split(|letter: char| !letter.is_ascii_digit()).next()?.parse().ok()
 }
 
 /// Puts on schedule until the work is done, and at least for the time of a control.
@@ -154,30 +187,6 @@ fn add_tail(measured: &mut Measured, scene: &str, latency: &Histogram<u64>) {
     measured.add(scene, "p99.9, ms", millis(latency.value_at_quantile(0.999)));
     measured.add(scene, "max, ms", millis(latency.max()));
     measured.add(scene, "puts", latency.len() as f64);
-}
-
-/// Runs `work` on a thread with an event loop of its own.
-pub fn on_thread<T, F>(name: &str, work: impl FnOnce() -> F + Send + 'static) -> Result<oneshot::Receiver<Result<T>>>
-where
-    T: Send + 'static,
-    F: Future<Output = Result<T>>,
-{
-    let (sender, receiver) = oneshot::channel();
-    let body = move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let outcome = match runtime {
-            Ok(runtime) => LocalSet::new().block_on(&runtime, work()),
-            Err(cause) => Err(Fault::Refused(format!("no event loop: {cause}"))),
-        };
-        // Nobody listens any more after another part has failed.
-        let _ = sender.send(outcome);
-    };
-    let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(body);
-    spawned.map(|_| receiver).map_err(|cause| Fault::Refused(format!("no thread for the load: {cause}")))
-}
-
-pub async fn finished<T>(answer: impl Future<Output = std::result::Result<Result<T>, RecvError>>) -> Result<T> {
-    answer.await.map_err(|_| Fault::Refused("a load thread panicked".to_owned()))?
 }
 
 /// Puts every key once, many to a transaction.
@@ -292,27 +301,6 @@ fn start_putter(
     on_thread("putter", move || put_and_time(endpoint, schedule))
 }
 
-/// The times at which puts are due, until told to stop. A thread that only sleeps keeps its schedule: the event loop's
-/// timers know milliseconds only.
-pub fn start_pacer(puts_a_second: u32, stops: &Arc<AtomicBool>) -> Result<mpsc::UnboundedReceiver<Instant>> {
-    let (due, schedule) = mpsc::unbounded_channel();
-    let stops = stops.clone();
-    let pause = Duration::from_secs(1) / puts_a_second.max(1);
-    let pacer = move || {
-        let mut at = Instant::now() + pause;
-        while !stops.load(Ordering::Relaxed) {
-            std::thread::sleep(at.saturating_duration_since(Instant::now()));
-            if due.send(at).is_err() {
-                break;
-            }
-            at += pause;
-        }
-    };
-    let spawned = std::thread::Builder::new().name("pacer".to_owned()).spawn(pacer);
-    spawned.map_err(|cause| Fault::Refused(format!("no thread for the load: {cause}")))?;
-    Ok(schedule)
-}
-
 async fn put_and_time(endpoint: Arc<str>, schedule: mpsc::UnboundedReceiver<Instant>) -> Result<Histogram<u64>> {
     let latency = Rc::new(RefCell::new(latencies()));
     let timed = |due: Instant| {
@@ -327,29 +315,17 @@ async fn put_and_time(endpoint: Arc<str>, schedule: mpsc::UnboundedReceiver<Inst
 /// revision of the put later.
 pub async fn put_on_schedule<A: FnOnce(i64) + 'static>(
     endpoint: &Arc<str>,
-    mut schedule: mpsc::UnboundedReceiver<Instant>,
+    schedule: mpsc::UnboundedReceiver<Instant>,
     prefix: &'static str,
     due: impl Fn(Instant) -> A,
 ) -> Result<()> {
     let caller = Caller::connect(endpoint, Windows::SMALL).await?;
-    let mut puts = JoinSet::new();
-    let mut number = 0u32;
-    while let Some(at) = schedule.recv().await {
+    let begin = |at: Instant, number: u64| {
         let (caller, answered) = (caller.clone(), due(at));
-        number += 1;
-        puts.spawn_local(async move {
+        async move {
             answered(caller.put(format!("{prefix}{:017}", number % 1_000).as_bytes(), &[b'v'; 64]).await?);
-            Ok::<_, Fault>(())
-        });
-        while let Some(ended) = puts.try_join_next() {
-            ended.map_err(|cause| Fault::Refused(format!("a put ended badly: {cause}")))??;
+            Ok(())
         }
-        if puts.len() > UNANSWERED_MAX {
-            return Err(Fault::Refused(format!("{UNANSWERED_MAX} puts on schedule are unanswered")));
-        }
-    }
-    while let Some(ended) = puts.join_next().await {
-        ended.map_err(|cause| Fault::Refused(format!("a put ended badly: {cause}")))??;
-    }
-    Ok(())
+    };
+    begin_when_due(schedule, begin).await
 }

@@ -63,9 +63,14 @@ impl Caller {
 
     /// Any message that has no encoder of its own.
     pub async fn call_message(&self, path: &'static str, request: &impl Message) -> Result<Vec<u8>> {
-        let mut out = BytesMut::new();
-        wire::message(&mut out, |out| request.encode(out).expect("a BytesMut grows as needed"));
-        self.call(path, out.freeze()).await
+        self.call(path, wire::framed(request)).await
+    }
+
+    /// The same with its answer as a message; of several the last.
+    pub async fn ask<T: Message + Default>(&self, path: &'static str, request: &impl Message) -> Result<T> {
+        let body = self.call_message(path, request).await?;
+        T::decode(&body[..])
+            .map_err(|_| Fault::Malformed { path, cause: wire::Malformed("not the message of this call") })
     }
 
     /// The revision that the write got.
@@ -84,6 +89,23 @@ impl Caller {
         wire::header_revision(&body).map_err(|cause| Fault::Malformed { path: wire::PATH_RANGE, cause })
     }
 
+    /// A lease of so many seconds.
+    pub async fn grant(&self, seconds: i64) -> Result<i64> {
+        let request = pb::LeaseGrantRequest { ttl: seconds, ..Default::default() };
+        Ok(self.ask::<pb::LeaseGrantResponse>(wire::PATH_LEASE_GRANT, &request).await?.id)
+    }
+
+    /// Keeps a lease alive with a call of its own, as `KeepAliveOnce` of etcd's client does.
+    pub async fn keep_alive(&self, lease: i64) -> Result<()> {
+        let request = pb::LeaseKeepAliveRequest { id: lease };
+        let answer: pb::LeaseKeepAliveResponse = self.ask(wire::PATH_LEASE_KEEP_ALIVE, &request).await?;
+        match answer.ttl {
+            // The answer for a lease that the server does not have.
+            ..=0 => Err(Fault::Broken("a lease ended while it was kept alive".to_owned())),
+            _ => Ok(()),
+        }
+    }
+
     /// Forgets what lies before a revision, and waits until it is gone.
     pub async fn compact(&self, revision: i64) -> Result<()> {
         let request = pb::CompactionRequest { revision, physical: true };
@@ -93,12 +115,10 @@ impl Caller {
     /// What the server says its version is; empty if it does not know the call.
     pub async fn version(&self) -> Result<String> {
         let path = wire::PATH_STATUS;
-        let body = match self.call_message(path, &pb::StatusRequest::default()).await {
-            Err(Fault::Status { code, .. }) if code == "12" => return Ok(String::new()),
-            body => body?,
-        };
-        let malformed = |_| Fault::Malformed { path, cause: wire::Malformed("no StatusResponse") };
-        Ok(pb::StatusResponse::decode(&body[..]).map_err(malformed)?.version)
+        match self.ask::<pb::StatusResponse>(path, &pb::StatusRequest::default()).await {
+            Err(Fault::Status { code, .. }) if code == "12" => Ok(String::new()),
+            status => Ok(status?.version),
+        }
     }
 }
 

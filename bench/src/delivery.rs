@@ -6,8 +6,7 @@ use crate::caller::Caller;
 use crate::check::{Put, events_due};
 use crate::fault::{Fault, Result};
 use crate::fleet::Fleet;
-use crate::hold::put_all;
-use crate::keys::KeyChoice;
+use crate::keys::{KeyChoice, Plan};
 use crate::screen::count;
 
 pub const EVENT_VALUE_BYTES: usize = 64;
@@ -53,4 +52,34 @@ pub async fn judge(caller: &Caller, fleet: &Fleet, puts: &[Put], complete: Resul
     let first = verdict.shown.first().cloned().unwrap_or_default();
     let (received, expected) = (count(verdict.received), count(verdict.expected));
     Ok(Some(format!("{received} of {expected} events, {} differences, first: {first}", verdict.differences)))
+}
+
+/// Puts each key once over one connection, `in_flight` at a time. The result is in the order of `keys`' lanes.
+pub async fn put_all(
+    caller: &Caller,
+    plan: &Plan,
+    keys: &[u32],
+    value_bytes: usize,
+    in_flight: u32,
+) -> Result<Vec<Put>> {
+    let lanes = (in_flight.max(1) as usize).min(keys.len());
+    let mut tasks = Vec::new();
+    for lane in 0..lanes {
+        let keys: Vec<u32> = keys.iter().copied().skip(lane).step_by(lanes).collect();
+        let (caller, plan) = (caller.clone(), plan.clone());
+        tasks.push(tokio::task::spawn_local(async move {
+            let (value, mut key) = (vec![b'v'; value_bytes], Vec::new());
+            let mut puts = Vec::with_capacity(keys.len());
+            for index in keys {
+                plan.write_key(index, &mut key);
+                puts.push(Put { key: index, revision: caller.put(&key, &value).await? });
+            }
+            Ok::<_, Fault>(puts)
+        }));
+    }
+    let mut puts = Vec::with_capacity(keys.len());
+    for task in tasks {
+        puts.extend(task.await.map_err(|cause| Fault::Refused(format!("a put ended badly: {cause}")))??);
+    }
+    Ok(puts)
 }

@@ -9,7 +9,8 @@ use clap::Args;
 
 use crate::caller::{self, Caller};
 use crate::cgroup::{self, MemoryGroup};
-use crate::check::{Put, Verdict, events_due};
+use crate::check::{Verdict, events_due};
+use crate::delivery::put_all;
 use crate::fault::{Fault, Result};
 use crate::fleet::{Fleet, Pace, Progress};
 use crate::keys::{KeyChoice, Plan};
@@ -110,7 +111,8 @@ impl HoldArgs {
         let group = self.memory_cgroup.map(MemoryGroup::new).transpose().map_err(Fault::Refused)?;
         let flags = self.tarsier_flags.split_whitespace().map(str::to_owned).collect();
         let data_root = self.data_dir_root.clone().unwrap_or_else(std::env::temp_dir);
-        let program = Program { side: Side::Tarsier, path: path.clone(), flags, port: self.port, data_root };
+        let (side, environment) = (Side::Tarsier, Vec::new());
+        let program = Program { side, path: path.clone(), flags, environment, port: self.port, data_root };
         program.check()?;
         let server = program.start_in(group).await?;
         if let Some(group) = server.memory_group() {
@@ -278,36 +280,6 @@ fn report(verdict: &Verdict, puts: usize, seconds: f64, watches: u64) -> Result<
         eprintln!("  {difference}");
     }
     Err(Fault::Refused(format!("{} watches or events differ from what was put", verdict.differences)))
-}
-
-/// Puts each key once over one connection, `in_flight` at a time. The result is in the order of `keys`' lanes.
-pub async fn put_all(
-    caller: &Caller,
-    plan: &Plan,
-    keys: &[u32],
-    value_bytes: usize,
-    in_flight: u32,
-) -> Result<Vec<Put>> {
-    let lanes = (in_flight.max(1) as usize).min(keys.len());
-    let mut tasks = Vec::new();
-    for lane in 0..lanes {
-        let keys: Vec<u32> = keys.iter().copied().skip(lane).step_by(lanes).collect();
-        let (caller, plan) = (caller.clone(), plan.clone());
-        tasks.push(tokio::task::spawn_local(async move {
-            let (value, mut key) = (vec![b'v'; value_bytes], Vec::new());
-            let mut puts = Vec::with_capacity(keys.len());
-            for index in keys {
-                plan.write_key(index, &mut key);
-                puts.push(Put { key: index, revision: caller.put(&key, &value).await? });
-            }
-            Ok::<_, Fault>(puts)
-        }));
-    }
-    let mut puts = Vec::with_capacity(keys.len());
-    for task in tasks {
-        puts.extend(task.await.map_err(|cause| Fault::Refused(format!("a put ended badly: {cause}")))??);
-    }
-    Ok(puts)
 }
 
 async fn leave(fleet: Fleet, watched: &Watched) -> Result<()> {

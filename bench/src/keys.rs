@@ -5,6 +5,7 @@
 //! of indexes is a range of keys.
 
 use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
 
 use crate::random::{mix, scale};
 
@@ -12,7 +13,8 @@ use crate::random::{mix, scale};
 const INDEX_DIGITS: usize = 10;
 
 /// What the watches watch.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum KeyChoice {
     /// A key drawn from a pool.
     Pool,
@@ -22,6 +24,18 @@ pub enum KeyChoice {
     One,
     /// A range of neighbouring keys of the pool, begun at a random one.
     Range,
+}
+
+impl KeyChoice {
+    /// As flags and files write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            KeyChoice::Pool => "pool",
+            KeyChoice::Own => "own",
+            KeyChoice::One => "one",
+            KeyChoice::Range => "range",
+        }
+    }
 }
 
 /// The layout of a set of watches and their keys.

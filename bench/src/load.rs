@@ -13,7 +13,6 @@ use std::task::{Context, Poll};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
 use hdrhistogram::Histogram;
 use http::Request;
 use tokio::task::{JoinSet, LocalSet};
@@ -21,7 +20,8 @@ use tokio::task::{JoinSet, LocalSet};
 use crate::fault::{Fault, Result};
 use crate::link::{self, Answer, Calls, Link, Piece, Turn, Windows};
 use crate::random::Random;
-use crate::wire::{self, Deframer};
+use crate::wire::Deframer;
+use crate::work::Work;
 
 /// Latencies are kept in microseconds up to this, with three digits.
 const LATENCY_MAX: Duration = Duration::from_secs(600);
@@ -34,58 +34,6 @@ pub fn latencies() -> Histogram<u64> {
 /// Records a latency; what is longer than the longest counts as that.
 pub fn record(histogram: &mut Histogram<u64>, latency: Duration) {
     histogram.saturating_record(latency.as_micros().max(1) as u64);
-}
-
-/// What the clients do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Work {
-    /// Puts to random keys among so many.
-    Put { keys: u32, key_bytes: usize, value_bytes: usize },
-    /// Linearizable reads of this one key, which must exist.
-    Read { key: Vec<u8> },
-}
-
-impl Work {
-    fn path(&self) -> &'static str {
-        match self {
-            Work::Put { .. } => wire::PATH_PUT,
-            Work::Read { .. } => wire::PATH_RANGE,
-        }
-    }
-
-    fn request(&self, random: &mut Random) -> BytesMut {
-        let mut out = BytesMut::new();
-        match self {
-            Work::Put { keys, key_bytes, value_bytes } => {
-                let index = random.below(u64::from(*keys));
-                let key = format!("put/{index:0width$}", width = key_bytes.saturating_sub(4));
-                out.reserve(key.len() + value_bytes + 16);
-                // Half of the value changes, so that nothing can profit from storing the same bytes again.
-                let mut value = vec![b'v'; *value_bytes];
-                for eight in value.chunks_exact_mut(16) {
-                    eight[..8].copy_from_slice(&random.next().to_le_bytes());
-                }
-                wire::put(&mut out, key.as_bytes(), &value);
-            }
-            Work::Read { key } => wire::range(&mut out, key, b""),
-        }
-        out
-    }
-
-    /// An answer that says nothing was done is no unit of work.
-    fn check(&self, body: &[u8]) -> Result<()> {
-        let path = self.path();
-        let malformed = |cause| Fault::Malformed { path, cause };
-        match self {
-            Work::Put { .. } if wire::header_revision(body).map_err(malformed)? < 2 => {
-                Err(Fault::Refused("a put was answered without a revision".to_owned()))
-            }
-            Work::Read { .. } if wire::range_counts(body).map_err(malformed)? != (1, 1) => {
-                Err(Fault::Refused("a read of an existing key did not find it".to_owned()))
-            }
-            _ => Ok(()),
-        }
-    }
 }
 
 /// How many clients, over what.
@@ -272,35 +220,5 @@ impl Loops {
         self.clients[slot as usize] = Some(call);
         self.busy += 1;
         Ok(true)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use prost::Message;
-    use tarsier_proto::etcdserverpb as pb;
-
-    #[test]
-    fn requests_have_the_lengths_that_were_asked_for() {
-        let work = Work::Put { keys: 100_000, key_bytes: 32, value_bytes: 256 };
-        let mut random = Random::new(3);
-        let bytes = work.request(&mut random);
-        let request = pb::PutRequest::decode(&bytes[wire::PREFIX_BYTES..]).unwrap();
-        assert_eq!((request.key.len(), request.value.len()), (32, 256));
-        let again = work.request(&mut random);
-        assert_ne!(bytes, again, "each put differs");
-    }
-
-    #[test]
-    fn an_answer_that_did_nothing_is_no_unit_of_work() {
-        let read = Work::Read { key: b"k".to_vec() };
-        let found = pb::RangeResponse { kvs: vec![Default::default()], count: 1, ..Default::default() };
-        assert!(read.check(&found.encode_to_vec()).is_ok());
-        assert!(read.check(&[]).is_err());
-        let put = Work::Put { keys: 1, key_bytes: 16, value_bytes: 1 };
-        assert!(put.check(&[]).is_err());
-        let header = Some(pb::ResponseHeader { revision: 2, ..Default::default() });
-        assert!(put.check(&pb::PutResponse { header, prev_kv: None }.encode_to_vec()).is_ok());
     }
 }

@@ -1,8 +1,9 @@
 //! The load generator of tarsier.
 //!
 //! `hold` keeps very many watches open against any etcd v3 server and proves that each gets its events exactly once, in
-//! order. `table` does so at the fifteen sizes of etcd's own page on memory, for any list of servers. `compare` runs etcd
-//! and tarsier in turn and measures what a unit of work costs each of them. `etcd-load` is the loads of etcd's own
+//! order. `table` does so at the fifteen sizes of etcd's own page on memory, for any list of servers. `speed` runs etcd
+//! and tarsier in turn and measures what a unit of work costs each of them. `check` is the proof of delivery alone, beside every kind of
+//! load. `size` says what a server needs for so many watches. `etcd-load` is the loads of etcd's own
 //! `benchmark` tool, so that published figures can be repeated. `soak` stops a server under load, thousands of
 //! times, and proves that nothing it told anybody is lost.
 //!
@@ -11,12 +12,14 @@
 //!
 //! ```text
 //! main ─► hold    ─┬─► fleet (held watches)  ──┬─► link (one h2 connection) ─► wire (bytes)
-//!      ─► compare ─┤   load (calls in a loop)  │
+//!      ─► speed ───┤   load (calls in a loop)  │
 //!                  │   caller (single calls) ──┘
 //!                  └─► delivery ─► check (the judge)  keys (who watches what)  process (what the kernel knows)
-//!          compare ──► scenes, bystander ─► server (started and stopped)  cgroup  meter (what it cost)  disk  report
-//!          compare ──► harm (who asks for everything, and what others feel) ─► plot (pictures)
+//!          speed ──► open_loop, bystander, leases ─► server (started and stopped)  cgroup  meter (what it cost)  disk  report
+//!          speed ──► harm (who asks for everything, and what others feel) ─► plot (pictures)
 //!      ─► table ─────► server, fleet, delivery  cgroup  plot (pictures)
+//!      ─► deliveries ► fleet, load, harm, delivery (the judge beside every kind of load)
+//!      ─► size (constants that the table has measured)
 //!      ─► etcd_load ─► caller
 //!      ─► soak ──────► proof (trials of durability) ─► server  caller  link  disk
 //! ```
@@ -25,29 +28,34 @@ mod bystander;
 mod caller;
 mod cgroup;
 mod check;
-mod compare;
+mod deliveries;
 mod delivery;
 mod disk;
 mod etcd_load;
 mod fault;
+mod files;
 mod fleet;
 mod harm;
 mod hold;
 mod keys;
+mod leases;
 mod link;
 mod load;
 mod meter;
+mod open_loop;
 mod plot;
 mod process;
 mod proof;
 mod random;
 mod report;
-mod scenes;
 mod screen;
 mod server;
+mod size;
 mod soak;
+mod speed;
 mod table;
 mod wire;
+mod work;
 
 use std::process::ExitCode;
 
@@ -72,7 +80,11 @@ enum Command {
     /// Measure the fifteen rows of etcd's page on the memory of watches, for any list of servers
     Table(Box<table::TableArgs>),
     /// Run etcd and tarsier in turn and print what a unit of work costs each of them
-    Compare(Box<compare::CompareArgs>),
+    Speed(Box<speed::SpeedArgs>),
+    /// Prove beside each kind of load that watches get what was put to their keys, once and in order
+    Check(deliveries::CheckArgs),
+    /// Say how much memory and how many cores a tarsier needs for so many watches
+    Size(size::SizeArgs),
     /// The loads of etcd's own `benchmark` tool, by its names and flags
     EtcdLoad(etcd_load::EtcdLoadArgs),
     /// Stop a server under load thousands of times, and check after each start that nothing it told is lost
@@ -99,7 +111,9 @@ fn run(arguments: Arguments) -> Result<()> {
             match arguments.command {
                 Command::Hold(args) => hold::run(args).await,
                 Command::Table(args) => table::run(*args).await,
-                Command::Compare(args) => compare::run(*args).await,
+                Command::Speed(args) => speed::run(*args).await,
+                Command::Check(args) => deliveries::run(args).await,
+                Command::Size(args) => size::run(&args),
                 Command::EtcdLoad(args) => etcd_load::run(args).await,
                 Command::Soak(args) => soak::run(args).await,
             }

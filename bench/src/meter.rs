@@ -7,7 +7,10 @@ use std::time::{Duration, Instant};
 
 use crate::fault::{Fault, Result};
 use crate::process::Process;
-use crate::report::Measured;
+use crate::report::{Limit, Measured};
+
+/// From this part of the time on, something counts as busy all the time: the clock ticks coarsely.
+const BUSY: f64 = 0.95;
 
 /// Readings at the beginning of a stretch.
 pub struct Meter {
@@ -46,10 +49,19 @@ impl Spent {
     /// The figures of each kind of work.
     pub fn figures(&self, scene: &str, units: u64, measured: &mut Measured) {
         let units = units as f64;
-        measured.add(scene, "server CPU, us each", self.cpu.as_secs_f64() * 1e6 / units);
+        measured.headline(scene, "server CPU, us each", self.cpu.as_secs_f64() * 1e6 / units);
         measured.add(scene, "load client's CPU, us each", self.own.as_secs_f64() * 1e6 / units);
         measured.add(scene, "whole machine busy, us each", self.machine.as_secs_f64() * 1e6 / units);
         measured.add(scene, "a second", units / self.wall.as_secs_f64());
+        measured.limits.extend(self.limits().map(|limit| (scene.to_owned(), limit)));
+    }
+
+    /// What has set the pace beside the server.
+    fn limits(&self) -> impl Iterator<Item = Limit> + use<> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from) as f64;
+        let share = |time: Duration| time.as_secs_f64() / self.wall.as_secs_f64();
+        let client = (share(self.own) >= BUSY).then_some(Limit::Client);
+        client.into_iter().chain((share(self.machine) >= cores * BUSY).then_some(Limit::Machine))
     }
 }
 
@@ -71,6 +83,19 @@ fn busy_ticks(stat: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_busy_all_the_time_is_a_limit() {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from) as f64;
+        let spent = |own, machine| {
+            let [own, machine] = [own, machine * cores].map(Duration::from_secs_f64);
+            let spent = Spent { cpu: Duration::from_secs(1), own, machine, wall: Duration::from_secs(1) };
+            spent.limits().collect::<Vec<_>>()
+        };
+        assert_eq!(spent(0.5, 0.7), []);
+        assert_eq!(spent(0.97, 0.7), [Limit::Client]);
+        assert_eq!(spent(0.97, 0.99), [Limit::Client, Limit::Machine]);
+    }
 
     #[test]
     fn idle_and_stolen_time_are_not_busy() {

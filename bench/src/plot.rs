@@ -46,6 +46,8 @@ pub enum Mark {
     Dots,
     /// For what others have published: a cross is not one of ours.
     Crosses,
+    /// For what has a value at each place, such as a distribution.
+    Line,
 }
 
 #[derive(Clone, Debug)]
@@ -136,6 +138,7 @@ impl Chart {
                 Mark::Crosses => {
                     chart.draw_series(points.map(|point| Cross::new(point, 5, colour.stroke_width(2)))).map(drop)
                 }
+                Mark::Line => chart.draw_series(LineSeries::new(points, colour.stroke_width(2))).map(drop),
             }
             .map_err(|cause| shows(&cause))?;
             name(&legend, at, series, colour).map_err(|cause| shows(&cause))?;
@@ -157,6 +160,7 @@ fn name(
     match series.mark {
         Mark::Dots => legend.draw(&Circle::new((16, y), 5, colour.filled()))?,
         Mark::Crosses => legend.draw(&Cross::new((16, y), 5, colour.stroke_width(2)))?,
+        Mark::Line => legend.draw(&PathElement::new([(6, y), (26, y)], colour.stroke_width(2)))?,
     }
     let style = (FONT, 13).into_text_style(legend).pos(Pos::new(HPos::Left, VPos::Center));
     for (line, part) in lines(&series.name, 26).into_iter().enumerate() {

@@ -67,6 +67,12 @@ pub struct ProgramFlags {
     /// Further flags for etcd, separated by spaces
     #[arg(long, default_value = "", allow_hyphen_values = true)]
     etcd_flags: String,
+    /// GOGC for etcd: by how many per cent its heap may grow until it is collected
+    #[arg(long)]
+    etcd_gogc: Option<u32>,
+    /// GOMEMLIMIT for etcd, such as 6GiB: near it, it collects more often
+    #[arg(long)]
+    etcd_gomemlimit: Option<String>,
     /// Further flags for tarsier, separated by spaces
     #[arg(long, default_value = "", allow_hyphen_values = true)]
     tarsier_flags: String,
@@ -75,6 +81,11 @@ pub struct ProgramFlags {
 impl ProgramFlags {
     pub fn data_root(&self) -> PathBuf {
         self.data_dir_root.clone().unwrap_or_else(std::env::temp_dir)
+    }
+
+    fn etcd_environment(&self) -> Vec<(&'static str, String)> {
+        let collection = self.etcd_gogc.map(|percent| ("GOGC", percent.to_string()));
+        collection.into_iter().chain(self.etcd_gomemlimit.clone().map(|limit| ("GOMEMLIMIT", limit))).collect()
     }
 
     /// The programs that are named, on ports from the first on.
@@ -88,7 +99,8 @@ impl ProgramFlags {
         ];
         let programs = named.into_iter().filter_map(|(side, path, flags, port)| {
             let flags = flags.split_whitespace().map(str::to_owned).collect();
-            Some(Program { side, path: path?, flags, port, data_root: self.data_root() })
+            let environment = if side == Side::Etcd { self.etcd_environment() } else { Vec::new() };
+            Some(Program { side, path: path?, flags, environment, port, data_root: self.data_root() })
         });
         let programs: Vec<Program> = programs.collect();
         programs.iter().try_for_each(Program::check)?;
@@ -103,6 +115,8 @@ pub struct Program {
     pub path: PathBuf,
     /// Flags of the user behind ours.
     pub flags: Vec<String>,
+    /// Variables beside those of this process.
+    pub environment: Vec<(&'static str, String)>,
     /// For clients; etcd takes the next one for its peers.
     pub port: u16,
     /// Where the directories of its servers are made. What a disk costs shows only on a disk: not on a tmpfs.
@@ -175,6 +189,7 @@ impl Program {
         let mut command = group.map_or_else(|| Command::new(&self.path), |group| group.command(&self.path));
         let spawned = command
             .args(self.flags(&data.to_string_lossy()))
+            .envs(self.environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(output)
             .stderr(errors)
@@ -241,9 +256,14 @@ impl Server {
     /// What a tarsier says it may hold, in its own numbers: a default is a share of the machine's memory, or of the
     /// cgroup's, and only the server knows what it took that share of. 0 means no limit.
     pub async fn memory_limit_bytes(&self) -> Result<u64> {
+        self.number("tarsier_memory_limit_bytes").await
+    }
+
+    /// A number of its page of numbers that has no labels.
+    pub async fn number(&self, name: &str) -> Result<u64> {
         let failed = |cause| Fault::Refused(format!("http://{}/metrics cannot be read: {cause}", self.endpoint));
         let mut socket = TcpStream::connect(&*self.endpoint).await.map_err(failed)?;
-        socket.write_all(b"GET /metrics HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n").await.map_err(failed)?;
+        socket.write_all(b"GET /metrics HTTP/1.0\r\nhost: bench\r\n\r\n").await.map_err(failed)?;
         let mut page = String::new();
         tokio::time::timeout(START_PATIENCE, socket.read_to_string(&mut page))
             .await
@@ -252,8 +272,8 @@ impl Server {
                 seconds: START_PATIENCE.as_secs(),
             })?
             .map_err(failed)?;
-        number_in(&page, "tarsier_memory_limit_bytes")
-            .ok_or_else(|| Fault::Refused(format!("http://{}/metrics names no memory limit", self.endpoint)))
+        number_in(&page, name)
+            .ok_or_else(|| Fault::Refused(format!("http://{}/metrics names no {name}", self.endpoint)))
     }
 
     /// Its data directory, which lasts over restarts.
@@ -345,9 +365,10 @@ impl Drop for Server {
     }
 }
 
-/// The number of that name, which has no labels, on a page of numbers.
+/// The number of that name, which has no labels, on a page of numbers. Go writes a million as `1e+06`.
 fn number_in(page: &str, name: &str) -> Option<u64> {
-    page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
+    let text = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
+    text.trim().parse::<f64>().ok().map(|number| number as u64)
 }
 
 /// Removed with all that is in it.
@@ -395,6 +416,7 @@ mod tests {
             "# TYPE limit_bytes gauge\r\nlimit_bytes_total 1\r\nlimit_bytes{a=\"b\"} 2\r\nlimit_bytes 858993459\r\n";
         assert_eq!(number_in(page, "limit_bytes"), Some(858_993_459));
         assert_eq!(number_in(page, "bytes"), None);
+        assert_eq!(number_in("count 1.234567e+06\n", "count"), Some(1_234_567));
     }
 
     #[test]
@@ -403,6 +425,7 @@ mod tests {
             side,
             path: "x".into(),
             flags: vec!["--extra".to_owned()],
+            environment: Vec::new(),
             port: 7,
             data_root: "y".into(),
         };

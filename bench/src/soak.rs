@@ -49,7 +49,8 @@ impl SoakArgs {
     fn program(&self) -> Result<Program> {
         let side = Side::of(&self.server)?;
         let flags = self.flags.split_whitespace().map(str::to_owned).collect();
-        Ok(Program { side, path: self.server.clone(), flags, port: self.port, data_root: self.root() })
+        let (path, environment, data_root) = (self.server.clone(), Vec::new(), self.root());
+        Ok(Program { side, path, flags, environment, port: self.port, data_root })
     }
 
     fn root(&self) -> PathBuf {

@@ -6,7 +6,8 @@
 //!
 //! A gRPC message on the wire is one byte "compressed", four bytes of length, big endian, and the protobuf body.
 
-use bytes::{BufMut, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
+use prost::Message;
 
 /// The gRPC prefix in front of each message.
 pub const PREFIX_BYTES: usize = 5;
@@ -20,6 +21,9 @@ pub const PATH_COMPACT: &str = "/etcdserverpb.KV/Compact";
 pub const PATH_WATCH: &str = "/etcdserverpb.Watch/Watch";
 pub const PATH_LEASE_GRANT: &str = "/etcdserverpb.Lease/LeaseGrant";
 pub const PATH_LEASE_KEEP_ALIVE: &str = "/etcdserverpb.Lease/LeaseKeepAlive";
+pub const PATH_LEASE_REVOKE: &str = "/etcdserverpb.Lease/LeaseRevoke";
+pub const PATH_LOCK: &str = "/v3lockpb.Lock/Lock";
+pub const PATH_UNLOCK: &str = "/v3lockpb.Lock/Unlock";
 pub const PATH_STATUS: &str = "/etcdserverpb.Maintenance/Status";
 
 /// Bytes that are not the message they should be, and where that was noticed.
@@ -33,6 +37,18 @@ pub fn message(out: &mut BytesMut, body: impl FnOnce(&mut BytesMut)) {
     body(out);
     let length = u32::try_from(out.len() - start - PREFIX_BYTES).expect("a request of the load is far below 4 GiB");
     out[start + 1..start + PREFIX_BYTES].copy_from_slice(&length.to_be_bytes());
+}
+
+/// Appends a generated message, for what is sent too seldom to be written by hand.
+pub fn encode(out: &mut BytesMut, request: &impl Message) {
+    message(out, |out| request.encode(out).expect("a BytesMut grows as needed"));
+}
+
+/// The same as a message of its own.
+pub fn framed(request: &impl Message) -> Bytes {
+    let mut out = BytesMut::new();
+    encode(&mut out, request);
+    out.freeze()
 }
 
 /// `WatchRequest { create_request { key, range_end, start_revision } }`: from that revision, or from now on if it is 0;
@@ -260,6 +276,19 @@ pub fn header_revision(body: &[u8]) -> Result<i64, Malformed> {
     Ok(revision)
 }
 
+/// The last of a message's own numbers with this field number; 0 if there is none.
+pub fn number(body: &[u8], wanted: u64) -> Result<u64, Malformed> {
+    let mut found = 0;
+    for field in Fields::new(body) {
+        if let (number, Field::Number(value)) = field?
+            && number == wanted
+        {
+            found = value;
+        }
+    }
+    Ok(found)
+}
+
 /// How many keys stand in a `RangeResponse`, and its `count`.
 pub fn range_counts(body: &[u8]) -> Result<(u64, u64), Malformed> {
     let (mut keys, mut count) = (0, 0);
@@ -332,7 +361,6 @@ fn body_len(bytes: &[u8]) -> Result<Option<usize>, Malformed> {
 mod tests {
     use super::*;
     use crate::random::Random;
-    use prost::Message;
     use tarsier_proto::etcdserverpb as pb;
     use tarsier_proto::mvccpb;
 

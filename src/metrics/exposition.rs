@@ -50,7 +50,7 @@ impl Page {
         page.rows(shards, &sum);
         for row in TIMINGS {
             page.family(row.name, Kind::Histogram, row.help);
-            page.histogram(row.name, "", row.bounds, sum.timing(row.timing));
+            page.histogram(row.name, "", row.bounds, row.unit, sum.timing(row.timing));
         }
         page.methods(&sum, methods, is_extensive);
         page.0
@@ -89,16 +89,16 @@ impl Page {
         }
     }
 
-    fn histogram(&mut self, name: &str, labels: &str, bounds: Bounds, words: &[u64]) {
+    fn histogram(&mut self, name: &str, labels: &str, bounds: Bounds, unit: Unit, words: &[u64]) {
         let comma = if labels.is_empty() { "" } else { "," };
         let mut below = 0;
         for (bound, count) in bounds.iter().zip(words) {
             below += count;
-            let _ = writeln!(self.0, "{name}_bucket{{{labels}{comma}le=\"{}\"}} {below}", seconds(*bound));
+            let _ = writeln!(self.0, "{name}_bucket{{{labels}{comma}le=\"{}\"}} {below}", bound_text(*bound, unit));
         }
         let (count, sum) = totals(&words[..BOUNDS_MAX + 2]);
         let _ = writeln!(self.0, "{name}_bucket{{{labels}{comma}le=\"+Inf\"}} {count}");
-        self.series(&format!("{name}_sum"), labels, seconds(sum));
+        self.series(&format!("{name}_sum"), labels, in_base(sum, unit));
         self.series(&format!("{name}_count"), labels, count);
     }
 
@@ -128,7 +128,7 @@ impl Page {
             "Histogram of response latency (seconds) of gRPC that had been application-level handled by the server.";
         self.family(name, Kind::Histogram, help);
         for (at, method) in methods.iter().enumerate().filter(|(_, method)| method.kind == "unary") {
-            self.histogram(name, &labels(method), HANDLING, sum.handling(at));
+            self.histogram(name, &labels(method), HANDLING, Unit::Nanoseconds, sum.handling(at));
         }
     }
 
@@ -237,6 +237,15 @@ fn in_base(value: u64, unit: Unit) -> String {
     }
 }
 
+/// A bound as Go's client writes it, since a label is compared letter by letter: from a million on with an exponent.
+fn bound_text(bound: u64, unit: Unit) -> String {
+    if unit == Unit::One && bound >= 1_000_000 {
+        format!("{:e}", bound as f64).replace('e', "e+0")
+    } else {
+        in_base(bound, unit)
+    }
+}
+
 fn seconds(nanoseconds: u64) -> f64 {
     nanoseconds as f64 / 1e9
 }
@@ -251,7 +260,7 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     use super::*;
-    use crate::metrics::histogram::{DISK, FINE};
+    use crate::metrics::histogram::{DISK, FINE, TTL};
     use crate::metrics::{Histogram, Timing};
 
     const METHODS: &[Method] = &[
@@ -287,6 +296,9 @@ mod tests {
             histogram.observe(Duration::from_millis(milliseconds));
         }
         numbers.set_timing(Timing::LogSync, &histogram);
+        let ttls = Histogram::new(TTL);
+        [2, 60, 2_000_000].into_iter().for_each(|seconds| ttls.count(seconds));
+        numbers.set_timing(Timing::LeaseTtl, &ttls);
         numbers
     }
 
@@ -360,6 +372,9 @@ mod tests {
         assert_eq!(series["etcd_disk_wal_fsync_duration_seconds_count"], 8.0);
         assert_eq!(series["etcd_disk_wal_fsync_duration_seconds_sum"], 18.012);
         assert!(!series.keys().any(|name| name.starts_with("grpc_server_handling_seconds")), "that is extensive");
+        let lived = |bound: &str| series[&format!("etcd_debugging_lease_ttl_total_bucket{{le=\"{bound}\"}}")];
+        assert_eq!(["1", "2", "64", "1.048576e+06", "2.097152e+06", "+Inf"].map(lived), [0.0, 2.0, 4.0, 4.0, 6.0, 6.0]);
+        assert_eq!(series["etcd_debugging_lease_ttl_total_sum"], 2.0 * 2_000_062.0, "in seconds");
         let fine = series.keys().filter(|name| name.starts_with("tarsier_commit_seconds_bucket")).count();
         assert_eq!(fine, FINE.len() + 1);
     }

@@ -1,4 +1,4 @@
-//! How long things took: counts in fixed buckets.
+//! How long things took, or are to last: counts in fixed buckets.
 //!
 //! One thread observes and any may read, so nothing is locked: an observation is two loads and two stores of plain words.
 //! The bounds are chosen when the program is written, since those of a histogram cannot be changed without breaking the
@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// No histogram here has more bounds.
-pub const BOUNDS_MAX: usize = 20;
+pub const BOUNDS_MAX: usize = 24;
 /// Words that one takes in a copy: its buckets, one for what is above the last bound, and the sum.
 pub const WORDS: usize = BOUNDS_MAX + 2;
 
-/// The upper bounds of the buckets, rising, in nanoseconds.
+/// The upper bounds of the buckets, rising: nanoseconds, but for the times to live.
 pub type Bounds = &'static [u64];
 
 const fn doubling<const COUNT: usize>(first: u64) -> [u64; COUNT] {
@@ -29,6 +29,8 @@ const fn doubling<const COUNT: usize>(first: u64) -> [u64; COUNT] {
 pub const DISK: Bounds = &doubling::<14>(1_000_000);
 /// 50 us to 26 s: where a put on a good disk takes 200 us, the first bound of etcd's says nothing.
 pub const FINE: Bounds = &doubling::<20>(50_000);
+/// etcd's for the time to live of leases, in seconds: 1 s to 97 days.
+pub const TTL: Bounds = &doubling::<24>(1);
 /// Those of go-grpc-prometheus, which the boards of etcd were made for: 5 ms to 10 s.
 pub const HANDLING: Bounds = &[
     5_000_000,
@@ -49,21 +51,25 @@ pub struct Histogram {
     bounds: Bounds,
     /// By bucket; the one behind the last bound has the rest.
     counts: [AtomicU64; BOUNDS_MAX + 1],
-    sum_nanoseconds: AtomicU64,
+    sum: AtomicU64,
 }
 
 impl Histogram {
     pub const fn new(bounds: Bounds) -> Histogram {
         assert!(bounds.len() <= BOUNDS_MAX);
-        Histogram { bounds, counts: [const { AtomicU64::new(0) }; BOUNDS_MAX + 1], sum_nanoseconds: AtomicU64::new(0) }
+        Histogram { bounds, counts: [const { AtomicU64::new(0) }; BOUNDS_MAX + 1], sum: AtomicU64::new(0) }
     }
 
     /// Only ever called on one thread.
     pub fn observe(&self, took: Duration) {
-        let nanoseconds = took.as_nanos() as u64;
-        let bucket = self.bounds.partition_point(|bound| *bound < nanoseconds);
+        self.count(took.as_nanos() as u64);
+    }
+
+    /// As [`Histogram::observe`], in the unit of the bounds.
+    pub fn count(&self, value: u64) {
+        let bucket = self.bounds.partition_point(|bound| *bound < value);
         add(&self.counts[bucket], 1);
-        add(&self.sum_nanoseconds, nanoseconds);
+        add(&self.sum, value);
     }
 
     /// Copies it out, on any thread. What is observed at that moment may be counted and not yet summed.
@@ -72,7 +78,7 @@ impl Histogram {
         for (word, count) in counts.iter_mut().zip(&self.counts) {
             *word = count.load(Ordering::Relaxed);
         }
-        sum[0] = self.sum_nanoseconds.load(Ordering::Relaxed);
+        sum[0] = self.sum.load(Ordering::Relaxed);
     }
 }
 
@@ -100,7 +106,7 @@ mod tests {
 
     #[test]
     fn bounds_rise() {
-        for bounds in [DISK, FINE, HANDLING] {
+        for bounds in [DISK, FINE, HANDLING, TTL] {
             assert!(bounds.is_sorted_by(|a, b| a < b) && bounds.len() <= BOUNDS_MAX);
         }
     }

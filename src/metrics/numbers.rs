@@ -4,7 +4,7 @@
 //! a line where the shard fills in. Names that begin with `etcd_` are etcd's, with its help, kind and labels, because
 //! boards and alerts read them; ours begin with `tarsier_`.
 
-use super::histogram::{self, BOUNDS_MAX, Bounds, DISK, FINE, Histogram};
+use super::histogram::{self, BOUNDS_MAX, Bounds, DISK, FINE, Histogram, TTL};
 
 /// How the numbers of the shards become one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -161,6 +161,8 @@ numbers! {
 
     CheckpointAge Sum Gauge Milliseconds "tarsier_checkpoint_age_seconds" "" "Time since the checkpoint last took over what the log holds.";
     LogBytes Sum Gauge One "tarsier_log_bytes_since_checkpoint" "" "Bytes in the log that the checkpoint does not hold yet: what a start replays.";
+    ScrubsWhole Sum Counter One "tarsier_scrubs_total" "result=\"whole\"" "Readings of the whole checkpoint in search of damage, by what was found.";
+    ScrubsDamaged Sum Counter One "tarsier_scrubs_total" "result=\"damaged\"" "";
 
     ShardConnections Apart Gauge One "tarsier_shard_connections" "" "Open connections of each shard.";
     ShardWatches Apart Gauge One "tarsier_shard_watches" "" "Watches of each shard.";
@@ -168,19 +170,22 @@ numbers! {
     ShardTime Apart Counter Nanoseconds "tarsier_shard_cpu_seconds_total" "" "CPU time of each shard's thread.";
 }
 
-/// What took how long.
+/// What took how long, or is to last how long.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Timing {
     LogSync,
     CheckpointSync,
     Commit,
     Delivery,
+    LeaseTtl,
 }
 
 pub struct TimingRow {
     pub timing: Timing,
     pub name: &'static str,
     pub bounds: Bounds,
+    /// Of the bounds.
+    pub unit: Unit,
     pub help: &'static str,
 }
 
@@ -189,25 +194,36 @@ pub const TIMINGS: &[TimingRow] = &[
         timing: Timing::LogSync,
         name: "etcd_disk_wal_fsync_duration_seconds",
         bounds: DISK,
+        unit: Unit::Nanoseconds,
         help: "The latency distributions of fsync called by WAL.",
     },
     TimingRow {
         timing: Timing::CheckpointSync,
         name: "etcd_disk_backend_commit_duration_seconds",
         bounds: DISK,
+        unit: Unit::Nanoseconds,
         help: "The latency distributions of commit called by backend.",
     },
     TimingRow {
         timing: Timing::Commit,
         name: "tarsier_commit_seconds",
         bounds: FINE,
+        unit: Unit::Nanoseconds,
         help: "Time from the turn that takes writes to the moment at which they are durable and may be told.",
     },
     TimingRow {
         timing: Timing::Delivery,
         name: "tarsier_watch_delivery_seconds",
         bounds: FINE,
+        unit: Unit::Nanoseconds,
         help: "Time from a write to the moment at which its events were handed to the sockets of a shard, for one write in some.",
+    },
+    TimingRow {
+        timing: Timing::LeaseTtl,
+        name: "etcd_debugging_lease_ttl_total",
+        bounds: TTL,
+        unit: Unit::One,
+        help: "Bucketed histogram of lease TTLs.",
     },
 ];
 
@@ -323,7 +339,7 @@ impl Numbers {
     }
 }
 
-/// How many observations a copied histogram has, and their sum in nanoseconds.
+/// How many observations a copied histogram has, and their sum in the unit of its bounds.
 pub fn totals(words: &[u64]) -> (u64, u64) {
     (words[..=BOUNDS_MAX].iter().sum(), words[BOUNDS_MAX + 1])
 }

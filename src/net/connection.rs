@@ -386,7 +386,7 @@ impl Connection {
         self.make_room_for_a_row();
         self.rows.insert(row);
         self.count_stream();
-        if opened.kind == CallKind::RequestStream
+        if opened.kind != CallKind::OneRequest
             && let Some(drain) = self.server.draining()
         {
             // It crossed the GOAWAY, and nothing else would end it before the end of the grace.
@@ -624,7 +624,7 @@ impl Connection {
             State::New(_) | State::Shaking(_) => return self.cut("the server ends"),
             State::Lingering | State::Closing => return,
         }
-        let streams = self.rows.iter().filter(|(_, row)| row.kind == CallKind::RequestStream);
+        let streams = self.rows.iter().filter(|(_, row)| row.kind != CallKind::OneRequest);
         let streams: Vec<u32> = streams.map(|(stream, _)| stream as u32).collect();
         for stream in streams {
             self.end_call(stream, &drain.status);

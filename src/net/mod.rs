@@ -74,6 +74,8 @@ pub enum CallKind {
     /// Exactly one request message (unary and server-streaming calls). The handler sees it, and the end of requests, when
     /// it is whole; like grpc-go, nobody reads what follows.
     OneRequest,
+    /// The same, but the answer takes as long as the client waits for it: the end of the server ends the call too.
+    LongAnswer,
     /// Any number of request messages, each handed over as it arrives; response headers leave at once.
     RequestStream,
 }

@@ -204,7 +204,7 @@ impl Row {
         let intake = around.handler.message(around.call, self.handle, message);
         match self.kind {
             CallKind::RequestStream => intake,
-            CallKind::OneRequest => {
+            CallKind::OneRequest | CallKind::LongAnswer => {
                 self.reading = Reading::Ended;
                 around.handler.end_of_requests(around.call, self.handle);
                 intake
@@ -217,10 +217,12 @@ impl Row {
         self.reading = Reading::Ended;
         let is_cut = self.deframer.is_amid_message();
         match self.kind {
-            CallKind::OneRequest if is_cut => return Err(self.fail(&Status::new(Code::Unknown, "unexpected EOF"))),
-            CallKind::OneRequest => return Err(self.fail(&Status::new(Code::Unknown, "EOF"))),
             CallKind::RequestStream if is_cut => return Err(self.fail(&Status::new(Code::Internal, "unexpected EOF"))),
             CallKind::RequestStream => {}
+            CallKind::OneRequest | CallKind::LongAnswer => {
+                let text = if is_cut { "unexpected EOF" } else { "EOF" };
+                return Err(self.fail(&Status::new(Code::Unknown, text)));
+            }
         }
         around.handler.end_of_requests(around.call, self.handle);
         self.is_output_due = true;

@@ -40,6 +40,8 @@ pub enum Refusal {
     /// Ours, of a code that etcd's clients give to their callers: they would try again after some milliseconds if it were
     /// UNAVAILABLE.
     NoStreamMemory,
+    /// The same for a lock, a campaign or an observer.
+    NoCallMemory,
     RootUserNotExist,
     RootRoleNotExist,
     UserAlreadyExist,
@@ -99,6 +101,7 @@ impl Refusal {
             Refusal::RequestTooLarge => (InvalidArgument, "etcdserver: request is too large"),
             Refusal::Corrupt => (DataLoss, "etcdserver: corrupt cluster"),
             Refusal::NoStreamMemory => (ResourceExhausted, "tarsier: no memory for a further watch stream"),
+            Refusal::NoCallMemory => (ResourceExhausted, "tarsier: no memory for a further call that waits"),
             Refusal::NoMemory => (ResourceExhausted, "tarsier: no memory for so large a range, ask for less at a time"),
             Refusal::LogRefused => {
                 (Unavailable, "etcdserver: the disk refuses writes, only reads and watches are served until a restart")
@@ -199,11 +202,6 @@ pub fn single_server(what: &'static str) -> Status {
     Status::new(Code::Unimplemented, format!("tarsier is a single server: {what}"))
 }
 
-/// etcd grants a lease of 60 s to whoever proclaims without one.
-pub fn no_lease_named() -> Status {
-    Status::new(Code::Unimplemented, "tarsier grants no lease to a proclamation, and the leader names none")
-}
-
 pub fn missing_leader() -> Status {
     Status::new(Code::Unknown, "\"leader\" field must be provided")
 }
@@ -214,6 +212,15 @@ pub fn no_leader() -> Status {
 
 pub fn not_leader() -> Status {
     Status::new(Code::Unknown, "election: not leader")
+}
+
+/// The key of a waiting lock went with its lease.
+pub fn session_expired() -> Status {
+    Status::new(Code::Unknown, "mutex: session is expired")
+}
+
+pub fn observe_closed_early() -> Status {
+    Status::new(Code::Unknown, "election: observe closed early")
 }
 
 /// etcd keeps an alarm of any number, and an action of any number ends its process.

@@ -164,7 +164,7 @@ mod tests {
     #[test]
     fn a_stream_that_is_refused_hears_no_more_and_tells_what_was_answered_before() {
         let member = Member { name: String::new(), peer_urls: Vec::new(), client_urls: Vec::new() };
-        let mut services = Services::new(IDENTITY, Arc::new(member), Limits::default());
+        let mut services = Services::new(IDENTITY, Arc::new(member), Limits::default(), Revision::FIRST);
         let handle = services.open(CallId { connection: 1, stream: 1 }, Method::Lease(LeaseMethod::KeepAlive));
         let request = || Bytes::from(wire::LeaseKeepAliveRequest { id: 7 }.encode_to_vec());
         assert!(services.request(handle, request()).is_some() && !services.can_take_requests(handle));

@@ -36,6 +36,7 @@ use crate::metrics;
 use crate::net::{CallHead, CallId, CallKind, Output};
 use crate::pb;
 use crate::store::command::{Answer, Outcome};
+use crate::types::Revision;
 
 use cluster::ClusterMethod;
 use health::HealthMethod;
@@ -45,6 +46,8 @@ use kv::range_stream::RangeStream;
 use lease::{Answers, LeaseMethod};
 use maintenance::MaintenanceMethod;
 use recipes::Recipe;
+use recipes::awaited::Awaited;
+use recipes::course::Course;
 
 pub use cluster::Member;
 pub use kv::decode::Limits;
@@ -81,8 +84,8 @@ impl Method {
             | Method::Lease(_)
             | Method::Cluster(_)
             | Method::Maintenance(_)
-            | Method::Health(_)
-            | Method::Recipe(_) => CallKind::OneRequest,
+            | Method::Health(_) => CallKind::OneRequest,
+            Method::Recipe(recipe) => recipe.kind(),
         }
     }
 }
@@ -164,6 +167,10 @@ enum Unary {
     Subscribed(Option<Bytes>),
     /// Requests are heard one after the other, and answered in their order.
     KeepingAlive(Box<Answers>),
+    /// It goes through several steps, and may wait between them.
+    Course(Box<Course>),
+    /// The peer of a course has gone, and what it leaves behind shows with a reply.
+    Left(Box<Course>),
     Failed(Status),
     /// The peer has gone; the reply that is still to come is thrown away with the slot.
     Abandoned,
@@ -175,8 +182,8 @@ struct Call {
     /// What is still to be told of an answer in parts.
     parts: Option<Box<RangeStream>>,
     state: Unary,
-    /// A request is at the backend, so a reply will come for this slot.
-    submitted: bool,
+    /// Requests at the backend: as many replies will come for this slot. Two, when a peer goes that has asked.
+    under_way: u8,
 }
 
 /// The calls of one shard, its watch streams aside.
@@ -190,10 +197,17 @@ pub struct Services {
     discarding: VecDeque<Response>,
     /// What the answers on their way out hold.
     scratch_bytes: Rc<Cell<usize>>,
+    /// The courses that wait for a change of a key.
+    awaited: Awaited,
+    /// What courses ask of the backend.
+    asked: VecDeque<(u32, Command)>,
+    /// What courses hold beside their rows.
+    course_bytes: usize,
 }
 
 impl Services {
-    pub fn new(identity: Identity, member: Arc<Member>, limits: Limits) -> Services {
+    /// Every batch behind the revision `at` will be shown to it.
+    pub fn new(identity: Identity, member: Arc<Member>, limits: Limits, at: Revision) -> Services {
         Services {
             identity,
             member,
@@ -202,6 +216,9 @@ impl Services {
             preparing: VecDeque::new(),
             discarding: VecDeque::new(),
             scratch_bytes: Rc::default(),
+            awaited: Awaited::new(at),
+            asked: VecDeque::new(),
+            course_bytes: 0,
         }
     }
 
@@ -220,7 +237,7 @@ impl Services {
             Method::Lease(LeaseMethod::KeepAlive) => Unary::KeepingAlive(Box::default()),
             _ => Unary::Waiting,
         };
-        let index = self.calls.insert(Call { id, method, parts: None, state, submitted: false });
+        let index = self.calls.insert(Call { id, method, parts: None, state, under_way: 0 });
         u32::try_from(index).expect("a shard has fewer than 4 G calls, since each holds a stream")
     }
 
@@ -247,12 +264,13 @@ impl Services {
             }),
             Method::Lease(method) => lease::decode(method, message).map(Asked::Backend),
             Method::Maintenance(method) => maintenance::decode(method, message, self.identity),
-            Method::Recipe(recipe) => recipes::decode(recipe, message, &self.limits).map(Asked::Backend),
+            Method::Recipe(recipe) => self.begin_recipe(handle, recipe, message),
             Method::Cluster(method) => cluster::answer(method, message, self.identity, &self.member).map(Asked::Answer),
         };
+        let call = &mut self.calls[handle as usize];
         match asked {
             Ok(Asked::Backend(command)) => {
-                call.submitted = true;
+                call.under_way += 1;
                 Some(command)
             }
             Ok(Asked::Answer(message)) => {
@@ -273,7 +291,7 @@ impl Services {
     pub fn can_take_requests(&self, handle: u32) -> bool {
         let call = &self.calls[handle as usize];
         match &call.state {
-            Unary::KeepingAlive(answers) => !call.submitted && answers.has_room(),
+            Unary::KeepingAlive(answers) => call.under_way == 0 && answers.has_room(),
             _ => true,
         }
     }
@@ -291,11 +309,24 @@ impl Services {
     /// The backend's reply to the request of a call. Names the call when it has something to send.
     pub fn reply(&mut self, handle: u32, reply: Reply) -> Option<CallId> {
         let call = &mut self.calls[handle as usize];
-        call.submitted = false;
-        let is_abandoned = matches!(call.state, Unary::Abandoned);
+        call.under_way -= 1;
+        match &mut call.state {
+            Unary::Abandoned => {
+                self.reply_to_nobody(handle, reply);
+                return None;
+            }
+            Unary::Left(_) => {
+                let state = std::mem::replace(&mut call.state, Unary::Abandoned);
+                let Unary::Left(course) = state else { unreachable!("the state was matched above") };
+                self.course_left(handle, course, reply);
+                return None;
+            }
+            Unary::Course(_) => return self.step(handle, |course, around| course.reply(reply, around)),
+            _ => {}
+        }
         call.state = match reply {
             Reply::Answer(answer) if let Method::Recipe(recipe) = call.method => {
-                recipes::answer(recipe, answer, self.identity).map_or_else(Unary::Failed, Unary::Short)
+                recipes::single::answer(recipe, answer, self.identity).map_or_else(Unary::Failed, Unary::Short)
             }
             Reply::Answer(Ok(Answer { revision, result: Outcome::Alarm(listed) })) => {
                 Unary::Short(maintenance::alarms(self.identity, revision, listed.as_slice()))
@@ -306,10 +337,6 @@ impl Services {
                     Method::Maintenance(MaintenanceMethod::HashKv) => maintenance::hash_kv(header, &hash),
                     _ => maintenance::hash(header, &hash),
                 })
-            }
-            Reply::Answer(Ok(answer)) if is_abandoned => {
-                self.discarding.push_back(Response::new(answer, self.identity).counted_in(&self.scratch_bytes));
-                Unary::Abandoned
             }
             Reply::Answer(Ok(answer)) => {
                 let response = match &mut call.parts {
@@ -347,11 +374,24 @@ impl Services {
             Reply::Defragmented(Err(reason)) => Unary::Failed(errors::defragment_failed(reason)),
             Reply::History(_) => unreachable!("the shard keeps history for its hub"),
         };
-        if is_abandoned {
-            self.calls.remove(handle as usize);
-            return None;
-        }
         self.prepare_call(handle)
+    }
+
+    fn reply_to_nobody(&mut self, handle: u32, reply: Reply) {
+        if let Reply::Answer(Ok(answer)) = reply
+            && matches!(answer.result, Outcome::Range(_) | Outcome::DeleteRange { .. } | Outcome::Txn(_))
+        {
+            self.discarding.push_back(Response::new(answer, self.identity).counted_in(&self.scratch_bytes));
+        }
+        self.free_if_abandoned(handle);
+    }
+
+    /// The slot of a call whose peer has gone is free once nothing will name it any more.
+    fn free_if_abandoned(&mut self, handle: u32) {
+        let call = &self.calls[handle as usize];
+        if matches!(call.state, Unary::Abandoned) && call.under_way == 0 {
+            self.calls.remove(handle as usize);
+        }
     }
 
     fn prepare_call(&mut self, handle: u32) -> Option<CallId> {
@@ -409,7 +449,8 @@ impl Services {
     pub fn output(&mut self, handle: u32, bytes_max: usize) -> Output {
         let call = &mut self.calls[handle as usize];
         match &mut call.state {
-            Unary::Waiting | Unary::Preparing(_) | Unary::Abandoned => Output::Nothing,
+            Unary::Waiting | Unary::Preparing(_) | Unary::Abandoned | Unary::Left(_) => Output::Nothing,
+            Unary::Course(_) => self.course_output(handle, bytes_max),
             Unary::Answering(response) => {
                 let bytes = response.next(bytes_max).unwrap_or_default();
                 if !response.is_finished() {
@@ -450,24 +491,28 @@ impl Services {
     /// Asks for the next part of an answer, once its peer has taken the one before: never more than one is in memory.
     pub fn next_part(&mut self, handle: u32) -> Option<Command> {
         let call = self.calls.get_mut(handle as usize)?;
-        let parts = call.parts.as_ref().filter(|_| matches!(call.state, Unary::Waiting) && !call.submitted)?;
-        call.submitted = true;
+        let parts = call.parts.as_ref().filter(|_| matches!(call.state, Unary::Waiting) && call.under_way == 0)?;
+        call.under_way += 1;
         Some(parts.command())
     }
 
     /// The peer has gone. The slot stays for as long as a reply or a turn will still name it.
     pub fn closed(&mut self, handle: u32) {
         let call = &mut self.calls[handle as usize];
-        let state = std::mem::replace(&mut call.state, Unary::Abandoned);
-        if !call.submitted && !matches!(state, Unary::Preparing(_)) {
-            self.calls.remove(handle as usize);
+        match std::mem::replace(&mut call.state, Unary::Abandoned) {
+            Unary::Course(course) => self.course_closed(handle, course),
+            // A turn will find the slot and free it.
+            state @ Unary::Preparing(_) => self.discard(state),
+            state => {
+                self.discard(state);
+                self.free_if_abandoned(handle);
+            }
         }
-        self.discard(state);
     }
 
-    /// Calls under way, and the bytes their rows take.
+    /// Calls under way, and the bytes that they take, but for their answers.
     pub fn bytes(&self) -> (usize, usize) {
-        (self.calls.len(), self.calls.capacity() * size_of::<Call>())
+        (self.calls.len(), self.calls.capacity() * size_of::<Call>() + self.course_bytes + self.awaited.bytes())
     }
 
     /// What the rows of answers on their way out take.

@@ -30,10 +30,15 @@ impl Handler for Shard {
         let number = method_number(head.path).expect("a method that is served is in the table");
         let core = &mut *self.core.borrow_mut();
         Ok(match route {
+            Route::Unary(method) if method.kind() == CallKind::LongAnswer && !self.admits_stream(core) => {
+                return Err(Refusal::NoCallMemory.into());
+            }
             Route::Unary(method) => {
                 let handle = core.services.open(call, method);
-                // How long a stream of keep-alives is there says nothing about how fast they are answered.
-                if method != Method::Lease(LeaseMethod::KeepAlive) {
+                // How long a client waits for a lock, or keeps leases alive, says nothing about how fast it is answered.
+                let is_lasting =
+                    method.kind() == CallKind::LongAnswer || method == Method::Lease(LeaseMethod::KeepAlive);
+                if !is_lasting {
                     core.meter.call_opened(handle, call.connection, number, clock::now());
                 }
                 Opened { kind: method.kind(), handle, method: number }
@@ -87,6 +92,7 @@ impl Handler for Shard {
             if let Some(command) = core.services.next_part(handle) {
                 self.send(core, handle, command);
             }
+            self.send_next_commands(core);
             return output;
         }
         let stream = StreamId(handle & !WATCH_HANDLE);
@@ -110,6 +116,7 @@ impl Handler for Shard {
         if handle & WATCH_HANDLE == 0 {
             core.meter.call_closed(handle);
             core.services.closed(handle);
+            self.send_next_commands(core);
             if core.services.has_work() {
                 self.wake();
             }

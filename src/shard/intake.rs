@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::shard::history::{Committed, Reader};
-use crate::types::Revision;
+use crate::types::{Batch, Revision};
 use crate::watch::hub::Hub;
 
 /// Batches that may stand in the hub unhandled. The rest waits in shared history, which the hub of a shard that lags shares
@@ -38,14 +38,15 @@ impl Intake {
         self.committed.compacted()
     }
 
-    /// Hands the hub what was published since, as far as it has room. True when something is left.
-    pub fn feed(&mut self, hub: &mut Hub) -> bool {
+    /// Hands the hub what was published since, as far as it has room, and shows it to `also`. True when something is left.
+    pub fn feed(&mut self, hub: &mut Hub, mut also: impl FnMut(&Arc<Batch>)) -> bool {
         let committed = self.committed.revision();
         let upto = committed.min(Revision(hub.revision().0 + BATCHES_AHEAD_MAX));
         while self.received < upto {
             let batch = self.reader.next().expect("a batch hangs in the chain before its revision is committed");
             assert_eq!(batch.revision, self.received.next(), "every revision has a batch");
             self.received = batch.revision;
+            also(&batch);
             hub.handle_batch(batch);
         }
         let compacted = self.committed.compacted();
@@ -61,7 +62,7 @@ impl Intake {
 mod tests {
     use super::*;
     use crate::shard::history::Appender;
-    use crate::types::{Batch, KeyRange, Time};
+    use crate::types::{KeyRange, Time};
     use crate::watch::hub::{Create, HubConfig, Request};
 
     fn empty_batch(revision: i64) -> Arc<Batch> {
@@ -73,7 +74,7 @@ mod tests {
         let appender = Appender::new(Revision(10), Some(Revision(9)));
         let mut hub = Hub::new(HubConfig::default(), Revision(10));
         let mut intake = Intake::new(appender.reader(), appender.committed(), Revision(10));
-        intake.feed(&mut hub);
+        intake.feed(&mut hub, |_| ());
         let stream = hub.open_stream(0);
         let create = Create {
             range: KeyRange::One("a".into()),

@@ -31,7 +31,7 @@ mod process;
 mod progress;
 mod space;
 mod start;
-mod storage;
+pub(crate) mod storage;
 mod supervisor;
 pub mod writer;
 
@@ -51,6 +51,7 @@ use crate::backend::{Command, HistoryError, Identity, Reply};
 use crate::grpc::status::Status;
 use crate::net::ring::{self, Doorbell};
 use crate::net::{CallId, Intake, Ready, Server};
+use crate::service::recipes::Telling;
 use crate::service::{Limits, Member, Services, method_path, watch};
 use crate::store::command::{Answer, Error, Write};
 use crate::types::{Revision, WatchLimits};
@@ -77,6 +78,8 @@ const COMMANDS_PER_TURN: usize = 512;
 const REPLIES_PER_TURN: usize = 512;
 /// Members, list rows or changes that the hub touches in one turn: some 200 us of work.
 const HUB_WORK_PER_TURN: usize = 2_000;
+/// Calls that wait for a key and are told of a change in one turn.
+const TOLD_PER_TURN: usize = 1_000;
 /// Streams announced to their connections in one turn.
 const READY_PER_TURN: usize = 4_096;
 
@@ -184,7 +187,7 @@ impl Shard {
         };
         let core = Core {
             hub: Hub::new(config, parts.intake.received()),
-            services: Services::new(parts.identity, parts.member, parts.limits),
+            services: Services::new(parts.identity, parts.member, parts.limits, parts.intake.received()),
             link: parts.link,
             intake: parts.intake,
             embedded: parts.embedded,
@@ -316,7 +319,7 @@ impl Shard {
         let mut more = self.turn_writer(core);
         more |= self.take_replies(core);
         core.meter.before_feed(core.hub.revision(), core.hub.counters().events_sent, &self.boards, clock::now);
-        more |= core.intake.feed(&mut core.hub);
+        more |= self.feed(core);
         more |= core.hub.turn(HUB_WORK_PER_TURN);
         if let Some(from) = core.hub.next_history_request() {
             self.send(core, HISTORY_TOKEN, Command::History { from });
@@ -416,10 +419,33 @@ impl Shard {
         if let Some(call) = core.services.turn() {
             self.ready.ready(call);
         }
+        self.send_next_commands(core);
         if core.link.refill() {
             self.wake_writer();
         }
         core.link.has_response() || core.services.has_work()
+    }
+
+    /// Hands what was committed to the watch hub and to those who wait for a key, and tells these.
+    fn feed(&self, core: &mut Core) -> bool {
+        let Core { intake, hub, services, .. } = core;
+        let mut more = services.is_behind() || intake.feed(hub, |batch| services.batch(batch));
+        for _ in 0..TOLD_PER_TURN {
+            match core.services.tell_next() {
+                Telling::Nothing => break,
+                Telling::Call(call) => call.into_iter().for_each(|call| self.ready.ready(call)),
+            }
+        }
+        more |= core.services.has_tellings();
+        self.send_next_commands(core);
+        more
+    }
+
+    /// What calls of several steps ask next.
+    fn send_next_commands(&self, core: &mut Core) {
+        while let Some((handle, command)) = core.services.next_command() {
+            self.send(core, handle, command);
+        }
     }
 
     fn call_answered(&self, core: &mut Core, handle: u32, now: Instant) {

@@ -24,9 +24,10 @@ use crate::wal::LogFailure;
 use crate::wal::Progress;
 use crate::wal::checkpoint_rows::Meta;
 use crate::wal::checkpoint_thread::{self, CheckpointHandle, Checkpointed, Mover};
+use crate::wal::disk::Disk;
 use crate::wal::file_disk;
-use crate::wal::log::Log;
-use crate::wal::recovery::{self, Claimed, Rebuild, Recovered, Refused, Stage};
+use crate::wal::log::{Device, Log};
+use crate::wal::recovery::{self, Claimed, Files, Rebuild, Recovered, Refused, Stage};
 use crate::wal::ring_device::RingDevice;
 use crate::wal::segments::{self, SegmentsHandle, Supply};
 use crate::wal::{identity, replay::TornTail};
@@ -106,38 +107,33 @@ impl Storage {
 /// When the directory cannot be served; one line that says what to do.
 pub fn open(config: &Config, bell: &Doorbell) -> Result<Opened, StorageError> {
     let claimed = recovery::claim(&config.data_dir, config.wal_dir.as_deref(), identity::Identity::random)?;
-    let mut rebuilding = Rebuilding::new(Lessor::new(file_disk::random_salt()));
     let start = clock::now();
-    let recovered = recovery::recover(claimed, &mut rebuilding, &mut log_stage)?;
-    let Recovered { claimed, checkpoint, gathered, meta, resume, torn } = recovered;
-    let store = rebuilding.store.expect("the end of the rows makes the store");
-    log_recovered(&store, &rebuilding.lessor, &meta, torn.as_ref(), clock::now() - start);
+    let lessor = Lessor::new(file_disk::random_salt());
+    let Restored { store, lessor, recovered } = restore(&claimed.files, lessor, &mut log_stage)?;
+    let Recovered { checkpoint, gathered, meta, resume, torn } = recovered;
+    log_recovered(&store, &lessor, &meta, torn.as_ref(), clock::now() - start);
     // What it took to put the store together is not needed again.
     memory::collect();
 
     let (progress, receiver) = mpsc::channel();
-    let mover = Mover::new(claimed.data.clone(), checkpoint, gathered, receiver, config.scrub_interval, clock::now());
+    let files = &claimed.files;
+    let mover = Mover::new(files.data.clone(), checkpoint, gathered, receiver, config.scrub_interval, clock::now());
     let checkpointed = mover.checkpointed();
-    let checkpoint = checkpoint_thread::spawn(
-        mover,
-        Box::new(|error| {
-            // The log has everything; what the checkpoint holds is known only to the next start.
-            tracing::error!(%error, "the process ends");
-            std::process::exit(1);
-        }),
-    )?;
+    let checkpoint = checkpoint_thread::spawn(mover, Box::new(|error| end_process(&error)))?;
     let salt = Box::new(file_disk::random_salt);
-    let (keeper, supply) = segments::open(claimed.wal.clone(), resume, checkpointed.position.clone(), salt)?;
+    let (keeper, supply) = segments::open(files.wal.clone(), resume, checkpointed.position.clone(), salt)?;
     let bell = bell.clone();
-    let segments = segments::spawn(keeper, Box::new(move || bell.ring()))?;
+    let broken =
+        |error: &io::Error| end_process(&format_args!("a segment of the log cannot be made or given up: {error}"));
+    let segments = segments::spawn(keeper, Box::new(move || bell.ring()), Box::new(broken))?;
 
-    let identity::Identity { cluster_id, member_id } = claimed.identity;
-    let term = (meta.term + 1).max(TERM_FIRST);
+    let identity::Identity { cluster_id, member_id } = files.identity;
+    let term = next_term(&meta);
     Ok(Opened {
         identity: Identity { cluster_id, member_id, raft_term: term },
         primed: Primed {
             store,
-            lessor: rebuilding.lessor,
+            lessor,
             next: meta.position.next(),
             term,
             supply,
@@ -148,6 +144,35 @@ pub fn open(config: &Config, bell: &Doorbell) -> Result<Opened, StorageError> {
         },
         storage: Storage { _claimed: claimed, progress, checkpoint },
     })
+}
+
+/// A disk has failed. The log has everything that was told; what else the disk holds is known only to the next start.
+fn end_process(error: &dyn fmt::Display) {
+    tracing::error!(%error, "the process ends");
+    std::process::exit(1);
+}
+
+/// What the directory holds, put together.
+pub(crate) struct Restored<D: Disk> {
+    pub store: Store,
+    pub lessor: Lessor,
+    pub recovered: Recovered<D>,
+}
+
+/// Reads it all back. `lessor` is an empty one.
+pub(crate) fn restore<D: Disk>(
+    files: &Files<D>,
+    lessor: Lessor,
+    on_stage: &mut dyn FnMut(Stage),
+) -> Result<Restored<D>, Refused> {
+    let mut rebuilding = Rebuilding::new(lessor);
+    let recovered = recovery::recover(files, &mut rebuilding, on_stage)?;
+    let store = rebuilding.store.expect("the end of the rows makes the store");
+    Ok(Restored { store, lessor: rebuilding.lessor, recovered })
+}
+
+pub(crate) fn next_term(meta: &Meta) -> u64 {
+    (meta.term + 1).max(TERM_FIRST)
 }
 
 fn log_stage(stage: Stage) {
@@ -252,8 +277,8 @@ impl Rebuild for Rebuilding {
 }
 
 /// The log and the checkpoint, as the writer sees them.
-pub struct Logged {
-    log: Log<RingDevice>,
+pub struct Logged<D: Device> {
+    log: Log<D>,
     progress: Sender<Progress>,
     checkpointed: Checkpointed,
     segments: SegmentsHandle,
@@ -271,31 +296,28 @@ struct Defragmenting {
 /// Both threads try again once a second.
 const SPACE_PATIENCE: Duration = Duration::from_secs(3);
 
-impl Logged {
-    /// On shard 0's thread, inside of its ring. `wake` makes the shard take another turn.
-    pub fn new(
-        supply: Supply<std::os::fd::OwnedFd>,
+impl<D: Device> Logged<D> {
+    pub(crate) fn new(
+        log: Log<D>,
         progress: Sender<Progress>,
         checkpointed: Checkpointed,
         segments: SegmentsHandle,
-        is_durable: bool,
-        wake: Rc<dyn Fn()>,
-    ) -> Logged {
-        let device = RingDevice::new(wake, is_durable, checkpointed.meter.clone());
-        let log = Log::new(device, supply, progress.clone());
+    ) -> Logged<D> {
         Logged { log, progress, checkpointed, segments, defragmenting: None }
     }
 }
 
 impl Primed {
-    /// Takes it apart on the thread it was made for.
-    pub fn into_parts(self, wake: Rc<dyn Fn()>) -> (Store, Lessor, Position, u64, Logged) {
+    /// Takes it apart on the thread it was made for, inside of its ring. `wake` makes the shard take another turn.
+    pub fn into_parts(self, wake: Rc<dyn Fn()>) -> (Store, Lessor, Position, u64, Logged<RingDevice>) {
         let Primed { store, lessor, next, term, supply, progress, checkpointed, segments, is_durable } = self;
-        (store, lessor, next, term, Logged::new(supply, progress, checkpointed, segments, is_durable, wake))
+        let device = RingDevice::new(wake, is_durable, checkpointed.meter.clone());
+        let log = Log::new(device, supply, progress.clone());
+        (store, lessor, next, term, Logged::new(log, progress, checkpointed, segments))
     }
 }
 
-impl Durability for Logged {
+impl<D: Device> Durability for Logged<D> {
     fn append(&mut self, position: Position, entries: &[Entry]) {
         self.log.append(position, entries.to_vec());
     }

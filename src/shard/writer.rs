@@ -127,6 +127,8 @@ pub struct Writer {
 pub(crate) struct Planted {
     /// Replies leave when they are applied, before the committed revision covers them.
     pub release_before_commit: bool,
+    /// What a compaction forgot is removed, and the checkpoint told so, before the compaction is durable.
+    pub remove_before_commit: bool,
 }
 
 impl Writer {
@@ -469,6 +471,11 @@ impl Writer {
     /// A bounded piece of the removal behind a compaction. What running reads or the committed revision still need waits
     /// for the turn in which they have gone on.
     fn remove(&mut self) -> bool {
+        #[cfg(test)]
+        if self.planted.remove_before_commit {
+            self.removing = true;
+            self.compacted = self.store.compacted();
+        }
         if !self.removing {
             return false;
         }

@@ -4,21 +4,19 @@
 //! The promises: every group that was reported durable is back; what is back is a beginning of what was appended, in
 //! order, and nothing else; a damaged log is refused, or cut where nobody was ever told of the rest.
 
-use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 
-use crate::net::ring::AlignedBuffer;
 use crate::random::Random;
-use crate::sim::disk::{FakeDisk, FakeFile, Faults, SECTOR_BYTES};
+use crate::sim::device::FakeDevice;
+use crate::sim::disk::{FakeDisk, Faults, SECTOR_BYTES};
 use crate::sim::seeds;
 use crate::types::{Alarm, AlarmKind, Batch, Change, Entry, KeyValue, Lease, LeaseId, Position, Revision, Time};
-use crate::wal::disk::{Disk, DiskFile};
+use crate::wal::disk::Disk;
 use crate::wal::examine::{Finding, examine};
-use crate::wal::log::{self, Device, Log};
+use crate::wal::log::{self, Log};
 use crate::wal::record::{BLOCK_BYTES, Look, SegmentHeader};
 use crate::wal::replay::{self, Recovered, Replay, ReplayError};
 use crate::wal::segments::{self, Keeper, Step};
@@ -29,52 +27,6 @@ const CLUSTER: u64 = 0xc1;
 const BLOCKS: u32 = 8;
 
 type Group = (Position, Vec<Entry>);
-
-/// A device that writes, syncs and answers when it is told to.
-#[derive(Clone, Default)]
-struct FakeDevice(Rc<RefCell<Flight>>);
-
-#[derive(Default)]
-enum Flight {
-    #[default]
-    Nothing,
-    Submitted(Rc<FakeFile>, u64, AlignedBuffer),
-    Written(Rc<FakeFile>, AlignedBuffer),
-    Done(Result<(), LogFailure>, AlignedBuffer),
-}
-
-impl FakeDevice {
-    fn advance(&self) {
-        let flight = self.0.take();
-        *self.0.borrow_mut() = match flight {
-            Flight::Submitted(file, offset, buffer) => match file.write_at(offset, &buffer) {
-                Ok(()) => Flight::Written(file, buffer),
-                Err(error) => Flight::Done(Err(LogFailure::of_write(error)), buffer),
-            },
-            Flight::Written(file, buffer) => Flight::Done(file.sync_data().map_err(LogFailure::Broken), buffer),
-            other => other,
-        };
-    }
-}
-
-impl Device for FakeDevice {
-    type Segment = FakeFile;
-
-    fn submit(&mut self, segment: &Rc<FakeFile>, offset: u64, frame: AlignedBuffer) {
-        let before = self.0.replace(Flight::Submitted(segment.clone(), offset, frame));
-        assert!(matches!(before, Flight::Nothing), "one frame at a time");
-    }
-
-    fn poll(&mut self) -> Option<(Result<(), LogFailure>, AlignedBuffer)> {
-        match self.0.take() {
-            Flight::Done(result, buffer) => Some((result, buffer)),
-            other => {
-                *self.0.borrow_mut() = other;
-                None
-            }
-        }
-    }
-}
 
 #[derive(Clone, Copy, Default)]
 struct Planted {
@@ -259,7 +211,10 @@ impl World {
                 }
                 0..6 => device.advance(),
                 6 => {
-                    keeper.step();
+                    let step = keeper.step();
+                    if step.is_err() {
+                        return Ok(End::Failed);
+                    }
                 }
                 7 => {
                     if let Some(position) = durable.pop_front() {
@@ -401,8 +356,8 @@ fn each_call_in_turn_fails_or_is_the_last_before_the_power_goes() {
     assert!(calls > 50, "{calls} calls");
 }
 
-/// Every frame of the log with its segment and offset, and how many groups it ends.
-fn frames(disk: &FakeDisk) -> Vec<(String, u64, u64, Position)> {
+/// Every frame of the log with its segment, offset and length, and the last group before it.
+pub fn frames(disk: &FakeDisk) -> Vec<(String, u64, u64, Position)> {
     let mut frames = Vec::new();
     for name in disk.names().unwrap().into_iter().filter(|name| name.ends_with(".wal")) {
         let bytes = disk.contents(&name);
@@ -535,7 +490,7 @@ fn a_full_disk_leaves_a_segment_of_reserve_and_says_so_and_recovers() {
                 position = position.next();
                 log.append(position, vec![Source { revision: Revision(1) }.batch(random)]);
             }
-            let step = keeper.step();
+            let step = keeper.step().unwrap();
             device.advance();
             assert!(!matches!(log.completed(), Some(Err(_))), "seed {seed}");
             step
@@ -555,7 +510,7 @@ fn a_full_disk_leaves_a_segment_of_reserve_and_says_so_and_recovers() {
             turn(&mut log, &mut keeper, &mut world.random);
         }
         assert!(!log.is_short_of_space(), "seed {seed}");
-        assert!(matches!(keeper.step(), Step::Idle | Step::Prepared), "seed {seed}");
+        assert!(matches!(keeper.step().unwrap(), Step::Idle | Step::Prepared), "seed {seed}");
     }
 }
 
@@ -569,7 +524,7 @@ fn a_disk_that_turns_read_only_is_a_refusal_and_the_next_start_has_what_was_told
         let recovered = world.recover().unwrap();
         let mut position = recovered.last;
         let (mut keeper, mut log, device, _progress) = world.open(recovered);
-        keeper.step();
+        keeper.step().unwrap();
         world.disk.set_faults(Faults { is_read_only: true, ..Faults::default() });
         for _ in 0..3 {
             position = position.next();
@@ -577,7 +532,7 @@ fn a_disk_that_turns_read_only_is_a_refusal_and_the_next_start_has_what_was_told
             world.groups.push((position, entries.clone()));
             log.append(position, entries);
             for _ in 0..2 {
-                keeper.step();
+                keeper.step().unwrap();
                 device.advance();
             }
             assert!(matches!(log.completed(), Some(Err(LogFailure::Refused(_)))), "seed {seed}");

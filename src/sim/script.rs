@@ -101,7 +101,7 @@ impl Stage {
 
     fn settle(&mut self) {
         loop {
-            let mut more = self.intake.feed(&mut self.hub);
+            let mut more = self.intake.feed(&mut self.hub, |_| ());
             more |= self.hub.turn(1_000);
             if let Some(from) = self.hub.next_history_request() {
                 self.link.send(Request { token: 2, command: Command::History { from } });

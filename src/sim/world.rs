@@ -403,7 +403,7 @@ impl World {
         }
         let shard = &mut self.shards[index];
         shard.link.refill();
-        let mut more = shard.intake.feed(&mut shard.hub);
+        let mut more = shard.intake.feed(&mut shard.hub, |_| ());
         more |= shard.hub.turn(budget);
         if let Some(from) = shard.hub.next_history_request() {
             shard.link.send(Request { token: HISTORY_TOKEN, command: Command::History { from } });

@@ -22,6 +22,7 @@ pub(crate) struct Model {
 /// A transaction at work: what it looks at, what it has made so far.
 struct Attempt<'a> {
     model: &'a Model,
+    has_lease: &'a dyn Fn(LeaseId) -> bool,
     before: &'a State,
     after: State,
     changes: Vec<Change>,
@@ -40,7 +41,28 @@ impl Model {
         Revision(self.compacted)
     }
 
+    /// Back to what was true at this revision.
+    pub(crate) fn take_back(&mut self, revision: Revision, compacted: Revision, alarms: Vec<Alarm>) {
+        self.states.truncate(revision.0 as usize + 1);
+        self.batches.retain(|batch| batch.revision <= revision);
+        (self.compacted, self.alarms) = (compacted.0, alarms);
+    }
+
+    /// All batches there ever were, in order.
+    pub(crate) fn batches(&self) -> &[Batch] {
+        &self.batches
+    }
+
     pub(crate) fn apply(&mut self, write: &Write, time: Time) -> (Result<Answer, Error>, Option<Entry>) {
+        self.apply_with(write, time, &|_| false)
+    }
+
+    pub(crate) fn apply_with(
+        &mut self,
+        write: &Write,
+        time: Time,
+        has_lease: &dyn Fn(LeaseId) -> bool,
+    ) -> (Result<Answer, Error>, Option<Entry>) {
         if let Write::Alarm { alarm, active } = write {
             return self.alarm(*alarm, *active);
         }
@@ -56,7 +78,7 @@ impl Model {
             return (answer, entry);
         }
         let before = self.states.last().unwrap();
-        let mut attempt = Attempt { model: self, before, after: before.clone(), changes: Vec::new() };
+        let mut attempt = Attempt { model: self, has_lease, before, after: before.clone(), changes: Vec::new() };
         let result = match write {
             Write::Put(put) => attempt.check_put(put).and_then(|()| attempt.put(put)),
             Write::DeleteRange(delete) => Ok(attempt.delete(delete)),
@@ -226,7 +248,9 @@ impl Attempt<'_> {
 
     fn check_put(&self, put: &Put) -> Result<(), Error> {
         match put.lease {
-            PutLease::Set(lease) if lease.0 != 0 => return Err(Error::LeaseNotFound { lease }),
+            PutLease::Set(lease) if lease.0 != 0 && !(self.has_lease)(lease) => {
+                return Err(Error::LeaseNotFound { lease });
+            }
             _ => {}
         }
         let keeps = matches!(put.value, PutValue::Keep) || matches!(put.lease, PutLease::Keep);
@@ -268,7 +292,6 @@ impl Attempt<'_> {
             (PutLease::Keep, Some(old)) => old.lease(),
             (PutLease::Keep, None) => return Err(Error::KeyNotFound),
         };
-        assert_eq!(lease, LeaseId::NONE);
         let revision = self.new_revision();
         let create = old.as_ref().map_or(revision, KeyValue::create_revision);
         let version = old.as_ref().map_or(1, |old| old.version() + 1);

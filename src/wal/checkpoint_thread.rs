@@ -90,11 +90,23 @@ pub struct Mover<D: Disk> {
     /// When the next scrub begins.
     scrub_at: Option<Instant>,
     scrub: Option<Scrub>,
+    write_bytes_per_second: u64,
+    #[cfg(test)]
+    pub(crate) planted: Planted,
 }
 
-#[derive(Default)]
+/// Bugs that the simulator must find.
+#[cfg(test)]
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Planted {
+    /// The log may give up what was gathered and is not committed.
+    pub frees_before_commit: bool,
+}
+
 struct Scrub {
     cursor: Option<ChangeId>,
+    begun: Instant,
+    bytes: u64,
 }
 
 impl<D: Disk> Mover<D> {
@@ -128,9 +140,18 @@ impl<D: Disk> Mover<D> {
             scrub_interval,
             scrub_at: scrub_interval.map(|interval| now + interval),
             scrub: None,
+            write_bytes_per_second: WRITE_BYTES_PER_SECOND,
+            #[cfg(test)]
+            planted: Planted::default(),
         };
         mover.ensure_reserve();
         mover
+    }
+
+    /// Commits in pieces as ever and never sleeps between them.
+    #[cfg(test)]
+    pub(crate) fn without_sleep(self) -> Mover<D> {
+        Mover { write_bytes_per_second: u64::MAX, ..self }
     }
 
     pub fn checkpointed(&self) -> Checkpointed {
@@ -170,7 +191,13 @@ impl<D: Disk> Mover<D> {
             match self.progress.try_recv() {
                 Ok(Progress::Defragment(reply)) => self.defragment.push(reply),
                 Ok(Progress::Stop) | Err(TryRecvError::Disconnected) => self.is_stopping = true,
-                Ok(Progress::Durable { position, entries }) => self.gathered.add(position, entries),
+                Ok(Progress::Durable { position, entries }) => {
+                    #[cfg(test)]
+                    if self.planted.frees_before_commit {
+                        self.checkpointed.position.store(position.0, Ordering::Release);
+                    }
+                    self.gathered.add(position, entries);
+                }
                 Ok(Progress::Removed(ids)) => self.gathered.remove(ids),
                 Err(TryRecvError::Empty) => break,
             }
@@ -193,7 +220,7 @@ impl<D: Disk> Mover<D> {
 
     fn commit(&mut self, now: Instant) -> Result<(), CheckpointError> {
         let is_hurried = self.is_stopping || self.gathered.bytes() >= BEHIND_BYTES;
-        self.checkpoint.set_write_bytes_per_second(if is_hurried { 0 } else { WRITE_BYTES_PER_SECOND });
+        self.checkpoint.set_write_bytes_per_second(if is_hurried { 0 } else { self.write_bytes_per_second });
         let removed = self.gathered.removed() as u64;
         let share = self.checkpoint.meta().rows / FORGET_SHARE;
         let forget = removed >= share.clamp(FORGET_MIN, FORGET_MAX) || !self.defragment.is_empty() || !self.has_reserve;
@@ -265,12 +292,17 @@ impl<D: Disk> Mover<D> {
         }
     }
 
-    /// Reads a little of the file, to find bits that rotted before a start needs them.
+    /// Reads a little of the file, to find bits that rotted before a start needs them. Damage raises no alarm: what is served
+    /// comes from memory and is right, and an alarm would refuse the writes that are right as well. It is told in the log
+    /// and counted, again with each reading, until somebody has seen to it.
     fn scrub(&mut self, now: Instant) -> Duration {
         if self.scrub.is_none() && self.scrub_at.is_none_or(|at| now < at) {
             return IDLE_POLL;
         }
-        let scrub = self.scrub.get_or_insert_default();
+        let scrub = self.scrub.get_or_insert_with(|| {
+            tracing::info!(rows = self.checkpoint.meta().rows, "begin to read the whole checkpoint");
+            Scrub { cursor: None, begun: now, bytes: 0 }
+        });
         let mut bytes = 0;
         while bytes < SCRUB_BYTES_PER_POLL {
             let read = self.checkpoint.scrub(&mut scrub.cursor, SCRUB_ROWS);
@@ -280,12 +312,21 @@ impl<D: Disk> Mover<D> {
                 None => self.checkpoint.leases().map(|_| read),
             });
             match read {
-                Ok(read) => bytes += read,
+                Ok(read) => {
+                    bytes += read;
+                    scrub.bytes += read;
+                    if scrub.cursor.is_none() {
+                        let milliseconds = (now - scrub.begun).as_millis() as u64;
+                        tracing::info!(bytes = scrub.bytes, milliseconds, "the whole checkpoint is what was written");
+                        self.checkpointed.meter.scrubbed(true);
+                    }
+                }
                 Err(error) => {
                     tracing::error!(
-                        "{error}; what is in memory is right, the next start will refuse the file: take a snapshot"
+                        "{error}; what is served is right, but the next start will refuse the file: copy the keys to another server before it (etcdctl make-mirror)"
                     );
                     scrub.cursor = None;
+                    self.checkpointed.meter.scrubbed(false);
                 }
             }
             if scrub.cursor.is_none() {

@@ -253,11 +253,7 @@ impl<D: Device> Log<D> {
     }
 
     fn next_segment(&mut self) {
-        let ready = match self.supply.next() {
-            None => return,
-            Some(Ok(ready)) => ready,
-            Some(Err(error)) => return self.fail(LogFailure::Broken(error)),
-        };
+        let Some(ready) = self.supply.next() else { return };
         let (header, segment) = (ready.header, Rc::new(ready.segment));
         let next = Current { header, segment, offset: record::BLOCK_BYTES as u64 };
         if let Some(full) = self.current.replace(next) {

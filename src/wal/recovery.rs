@@ -103,18 +103,50 @@ pub enum Stage {
 /// A directory that is ours, and locked for as long as this lives.
 #[derive(Debug)]
 pub struct Claimed {
-    pub data: Arc<FileDisk>,
-    pub wal: Arc<FileDisk>,
-    pub identity: Identity,
-    path: PathBuf,
+    pub files: Files<FileDisk>,
     _lock: File,
+}
+
+/// The two directories of one store, and whose they are.
+#[derive(Debug)]
+pub struct Files<D> {
+    pub data: Arc<D>,
+    pub wal: Arc<D>,
+    pub identity: Identity,
+    /// Where they lie, for messages.
+    path: PathBuf,
+    wal_path: PathBuf,
+    /// The length of the segments of a log that has none yet.
+    segment_blocks: u32,
+    #[cfg(test)]
+    pub(crate) planted: super::replay::Planted,
+}
+
+impl<D> Files<D> {
+    pub fn new((data, wal): (Arc<D>, Arc<D>), identity: Identity, path: &Path, wal_path: &Path) -> Files<D> {
+        Files {
+            data,
+            wal,
+            identity,
+            path: path.to_owned(),
+            wal_path: wal_path.to_owned(),
+            segment_blocks: SEGMENT_BLOCKS,
+            #[cfg(test)]
+            planted: super::replay::Planted::default(),
+        }
+    }
+
+    /// Segments so short that a simulated log goes through many.
+    #[cfg(test)]
+    pub(crate) fn with_segment_blocks(self, segment_blocks: u32) -> Files<D> {
+        Files { segment_blocks, ..self }
+    }
 }
 
 /// What a start goes on with.
 #[derive(Debug)]
-pub struct Recovered {
-    pub claimed: Claimed,
-    pub checkpoint: Checkpoint<FileDisk>,
+pub struct Recovered<D: Disk> {
+    pub checkpoint: Checkpoint<D>,
     /// For the checkpoint thread: groups that the log has and the checkpoint lacks, and rows that nothing needs.
     pub gathered: Gathered,
     /// What is true now: revision, compaction, term of the last start, alarms, and the last position of the log.
@@ -150,17 +182,30 @@ pub fn claim(data: &Path, wal: Option<&Path>, new_identity: impl FnOnce() -> Ide
         return Err(Refused(advice));
     }
     let lock = lock(data)?;
-    let identity = if has(identity::FILE_NAME) {
-        Identity::read(&disk).map_err(|error| identity_refused(data, &error))?
-    } else {
-        let identity = new_identity();
-        identity.write(&disk).map_err(|error| cannot("write to", data, &error))?;
-        identity
-    };
-    let wal = wal.map_or_else(|| data.join(WAL_NAME), Path::to_owned);
-    make_directory(&wal)?;
-    let wal = FileDisk::open(&wal).map_err(|error| cannot("open", &wal, &error))?;
-    Ok(Claimed { data: Arc::new(disk), wal: Arc::new(wal), identity, path: data.to_owned(), _lock: lock })
+    let identity = identify(&disk, data, new_identity)?;
+    let wal_path = wal.map_or_else(|| data.join(WAL_NAME), Path::to_owned);
+    make_directory(&wal_path)?;
+    let wal = FileDisk::open(&wal_path).map_err(|error| cannot("open", &wal_path, &error))?;
+    let files = Files::new((Arc::new(disk), Arc::new(wal)), identity, data, &wal_path);
+    Ok(Claimed { files, _lock: lock })
+}
+
+/// Reads whose directory it is, or makes it ours.
+///
+/// # Errors
+/// When the file that says so is damaged or of another version, or the disk fails.
+pub(crate) fn identify<D: Disk>(
+    disk: &D,
+    path: &Path,
+    new_identity: impl FnOnce() -> Identity,
+) -> Result<Identity, Refused> {
+    let names = disk.names().map_err(|error| cannot("read", path, &error))?;
+    if names.iter().any(|name| name == identity::FILE_NAME) {
+        return Identity::read(disk).map_err(|error| identity_refused(path, &error));
+    }
+    let identity = new_identity();
+    identity.write(disk).map_err(|error| cannot("write to", path, &error))?;
+    Ok(identity)
 }
 
 pub(super) fn cannot(what: &str, path: &Path, error: &io::Error) -> Refused {
@@ -214,12 +259,12 @@ fn lock(data: &Path) -> Result<File, Refused> {
 ///
 /// # Errors
 /// When anything is missing, damaged, or cannot be read.
-pub fn recover(
-    claimed: Claimed,
+pub fn recover<D: Disk>(
+    files: &Files<D>,
     rebuild: &mut impl Rebuild,
     on_stage: &mut dyn FnMut(Stage),
-) -> Result<Recovered, Refused> {
-    let checkpoint = open_checkpoint(&claimed)?;
+) -> Result<Recovered<D>, Refused> {
+    let checkpoint = open_checkpoint(files)?;
     let mut meta = checkpoint.meta().clone();
     let mut gathered = Gathered::default();
     rebuild.begin(&meta);
@@ -227,7 +272,12 @@ pub fn recover(
     gathered.remove(load(&checkpoint, rebuild, on_stage)?);
 
     let mut refused = None;
-    let replay = Replay::new(&*claimed.wal, claimed.identity.cluster_id, meta.position, SEGMENT_BLOCKS);
+    #[cfg_attr(not(test), expect(unused_mut, reason = "tests plant bugs in it"))]
+    let mut replay = Replay::new(&*files.wal, files.identity.cluster_id, meta.position, files.segment_blocks);
+    #[cfg(test)]
+    {
+        replay.planted = files.planted;
+    }
     let mut teller = Teller::new();
     let replayed = replay.run(
         &mut |position, entries| {
@@ -240,14 +290,15 @@ pub fn recover(
             teller.tell(done, total, &mut |seconds_left| on_stage(Stage::Log { done, total, seconds_left }));
         },
     );
-    let replayed = replayed.map_err(|error| Refused(error.to_string()))?;
+    let replayed = replayed.map_err(|error| Refused(error.under(&files.wal_path).to_string()))?;
     if let Some(what) = refused {
         return Err(Refused(format!(
             "the log does not continue the checkpoint: {what}; keep what is whole with tarsier salvage"
         )));
     }
     meta.position = meta.position.max(replayed.last);
-    Ok(Recovered { claimed, checkpoint, gathered, meta, resume: replayed.resume, torn: replayed.torn })
+    let torn = replayed.torn.map(|torn| torn.under(&files.wal_path));
+    Ok(Recovered { checkpoint, gathered, meta, resume: replayed.resume, torn })
 }
 
 fn take_group(
@@ -264,40 +315,40 @@ fn take_group(
     Ok(())
 }
 
-fn open_checkpoint(claimed: &Claimed) -> Result<Checkpoint<FileDisk>, Refused> {
-    let names = claimed.data.names().map_err(|error| cannot("read", &claimed.path, &error))?;
+fn open_checkpoint<D: Disk>(files: &Files<D>) -> Result<Checkpoint<D>, Refused> {
+    let names = files.data.names().map_err(|error| cannot("read", &files.path, &error))?;
     if names.iter().any(|name| name == checkpoint::FILE_NAME) {
-        let opened = match Checkpoint::open(claimed.data.clone()) {
+        let opened = match Checkpoint::open(files.data.clone()) {
             // A full disk must not keep a server down that has a reserve for this.
-            Err(CheckpointError::Full(_)) if claimed.data.remove(RESERVE_NAME).is_ok() => {
-                Checkpoint::open(claimed.data.clone())?
+            Err(CheckpointError::Full(_)) if files.data.remove(RESERVE_NAME).is_ok() => {
+                Checkpoint::open(files.data.clone())?
             }
             opened => opened?,
         };
-        let Identity { cluster_id, member_id } = claimed.identity;
+        let Identity { cluster_id, member_id } = files.identity;
         if (opened.meta().cluster_id, opened.meta().member_id) != (cluster_id, member_id) {
             return Err(Refused(format!(
                 "{} in {} belongs to another data directory: put the one back that belongs here",
                 checkpoint::FILE_NAME,
-                claimed.path.display()
+                files.path.display()
             )));
         }
         return Ok(opened);
     }
-    let segments = claimed.wal.names().map_err(|error| cannot("read the log beside", &claimed.path, &error))?;
+    let segments = files.wal.names().map_err(|error| cannot("read the log beside", &files.path, &error))?;
     if segments.iter().any(|name| name.ends_with(".wal")) {
         return Err(Refused(format!(
             "{} is missing in {} and there is a log: put it back, or keep what is whole with tarsier salvage",
             checkpoint::FILE_NAME,
-            claimed.path.display()
+            files.path.display()
         )));
     }
-    let meta = Meta::new(claimed.identity.cluster_id, claimed.identity.member_id);
-    Ok(Checkpoint::create(claimed.data.clone(), meta)?)
+    let meta = Meta::new(files.identity.cluster_id, files.identity.member_id);
+    Ok(Checkpoint::create(files.data.clone(), meta)?)
 }
 
-fn load(
-    checkpoint: &Checkpoint<FileDisk>,
+fn load<D: Disk>(
+    checkpoint: &Checkpoint<D>,
     rebuild: &mut impl Rebuild,
     on_stage: &mut dyn FnMut(Stage),
 ) -> Result<Vec<ChangeId>, Refused> {
@@ -343,22 +394,9 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use crate::sim::Folder;
 
     const IDENTITY: Identity = Identity { cluster_id: 5, member_id: 6 };
-
-    struct Folder(PathBuf);
-
-    impl Drop for Folder {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_dir_all(&self.0);
-        }
-    }
-
-    fn folder(name: &str) -> Folder {
-        let path = std::env::temp_dir().join(format!("tarsier-recovery-{}-{name}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&path);
-        Folder(path)
-    }
 
     #[derive(Default)]
     struct Nothing;
@@ -384,29 +422,32 @@ mod tests {
     }
 
     fn refusal(data: &Path) -> String {
-        claim(data, None, || IDENTITY).and_then(|claimed| recover(claimed, &mut Nothing, &mut |_| {})).unwrap_err().0
+        let recovered = claim(data, None, || IDENTITY)
+            .and_then(|claimed| recover(&claimed.files, &mut Nothing, &mut |_| {}).map(drop));
+        recovered.unwrap_err().0
     }
 
-    fn start(data: &Path) -> Recovered {
+    fn start(data: &Path) -> (Claimed, Recovered<FileDisk>) {
         let claimed = claim(data, None, || IDENTITY).unwrap();
-        recover(claimed, &mut Nothing, &mut |_| {}).unwrap()
+        let recovered = recover(&claimed.files, &mut Nothing, &mut |_| {}).unwrap();
+        (claimed, recovered)
     }
 
     #[test]
     fn a_directory_is_made_for_its_owner_alone_and_keeps_its_ids() {
-        let data = folder("new");
+        let data = Folder::new("recovery-new");
         drop(start(&data.0));
         let mode = std::fs::metadata(&data.0).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o700);
         let claimed = claim(&data.0, None, || panic!("it has ids")).unwrap();
-        assert_eq!(claimed.identity, IDENTITY);
-        let recovered = recover(claimed, &mut Nothing, &mut |_| {}).unwrap();
+        assert_eq!(claimed.files.identity, IDENTITY);
+        let recovered = recover(&claimed.files, &mut Nothing, &mut |_| {}).unwrap();
         assert_eq!((recovered.meta.position, recovered.resume.last), (Position(0), Position(0)));
     }
 
     #[test]
     fn a_second_process_is_refused() {
-        let data = folder("locked");
+        let data = Folder::new("recovery-locked");
         let first = start(&data.0);
         assert!(refusal(&data.0).contains("another process uses"), "{}", refusal(&data.0));
         drop(first);
@@ -415,7 +456,7 @@ mod tests {
 
     #[test]
     fn what_is_not_ours_is_named_and_left_alone() {
-        let data = folder("foreign");
+        let data = Folder::new("recovery-foreign");
         std::fs::create_dir_all(data.0.join(ETCD_NAME)).unwrap();
         assert!(refusal(&data.0).contains("is a data directory of etcd itself"));
         std::fs::remove_dir(data.0.join(ETCD_NAME)).unwrap();
@@ -427,7 +468,7 @@ mod tests {
 
     #[test]
     fn each_missing_or_damaged_file_is_named() {
-        let data = folder("damaged");
+        let data = Folder::new("recovery-damaged");
         drop(start(&data.0));
         let identity = std::fs::read(data.0.join(identity::FILE_NAME)).unwrap();
         std::fs::remove_file(data.0.join(identity::FILE_NAME)).unwrap();
@@ -453,7 +494,7 @@ mod tests {
 
     #[test]
     fn a_checkpoint_of_another_directory_is_refused() {
-        let (data, other) = (folder("mine"), folder("other"));
+        let (data, other) = (Folder::new("recovery-mine"), Folder::new("recovery-other"));
         drop(start(&data.0));
         drop(claim(&other.0, None, || Identity { cluster_id: 7, member_id: 8 }).unwrap());
         std::fs::copy(data.0.join(checkpoint::FILE_NAME), other.0.join(checkpoint::FILE_NAME)).unwrap();

@@ -15,6 +15,7 @@
 
 use std::fmt;
 use std::io;
+use std::path::Path;
 
 use crate::types::{Entry, Position};
 use crate::wal::disk::{Disk, DiskFile};
@@ -23,6 +24,9 @@ use crate::wal::segments::{Closed, Resume, segment_name, sequence_of};
 
 /// No segment was ever made longer than this. A length beyond it is damage that a checksum missed, or a foreign file.
 const SEGMENT_BYTES_MAX: u64 = 1 << 30;
+
+/// The name of the directory itself, seen from within.
+const DIRECTORY: &str = ".";
 
 /// Why the log cannot be replayed. One line that names the file and what to do.
 #[derive(Debug)]
@@ -97,6 +101,27 @@ impl fmt::Display for Flaw {
 
 impl std::error::Error for ReplayError {}
 
+impl ReplayError {
+    /// The same with the place at which the file lies.
+    pub fn under(mut self, directory: &Path) -> ReplayError {
+        match &mut self {
+            ReplayError::Io { file, .. }
+            | ReplayError::Foreign { file }
+            | ReplayError::Missing { file }
+            | ReplayError::Version { file, .. }
+            | ReplayError::Cluster { file, .. }
+            | ReplayError::Damage { file, .. }
+            | ReplayError::Gap { file, .. } => *file = placed(directory, file),
+            ReplayError::Behind { .. } => {}
+        }
+        self
+    }
+}
+
+fn placed(directory: &Path, file: &str) -> String {
+    if file == DIRECTORY { directory.display().to_string() } else { directory.join(file).display().to_string() }
+}
+
 impl fmt::Display for ReplayError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -144,6 +169,12 @@ impl fmt::Display for ReplayError {
 pub struct TornTail {
     pub file: String,
     pub offset: u64,
+}
+
+impl TornTail {
+    pub fn under(self, directory: &Path) -> TornTail {
+        TornTail { file: placed(directory, &self.file), ..self }
+    }
 }
 
 #[derive(Debug)]
@@ -318,7 +349,7 @@ impl<'a, D: Disk> Replay<'a, D> {
 
     /// Reads every header, and checks that they make one log.
     fn headers(&self) -> Result<Vec<SegmentHeader>, ReplayError> {
-        let io = |error| ReplayError::Io { file: ".".to_owned(), error };
+        let io = |error| ReplayError::Io { file: DIRECTORY.to_owned(), error };
         let mut headers: Vec<SegmentHeader> = Vec::new();
         for name in self.disk.names().map_err(io)?.into_iter().filter(|name| name.ends_with(".wal")) {
             let Some(sequence) = sequence_of(&name) else { return Err(ReplayError::Foreign { file: name }) };
@@ -469,7 +500,7 @@ impl<'a, D: Disk> Replay<'a, D> {
             on_progress(done, total);
         }
         self.wipe_remains(scanned)?;
-        self.disk.sync_names().map_err(|error| ReplayError::Io { file: ".".to_owned(), error })
+        self.disk.sync_names().map_err(|error| ReplayError::Io { file: DIRECTORY.to_owned(), error })
     }
 
     /// A torn frame whose missing sectors the next frame happens to fill in, zeros as a rule, would come to life if that

@@ -47,7 +47,7 @@ pub fn salvage(
     let saved = gather(&data, &*wal, &mut report).map_err(telling)??;
     let identity = saved.identity.unwrap_or_else(new_identity);
     let claimed = claim(new, None, || identity)?;
-    saved.write(claimed.data.clone(), identity)?;
+    saved.write(claimed.files.data.clone(), identity)?;
     let history = saved.meta.compacted.map_or("all history".to_owned(), |at| format!("history from revision {at} on"));
     let said = report.say(&format!(
         "{}: {} changes up to revision {}, {history}",

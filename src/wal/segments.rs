@@ -105,7 +105,7 @@ impl Shared {
 
 /// The end of the queues that the log holds.
 pub struct Supply<S> {
-    ready: rtrb::Consumer<io::Result<Ready<S>>>,
+    ready: rtrb::Consumer<Ready<S>>,
     closed: rtrb::Producer<Closed>,
     /// Closed segments that found the queue full.
     waiting: VecDeque<Closed>,
@@ -122,8 +122,8 @@ pub(crate) struct Resumed<S> {
 }
 
 impl<S> Supply<S> {
-    /// The next segment, an error after which there are none, or nothing yet.
-    pub(crate) fn next(&mut self) -> Option<io::Result<Ready<S>>> {
+    /// The next segment, or nothing yet.
+    pub(crate) fn next(&mut self) -> Option<Ready<S>> {
         let next = self.ready.pop().ok()?;
         self.shared.wake();
         Some(next)
@@ -169,7 +169,7 @@ pub enum Step {
     Idle,
     /// The disk is full; the same again later.
     ShortOfSpace,
-    /// The log is gone, or has been told that nothing more comes.
+    /// The log is gone.
     Over,
 }
 
@@ -194,12 +194,10 @@ pub struct Keeper<D: SegmentDisk> {
     next_sequence: u64,
     next_spare: u64,
     newly_closed: rtrb::Consumer<Closed>,
-    ready: rtrb::Producer<io::Result<Ready<D::Segment>>>,
+    ready: rtrb::Producer<Ready<D::Segment>>,
     shared: Arc<Shared>,
     checkpointed: Arc<AtomicU64>,
     salt: Box<dyn FnMut() -> u64 + Send>,
-    failure: Option<io::Error>,
-    is_over: bool,
 }
 
 struct Spare {
@@ -256,44 +254,23 @@ pub fn open<D: SegmentDisk>(
         shared,
         checkpointed,
         salt,
-        failure: None,
-        is_over: false,
     };
     Ok((keeper, supply))
 }
 
 impl<D: SegmentDisk> Keeper<D> {
     /// Does what is to be done: gives up one segment, or makes one ready.
-    pub fn step(&mut self) -> Step {
-        if self.is_over || self.ready.is_abandoned() {
-            return Step::Over;
+    ///
+    /// # Errors
+    /// When the disk failed: what it holds is open, and the process must end.
+    pub fn step(&mut self) -> io::Result<Step> {
+        if self.ready.is_abandoned() {
+            return Ok(Step::Over);
         }
-        if self.failure.is_some() {
-            return self.fail();
-        }
-        match self.try_step() {
-            Ok(step) => {
-                self.shared.is_short_of_space.store(false, Ordering::Relaxed);
-                step
-            }
-            Err(error) if is_refusal(&error) => {
-                self.shared.is_short_of_space.store(true, Ordering::Relaxed);
-                Step::ShortOfSpace
-            }
-            Err(error) => {
-                self.failure = Some(error);
-                self.fail()
-            }
-        }
-    }
-
-    /// The log ends the process over the error, as soon as it asks for a segment. Until then nothing is touched.
-    fn fail(&mut self) -> Step {
-        let Some(error) = self.failure.take_if(|_| self.ready.slots() > 0) else { return Step::Idle };
-        let pushed = self.ready.push(Err(error));
-        assert!(pushed.is_ok(), "only this side fills the slot");
-        self.is_over = true;
-        Step::Prepared
+        let stepped = self.try_step();
+        let is_short = matches!(&stepped, Err(error) if is_refusal(error));
+        self.shared.is_short_of_space.store(is_short, Ordering::Relaxed);
+        if is_short { Ok(Step::ShortOfSpace) } else { stepped }
     }
 
     fn sync_names(&self) -> io::Result<()> {
@@ -324,7 +301,7 @@ impl<D: SegmentDisk> Keeper<D> {
         };
         let segment = self.disk.open_segment(&segment_name(header.sequence))?;
         self.prepared.pop_front();
-        let pushed = self.ready.push(Ok(Ready { header, segment }));
+        let pushed = self.ready.push(Ready { header, segment });
         assert!(pushed.is_ok(), "only this side fills the slot");
         Ok(Step::Prepared)
     }
@@ -424,31 +401,43 @@ fn fill<F: DiskFile>(file: &F, bytes: u64) -> io::Result<()> {
 pub struct SegmentsHandle(Arc<Shared>);
 
 impl SegmentsHandle {
+    /// Of a keeper without a thread.
+    #[cfg(test)]
+    pub(crate) fn of<D: SegmentDisk>(keeper: &Keeper<D>) -> SegmentsHandle {
+        SegmentsHandle(keeper.shared.clone())
+    }
+
     pub fn wake(&self) {
         self.0.wake();
     }
 }
 
-/// Starts the thread. `wake` tells the log's thread that a segment is ready. The thread ends when the log is dropped.
+/// Starts the thread. `wake` tells the log's thread that a segment is ready, or that there is no space for one. `broken`
+/// hears when the disk failed; it must end the process. The thread ends when the log is dropped.
 ///
 /// # Errors
 /// When the system gives no thread.
-pub fn spawn<D: SegmentDisk>(mut keeper: Keeper<D>, wake: Box<dyn Fn() + Send>) -> io::Result<SegmentsHandle> {
+pub fn spawn<D: SegmentDisk>(
+    mut keeper: Keeper<D>,
+    wake: Box<dyn Fn() + Send>,
+    broken: Box<dyn Fn(&io::Error) + Send>,
+) -> io::Result<SegmentsHandle> {
     let shared = keeper.shared.clone();
     let run = move || {
         let set = keeper.shared.thread.set(std::thread::current());
         assert!(set.is_ok(), "a keeper has one thread");
         loop {
             match keeper.step() {
-                Step::Prepared => wake(),
+                Ok(Step::Prepared) => wake(),
                 // A flag that rises is news for the writer.
-                Step::ShortOfSpace => {
+                Ok(Step::ShortOfSpace) => {
                     wake();
                     std::thread::park_timeout(RETRY);
                 }
-                Step::Idle if keeper.closed.is_empty() && !keeper.has_surplus() => std::thread::park(),
-                Step::Idle => std::thread::park_timeout(RETRY),
-                Step::Over => return,
+                Ok(Step::Idle) if keeper.closed.is_empty() && !keeper.has_surplus() => std::thread::park(),
+                Ok(Step::Idle) => std::thread::park_timeout(RETRY),
+                Ok(Step::Over) => return,
+                Err(error) => return broken(&error),
             }
         }
     };
@@ -492,14 +481,14 @@ mod tests {
         /// The log fills segments, and then the checkpoint holds all of them.
         fn fill_and_commit(&mut self, segments: u64) {
             for _ in 0..segments {
-                while self.keeper.step() != Step::Idle {}
-                let ready = self.supply.next().expect("one lies ready").unwrap();
+                while self.keeper.step().unwrap() != Step::Idle {}
+                let ready = self.supply.next().expect("one lies ready");
                 self.closed += 1;
                 self.supply.close(Closed { sequence: ready.header.sequence, last: Position(self.closed) });
             }
-            self.keeper.step();
+            self.keeper.step().unwrap();
             self.checkpointed.store(self.closed, Ordering::Relaxed);
-            while self.keeper.step() != Step::Idle {}
+            while self.keeper.step().unwrap() != Step::Idle {}
         }
 
         fn spares(&self) -> usize {
@@ -527,7 +516,7 @@ mod tests {
         let before = bench.spares();
         assert!(before > SPARES_MIN);
         for _ in 0..before as u32 * LOOKS_PER_SPARE {
-            assert_eq!(bench.keeper.step(), Step::Idle);
+            assert_eq!(bench.keeper.step().unwrap(), Step::Idle);
         }
         assert_eq!((bench.spares(), bench.keeper.has_surplus()), (SPARES_MIN, false));
     }
@@ -540,7 +529,7 @@ mod tests {
         let room = (ROOM_SEGMENTS - 1) * u64::from(BLOCKS) * BLOCK_BYTES as u64;
         let capacity_bytes = Some(bench.disk.used_bytes() + room - 10 * u64::from(BLOCKS) * BLOCK_BYTES as u64);
         bench.disk.set_faults(Faults { capacity_bytes, ..Faults::default() });
-        assert_eq!(bench.keeper.step(), Step::Idle);
+        assert_eq!(bench.keeper.step().unwrap(), Step::Idle);
         assert_eq!(bench.spares(), SPARES_MIN);
     }
 

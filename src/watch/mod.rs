@@ -37,7 +37,7 @@ mod catch_up;
 mod fan_out;
 mod group;
 pub mod hub;
-mod interval;
+pub(crate) mod interval;
 mod members;
 mod message;
 mod outbox;

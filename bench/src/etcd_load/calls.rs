@@ -4,8 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Instant;
 
-use bytes::{Bytes, BytesMut};
-use prost::Message;
+use bytes::Bytes;
 use tarsier_proto::etcdserverpb as pb;
 
 use super::keys::{Keys, random_bytes};
@@ -15,7 +14,7 @@ use super::{Common, Consistency, LeaseArgs, PutArgs, RangeArgs, SEED, TxnMixedAr
 use crate::caller::Caller;
 use crate::fault::{Fault, Result};
 use crate::random::Random;
-use crate::wire;
+use crate::wire::{self, framed};
 
 /// Keys of one page of `range --paginate`.
 const PAGE_KEYS: i64 = 10_000;
@@ -91,13 +90,7 @@ async fn call(caller: Caller, path: &'static str, framed: Bytes) -> Result<()> {
     caller.call(path, framed).await.map(drop)
 }
 
-fn framed(request: &impl Message) -> Bytes {
-    let mut out = BytesMut::new();
-    wire::message(&mut out, |out| request.encode(out).expect("a BytesMut grows as needed"));
-    out.freeze()
-}
-
-fn put_request(key: Bytes, value: &Bytes) -> pb::PutRequest {
+pub fn put_request(key: Bytes, value: &Bytes) -> pb::PutRequest {
     pb::PutRequest { key, value: value.clone(), ..Default::default() }
 }
 
@@ -156,7 +149,7 @@ pub async fn txn_mixed(common: &Common, args: TxnMixedArgs) -> Result<()> {
     closed_loop(common, common.callers().await?, args.writes.total, Pace::new(args.writes.rate, 1), names, begin).await
 }
 
-fn operation(request: pb::request_op::Request) -> pb::RequestOp {
+pub fn operation(request: pb::request_op::Request) -> pb::RequestOp {
     pb::RequestOp { request: Some(request) }
 }
 
@@ -194,9 +187,7 @@ pub async fn range(common: &Common, args: RangeArgs) -> Result<()> {
 async fn pages(caller: &Caller, mut request: pb::RangeRequest) -> Result<()> {
     let path = wire::PATH_RANGE;
     loop {
-        let body = caller.call_message(path, &request).await?;
-        let malformed = |_| Fault::Malformed { path, cause: wire::Malformed("no RangeResponse") };
-        let page = pb::RangeResponse::decode(&body[..]).map_err(malformed)?;
+        let page: pb::RangeResponse = caller.ask(path, &request).await?;
         match page.kvs.last() {
             // The next page begins at the smallest key above the last one, so this ends.
             Some(last) if page.more => request.key = [&last.key[..], b"\0"].concat().into(),
@@ -206,7 +197,7 @@ async fn pages(caller: &Caller, mut request: pb::RangeRequest) -> Result<()> {
 }
 
 /// The first key past all that begin with `prefix`; a zero byte where there is none.
-fn after_prefix(prefix: &[u8]) -> Bytes {
+pub fn after_prefix(prefix: &[u8]) -> Bytes {
     let mut end = prefix.to_vec();
     while let Some(last) = end.pop() {
         if last < 0xff {
@@ -222,24 +213,11 @@ pub async fn lease_keepalive(common: &Common, args: LeaseArgs) -> Result<()> {
     let callers = common.callers().await?;
     let mut leases = Vec::with_capacity(callers.len());
     for caller in &callers {
-        let path = wire::PATH_LEASE_GRANT;
-        let grant = pb::LeaseGrantRequest { ttl: LEASE_SECONDS, ..Default::default() };
-        let body = caller.call_message(path, &grant).await?;
-        let malformed = |_| Fault::Malformed { path, cause: wire::Malformed("no LeaseGrantResponse") };
-        leases.push(pb::LeaseGrantResponse::decode(&body[..]).map_err(malformed)?.id);
+        leases.push(caller.grant(LEASE_SECONDS).await?);
     }
     let begin = move |caller: Caller, worker: usize, _| {
-        let framed = framed(&pb::LeaseKeepAliveRequest { id: leases[worker] });
-        (0, async move {
-            let path = wire::PATH_LEASE_KEEP_ALIVE;
-            let body = caller.call(path, framed).await?;
-            let malformed = |_| Fault::Malformed { path, cause: wire::Malformed("no LeaseKeepAliveResponse") };
-            match pb::LeaseKeepAliveResponse::decode(&body[..]).map_err(malformed)?.ttl {
-                // The answer for a lease that the server does not have.
-                ..=0 => Err(Fault::Broken("a lease ended while it was kept alive".to_owned())),
-                _ => Ok(()),
-            }
-        })
+        let lease = leases[worker];
+        (0, async move { caller.keep_alive(lease).await })
     };
     closed_loop(common, callers, args.total, Pace::new(0, 1), &[""], begin).await
 }

@@ -40,7 +40,11 @@ pub fn key(number: u64, key_bytes: usize) -> Bytes {
 
 /// Bytes that do not compress, the same in each run.
 pub fn random_bytes(count: usize) -> Bytes {
-    let mut random = Random::new(count as u64);
+    fresh_bytes(&mut Random::new(count as u64), count)
+}
+
+/// The next such bytes of a sequence.
+pub fn fresh_bytes(random: &mut Random, count: usize) -> Bytes {
     (0..count).map(|_| random.next() as u8).collect()
 }
 

@@ -1,18 +1,21 @@
 //! The loads of etcd's own `benchmark` tool, by its names, flags and defaults, so that a figure published with it can be
 //! repeated here, against any server.
 //!
-//! What is not here is refused by name: `stm`, TLS, users, `--sample`, `--target-leader`, and compaction beside `put`. Two things differ on
+//! What is not here is refused by name: TLS, users, `--sample`, `--target-leader`, and compaction beside `put`. Two things differ on
 //! purpose: a call that was refused makes the run fail, after its report; and every load runs on one thread of an event
 //! loop, so with very many clients look at its CPU before the server is blamed.
 //!
 //! ```text
-//! mod (arguments) ─┬─► calls    ─┬─► keys (bytes)  pace (tokens)  tally (the report)
-//!                  └─► watches ──┴─► stream (one watch stream)
+//! mod (arguments) ─┬─► calls    ───┬─► keys (bytes)  pace (tokens)  tally (the report)
+//!                  ├─► stm ─► lock ┤
+//!                  └─► watches ────┴─► stream (one watch stream)
 //! ```
 
 mod calls;
 mod keys;
+mod lock;
 mod pace;
+mod stm;
 mod stream;
 mod tally;
 mod watches;
@@ -76,6 +79,8 @@ enum Load {
     TxnPut(TxnPutArgs),
     /// Read all keys or put one, each in a transaction
     TxnMixed(TxnMixedArgs),
+    /// Read keys and overwrite some of them, and try again when another client has changed them meanwhile
+    Stm(StmArgs),
     /// Keep a lease alive for each client, with a stream for each call
     LeaseKeepalive(LeaseArgs),
     /// Create watches, then put what they watch
@@ -187,6 +192,59 @@ pub struct TxnMixedArgs {
     rw_ratio: f64,
 }
 
+/// What a transaction in memory may see of others.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Isolation {
+    /// Whatever is committed; it never conflicts
+    #[value(name = "c")]
+    ReadCommitted,
+    /// What was read is unchanged when it commits
+    #[value(name = "r")]
+    RepeatableReads,
+    /// All that it reads is of one revision besides
+    #[value(name = "s")]
+    Serializable,
+    /// Nobody has written what it writes since, besides
+    #[value(name = "ss")]
+    Snapshot,
+}
+
+/// What is held around each transaction.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Locker {
+    /// Nothing
+    Stm,
+    /// A lock made of the client's own transactions and watches
+    LockClient,
+    /// A lock of the server's Lock service
+    LockRpc,
+}
+
+#[derive(Args, Debug)]
+pub struct StmArgs {
+    #[arg(long, value_enum, default_value_t = Isolation::RepeatableReads)]
+    isolation: Isolation,
+    /// Keys there are
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    keys: u32,
+    /// Transactions
+    #[arg(long, default_value_t = 10_000)]
+    total: u64,
+    /// Keys of a transaction
+    #[arg(long, default_value_t = 1)]
+    keys_per_txn: u32,
+    /// Per cent of its keys that a transaction overwrites; of one key, anything below 100 is none
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(..=100))]
+    txn_wr_percent: u32,
+    #[arg(long, value_enum, default_value_t = Locker::Stm)]
+    stm_locker: Locker,
+    #[arg(long, default_value_t = 8)]
+    val_size: usize,
+    /// Attempts a second; 0 for as many as there can be
+    #[arg(long, default_value_t = 0)]
+    rate: u32,
+}
+
 #[derive(Args, Debug)]
 pub struct LeaseArgs {
     #[arg(long, default_value_t = 10_000)]
@@ -251,6 +309,7 @@ pub async fn run(args: EtcdLoadArgs) -> Result<()> {
         Load::Range(args) => calls::range(common, args).await,
         Load::TxnPut(args) => calls::txn_put(common, args).await,
         Load::TxnMixed(args) => calls::txn_mixed(common, args).await,
+        Load::Stm(args) => stm::stm(common, args).await,
         Load::LeaseKeepalive(args) => calls::lease_keepalive(common, args).await,
         Load::Watch(args) => watches::watch(common, args).await,
         Load::WatchLatency(args) => watches::watch_latency(common, args).await,

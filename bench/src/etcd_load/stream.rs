@@ -4,9 +4,8 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use h2::SendStream;
-use prost::Message;
 use tarsier_proto::etcdserverpb as pb;
 use tarsier_proto::etcdserverpb::watch_request::RequestUnion;
 
@@ -42,10 +41,8 @@ impl WatchStream {
         mut early: impl FnMut(&WatchReply<'_>) -> Result<()>,
     ) -> Result<()> {
         let request = pb::WatchRequest { request_union: Some(RequestUnion::CreateRequest(request)) };
-        let mut out = BytesMut::new();
-        wire::message(&mut out, |out| request.encode(out).expect("a BytesMut grows as needed"));
         let http = |cause| Fault::Http { endpoint: self.caller.endpoint().to_string(), cause };
-        self.send.send_data(out.freeze(), false).map_err(http)?;
+        self.send.send_data(wire::framed(&request), false).map_err(http)?;
         let created = async {
             loop {
                 let message = self.next_message().await?;

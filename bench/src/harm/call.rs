@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use h2::SendStream;
-use prost::Message;
 use tarsier_proto::etcdserverpb as pb;
 
 use crate::caller::Caller;
@@ -37,7 +36,7 @@ impl WatchCall {
     pub fn cancel(&mut self, watch_id: i64) {
         let union = pb::watch_request::RequestUnion::CancelRequest(pb::WatchCancelRequest { watch_id });
         let request = pb::WatchRequest { request_union: Some(union) };
-        wire::message(&mut self.unsent, |out| request.encode(out).expect("a BytesMut grows as needed"));
+        wire::encode(&mut self.unsent, &request);
     }
 
     pub fn flush(&mut self) -> Result<()> {

@@ -63,7 +63,8 @@ pub async fn churn(server: &mut Server, sizes: Sizes) -> Result<Measured> {
     Ok(measured)
 }
 
-async fn create_and_cancel(
+/// Creates watches and cancels them, batch by batch, until it is over.
+pub async fn create_and_cancel(
     endpoint: Arc<str>,
     connection: u32,
     cycles: Rc<Cell<u64>>,

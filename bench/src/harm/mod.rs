@@ -11,20 +11,19 @@ mod teardown;
 mod windows;
 mod witness;
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
 
-use crate::fault::Result;
-use crate::plot::{Axis, Chart, Mark, Scale, Series};
 use crate::server::Side;
 
-pub use churn::churn;
+pub use call::{WatchCall, deaf_streams};
+pub use churn::{churn, create_and_cancel};
 pub use storm::storm;
-pub use stuck::{Pace, stuck};
+pub use stuck::stuck;
 pub use teardown::teardown;
 pub use windows::windows;
+pub use witness::Witness;
 
 /// How large the scenes are.
 #[derive(Clone, Copy, Debug)]
@@ -81,10 +80,7 @@ pub struct HarmArgs {
     churn_seconds: u64,
     /// Puts a second of the witness beside those that do harm
     #[arg(long, default_value_t = 500)]
-    witness_rate: u32,
-    /// Draw the puts a second beside stuck watchers into this SVG file
-    #[arg(long)]
-    pub plot: Option<PathBuf>,
+    pub witness_rate: u32,
 }
 
 impl HarmArgs {
@@ -105,21 +101,4 @@ impl HarmArgs {
             puts_a_second: self.witness_rate,
         }
     }
-}
-
-/// Puts a second over time, a series for each side and number of stuck watchers. Later rounds are left out: one picture
-/// shows one run.
-pub fn plot(paces: &[(Side, Pace)]) -> Result<String> {
-    let mut series: Vec<Series> = Vec::new();
-    for (side, pace) in paces {
-        let name = format!("{}, {} stuck", side.name(), crate::screen::count(u64::from(pace.stuck)));
-        if series.iter().all(|series| series.name != name) {
-            let mark = if *side == Side::Etcd { Mark::Crosses } else { Mark::Dots };
-            series.push(Series { name, mark, points: pace.points.clone() });
-        }
-    }
-    let axis = |label: &str, scale, format| Axis { label: label.to_owned(), scale, format };
-    let seconds = axis("seconds since the first put", Scale::Linear, |value| format!("{value:.0}"));
-    let rate = axis("puts a second", Scale::Log, |value| format!("{value:.0}"));
-    Chart { title: "Puts a second beside stuck watchers".to_owned(), x: seconds, y: rate, series }.svg()
 }

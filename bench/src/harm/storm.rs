@@ -6,10 +6,9 @@ use std::time::Instant;
 use super::Sizes;
 use super::witness::Witness;
 use crate::check::events_due;
-use crate::delivery;
+use crate::delivery::{self, put_all};
 use crate::fault::Result;
 use crate::fleet::{self, Fleet};
-use crate::hold::put_all;
 use crate::keys::{KeyChoice, Plan};
 use crate::meter::Meter;
 use crate::report::Measured;
@@ -61,7 +60,7 @@ pub async fn storm(server: &mut Server, sizes: Sizes) -> Result<Measured> {
 
     let mut measured = Measured::default();
     measured.add(&scene, "all created, s", created.as_secs_f64());
-    measured.add(&scene, "all caught up, s", caught_up.as_secs_f64());
+    measured.headline(&scene, "all caught up, s", caught_up.as_secs_f64());
     measured.add(&scene, "events missed and caught up", due as f64);
     measured.add(&scene, "server CPU, us a watch", spent.cpu.as_secs_f64() * 1e6 / back.plan.watches() as f64);
     tails[0].add(&mut measured, &format!("{scene}: quiet control"));

@@ -11,48 +11,44 @@ use super::call::deaf_streams;
 use super::witness::Witness;
 use crate::fault::Result;
 use crate::link::Windows;
-use crate::load::{Load, Shape, Work};
-use crate::report::Measured;
+use crate::load::{Load, Shape};
+use crate::report::{Course, Measured};
 use crate::screen::count;
 use crate::server::{Program, Server};
+use crate::work::Work;
 
 /// What a watcher takes before it hangs.
 const WINDOWS: Windows = Windows { stream_bytes: 4 << 10, connection_bytes: 1 << 20 };
 const LOAD: Work = Work::Put { keys: 10_000, key_bytes: 32, value_bytes: 64 };
 const LOOK: Duration = Duration::from_millis(500);
 
-/// Puts a second over time beside so many stuck watchers.
-pub struct Pace {
-    pub stuck: u32,
-    pub points: Vec<(f64, f64)>,
-}
-
-pub async fn stuck(program: &Program, sizes: Sizes) -> Result<(Measured, Vec<Pace>)> {
-    let (mut measured, mut paces) = (Measured::default(), Vec::new());
+pub async fn stuck(program: &Program, sizes: Sizes) -> Result<Measured> {
+    let mut measured = Measured::default();
     let mut control = None;
     for stuck in [0, 1, sizes.stuck] {
         let mut server = program.start().await?;
         let outcome = beside(&mut server, sizes, stuck, &mut measured).await;
-        let (pace, rate) = outcome.map_err(|fault| server.explain(fault))?;
+        let (course, rate) = outcome.map_err(|fault| server.explain(fault))?;
         let control = *control.get_or_insert(rate);
-        measured.add(&scene(stuck), "puts a second, % of those without", rate / control * 100.0);
-        paces.push(pace);
+        measured.headline(&scene(stuck), "puts a second, % of those without", rate / control * 100.0);
+        measured.courses.push(course);
     }
-    Ok((measured, paces))
+    Ok(measured)
 }
 
 fn scene(stuck: u32) -> String {
     format!("{} stuck watchers of everything", count(u64::from(stuck)))
 }
 
-async fn beside(server: &mut Server, sizes: Sizes, stuck: u32, measured: &mut Measured) -> Result<(Pace, f64)> {
+async fn beside(server: &mut Server, sizes: Sizes, stuck: u32, measured: &mut Measured) -> Result<(Course, f64)> {
     let scene = scene(stuck);
     let deaf = deaf_streams(&server.endpoint, stuck, WINDOWS, 0).await?;
-    let mut pace = Pace { stuck, points: Vec::new() };
+    let name = format!("{} stuck", count(u64::from(stuck)));
+    let mut course = Course { picture: "Puts a second beside stuck watchers", name, points: Vec::new() };
     let load = launch(&server.endpoint, sizes.threads)?;
     let begun = Instant::now();
     while load.completed() < u64::from(sizes.behind) && begun.elapsed() < sizes.behind_at_most {
-        look(&load, &mut pace, begun).await;
+        look(&load, &mut course, begun).await;
         server.check_alive()?;
     }
     // Their like come back with the first revision, as after a restart, and hang again.
@@ -61,7 +57,7 @@ async fn beside(server: &mut Server, sizes: Sizes, stuck: u32, measured: &mut Me
     load.open_window();
     let window = Instant::now();
     while window.elapsed() < sizes.window {
-        look(&load, &mut pace, begun).await;
+        look(&load, &mut course, begun).await;
     }
     let puts = load.completed() - behind;
     let rate = puts as f64 / window.elapsed().as_secs_f64();
@@ -76,7 +72,7 @@ async fn beside(server: &mut Server, sizes: Sizes, stuck: u32, measured: &mut Me
     let tails = witness.finish().await?;
     tails[0].add(measured, &scene);
     drop((deaf, back));
-    Ok((pace, rate))
+    Ok((course, rate))
 }
 
 fn launch(endpoint: &Arc<str>, threads: u32) -> Result<Load> {
@@ -84,9 +80,9 @@ fn launch(endpoint: &Arc<str>, threads: u32) -> Result<Load> {
 }
 
 /// Waits a little and notes how many puts were done meanwhile.
-async fn look(load: &Load, pace: &mut Pace, begun: Instant) {
+async fn look(load: &Load, course: &mut Course, begun: Instant) {
     let (from, before) = (Instant::now(), load.completed());
     tokio::time::sleep(LOOK).await;
     let rate = (load.completed() - before) as f64 / from.elapsed().as_secs_f64();
-    pace.points.push((begun.elapsed().as_secs_f64(), rate));
+    course.points.push((begun.elapsed().as_secs_f64(), rate));
 }

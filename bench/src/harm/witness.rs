@@ -14,12 +14,13 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::bystander::{finished, on_thread, put_on_schedule, start_pacer};
+use crate::bystander::put_on_schedule;
 use crate::caller::Caller;
 use crate::fault::{Fault, Result};
 use crate::harm::call::WatchCall;
 use crate::link::Windows;
 use crate::load::{latencies, record};
+use crate::open_loop::{finished, on_thread, start_pacer};
 use crate::report::Measured;
 
 const PREFIX: &str = "witness/";

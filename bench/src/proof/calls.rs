@@ -8,7 +8,7 @@ use tarsier_proto::etcdserverpb as pb;
 use crate::caller::Caller;
 use crate::fault::{Fault, Result};
 use crate::proof::history::{self, Mark, Operation, Put, Row, Write};
-use crate::wire::{self, Malformed};
+use crate::wire;
 
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -19,8 +19,7 @@ pub async fn in_time<T>(what: &str, call: impl Future<Output = Result<T>>) -> Re
 }
 
 pub async fn call<T: Message + Default>(caller: &Caller, path: &'static str, request: &impl Message) -> Result<T> {
-    let body = in_time(path, caller.call_message(path, request)).await?;
-    T::decode(&body[..]).map_err(|_| Fault::Malformed { path, cause: Malformed("not the message of this call") })
+    in_time(path, caller.ask(path, request)).await
 }
 
 /// Whether a call may have failed because the server was stopped; then nobody knows what became of it.

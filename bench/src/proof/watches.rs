@@ -107,7 +107,7 @@ impl Watches {
         for seen in &*seen.borrow() {
             let create = pb::watch_request::RequestUnion::CreateRequest(seen.scope.create(seen.last + 1));
             let request = pb::WatchRequest { request_union: Some(create) };
-            wire::message(&mut creates, |out| request.encode(out).expect("a BytesMut grows as needed"));
+            wire::encode(&mut creates, &request);
         }
         send.send_data(creates.freeze(), false).map_err(http)?;
         let reader = tokio::task::spawn_local(read(endpoint.clone(), Answer::Head(response), seen.clone()));

@@ -54,13 +54,7 @@ pub struct Circumstances {
 
 impl Circumstances {
     pub fn keys(&self) -> Keys {
-        let choice = match self.choice {
-            KeyChoice::Pool => "pool",
-            KeyChoice::Own => "own",
-            KeyChoice::One => "one",
-            KeyChoice::Range => "range",
-        };
-        Keys { choice: choice.to_owned(), pool: self.pool, key_bytes: self.key_bytes }
+        Keys { choice: self.choice, pool: self.pool, key_bytes: self.key_bytes }
     }
 
     pub fn plan(&self, shape: Shape) -> Plan {

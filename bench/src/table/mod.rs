@@ -26,6 +26,7 @@ use clap::Args;
 use crate::caller::Caller;
 use crate::cgroup;
 use crate::fault::{Fault, Result};
+use crate::files;
 use crate::fleet::Pace;
 use crate::keys::KeyChoice;
 use crate::link::Windows;
@@ -97,9 +98,9 @@ pub struct TableArgs {
 
 /// A server that somebody else has started.
 #[derive(Clone, PartialEq, Eq, Debug)]
-struct Named {
-    name: String,
-    endpoint: Arc<str>,
+pub struct Named {
+    pub name: String,
+    pub endpoint: Arc<str>,
     process: Option<Process>,
 }
 
@@ -260,7 +261,7 @@ impl Report<'_> {
     fn open(folder: Option<&Path>) -> Result<Report<'_>> {
         let mut results = match folder {
             Some(folder) => {
-                results::make_folder(folder)?;
+                files::make_folder(folder)?;
                 Results::read(folder)?
             }
             None => Results::default(),

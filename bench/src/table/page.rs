@@ -9,6 +9,8 @@ use super::fit::Costs;
 use super::results::{self, Held, Keys, Outcome, Results, Sample};
 use super::rows::{PUBLISHED_COSTS, ROWS};
 use crate::fault::Result;
+use crate::files::write_file;
+use crate::keys::KeyChoice;
 use crate::plot::{Axis, Chart, Mark, Scale, Series};
 use crate::screen::{count, megabytes};
 
@@ -20,10 +22,10 @@ const PUBLISHED: &str = "published for etcd, 2015";
 pub fn write(results: &Results, folder: &Path) -> Result<()> {
     for keys in results.key_choices() {
         for (name, chart) in pictures(results, &keys) {
-            results::write_file(&folder.join(name), &chart.svg()?)?;
+            write_file(&folder.join(name), &chart.svg()?)?;
         }
     }
-    results::write_file(&folder.join(FILE), &markdown(results, true))
+    write_file(&folder.join(FILE), &markdown(results, true))
 }
 
 /// What came of a row, in one line.
@@ -72,11 +74,11 @@ pub fn markdown(results: &Results, with_pictures: bool) -> String {
 
 fn keys_words(keys: &Keys) -> String {
     let bytes = keys.key_bytes;
-    match keys.choice.as_str() {
-        "own" => format!("each watching its own, {bytes} bytes"),
-        "one" => format!("one for all, {bytes} bytes"),
-        "range" => format!("ranges in a pool of {}, {bytes} bytes", count(u64::from(keys.pool))),
-        _ => format!("drawn from a pool of {}, {bytes} bytes", count(u64::from(keys.pool))),
+    match keys.choice {
+        KeyChoice::Own => format!("each watching its own, {bytes} bytes"),
+        KeyChoice::One => format!("one for all, {bytes} bytes"),
+        KeyChoice::Range => format!("ranges in a pool of {}, {bytes} bytes", count(u64::from(keys.pool))),
+        KeyChoice::Pool => format!("drawn from a pool of {}, {bytes} bytes", count(u64::from(keys.pool))),
     }
 }
 
@@ -213,7 +215,7 @@ fn head(text: &mut String, left: &[&str], right: &[String]) {
 
 /// File names and charts; one without a point is left out.
 fn pictures(results: &Results, keys: &Keys) -> Vec<(String, Chart)> {
-    let suffix = format!("{}-{}-{}.svg", keys.choice, keys.pool, keys.key_bytes);
+    let suffix = format!("{}-{}-{}.svg", keys.choice.name(), keys.pool, keys.key_bytes);
     let axis = |label: &str, format| Axis { label: label.to_owned(), scale: Scale::Log, format };
     let series = |of: fn(&Held) -> f64| -> Vec<Series> {
         let points = |server: &str| {

@@ -5,13 +5,15 @@
 //! it, so a folder that was filled on two machines says so.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::fit::{self, Costs};
 use super::rows::Shape;
 use crate::fault::{Fault, Result};
+use crate::files::write_file;
+use crate::keys::KeyChoice;
 
 /// The name of the file in the folder of a report.
 pub const FILE: &str = "table.json";
@@ -19,8 +21,7 @@ pub const FILE: &str = "table.json";
 /// The keys of a row's watches.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub struct Keys {
-    /// `pool`, `own`, `one` or `range`.
-    pub choice: String,
+    pub choice: KeyChoice,
     /// Keys that `pool` and `range` draw from.
     pub pool: u32,
     pub key_bytes: usize,
@@ -158,19 +159,6 @@ impl Results {
     }
 }
 
-pub fn make_folder(folder: &Path) -> Result<PathBuf> {
-    let refused = |cause| Fault::Refused(format!("{} cannot be made: {cause}", folder.display()));
-    fs::create_dir_all(folder).map_err(refused)?;
-    Ok(folder.to_owned())
-}
-
-/// Whole or not at all: a run that is stopped while it writes leaves the last report.
-pub fn write_file(path: &Path, text: &str) -> Result<()> {
-    let refused = |cause| Fault::Refused(format!("{} cannot be written: {cause}", path.display()));
-    let beside = path.with_extension("part");
-    fs::write(&beside, text).and_then(|()| fs::rename(&beside, path)).map_err(refused)
-}
-
 #[cfg(test)]
 pub mod tests {
     use super::*;
@@ -181,7 +169,7 @@ pub mod tests {
             server: server.to_owned(),
             version: "1.0".to_owned(),
             shape: ROWS[row - 1].shape,
-            keys: Keys { choice: "pool".to_owned(), pool: 100_000, key_bytes: 32 },
+            keys: Keys { choice: KeyChoice::Pool, pool: 100_000, key_bytes: 32 },
             empty_resident_bytes: 5_000_000,
             limit_bytes: Some(1 << 30),
             outcome,
@@ -212,7 +200,7 @@ pub mod tests {
     #[test]
     fn results_read_back_as_they_were_written() {
         let folder = std::env::temp_dir().join(format!("tarsier-bench-results-{}", std::process::id()));
-        make_folder(&folder).unwrap();
+        crate::files::make_folder(&folder).unwrap();
         assert_eq!(Results::read(&folder).unwrap(), Results::default());
         let mut results = Results { is_finished: true, ..Results::default() };
         results.add(sample("etcd", 15, Outcome::Killed { watchings: 7 }));

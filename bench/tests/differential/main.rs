@@ -175,6 +175,8 @@ scripts! {
     progress_is_told_as_etcd_tells_it "watch_progress"
     large_events_are_cut_as_etcd_cuts_them "watch_fragment"
     locks_and_elections_are_answered_as_etcd_does "election"
+    whoever_waits_for_a_lock_is_answered_as_by_etcd "lock"
+    whoever_campaigns_and_observes_is_answered_as_by_etcd "campaign"
 }
 
 #[test]

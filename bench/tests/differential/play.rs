@@ -10,7 +10,8 @@
 //! send w create_request { ... }     a message on it; `times` may stand before it
 //! send-raw w flag: 1 body: "..."    a frame on it that need not be a message
 //! half-close w                      ends the sending side, and only that
-//! reset w                           cancels the stream
+//! start w Lock name: "n"            calls a method and does not wait for its answer
+//! reset w                           cancels the stream or the call
 //! read w                            what has come on it: a line for each field, a blank `=` between messages
 //! read-merged w                     the same, where etcd is free to cut messages as it likes: see `Form`
 //! pause 300                         waits so many milliseconds, where etcd needs time and does not tell when it is done
@@ -128,14 +129,17 @@ pub struct Player {
     pool: DescriptorPool,
     server: Server,
     connection: Option<Connection>,
-    streams: BTreeMap<String, WatchStream>,
+    streams: BTreeMap<String, Open>,
     /// What the server calls itself, and what the script calls that. Learned when a script speaks of it.
     own_names: Vec<(String, &'static str)>,
     pace: Pace,
 }
 
-struct WatchStream {
+/// A watch stream, or a call whose answer takes its time.
+struct Open {
     stream: Stream,
+    /// Of what comes on it.
+    messages: MessageDescriptor,
     /// What came later than the `read` it belonged to.
     received: Vec<Received>,
 }
@@ -185,7 +189,15 @@ impl Player {
             "open" => {
                 let head = Head::grpc("/etcdserverpb.Watch/Watch");
                 let stream = self.connection().start(head).await?;
-                self.streams.insert(name.to_owned(), WatchStream { stream, received: Vec::new() });
+                let messages = self.descriptor("WatchResponse")?;
+                self.streams.insert(name.to_owned(), Open { stream, messages, received: Vec::new() });
+            }
+            "start" => {
+                let (method, message) = message.split_once(' ').unwrap_or((message, ""));
+                let (head, request, messages) = self.request(method, message)?;
+                let mut stream = self.connection().start(head).await?;
+                stream.send(request, true);
+                self.streams.insert(name.to_owned(), Open { stream, messages, received: Vec::new() });
             }
             "send" => {
                 let request = text::message(&self.descriptor("WatchRequest")?, &text::parse(message)?)?;
@@ -247,7 +259,7 @@ impl Player {
         self.connection.as_ref().expect("it is opened before the first step")
     }
 
-    fn stream(&mut self, name: &str) -> Result<&mut WatchStream, String> {
+    fn stream(&mut self, name: &str) -> Result<&mut Open, String> {
         self.streams.get_mut(name).ok_or_else(|| format!("stream {name:?} is not open"))
     }
 
@@ -257,14 +269,20 @@ impl Player {
     }
 
     async fn call(&mut self, method: &str, request: &str) -> Result<Vec<String>, String> {
+        let (head, request, answer) = self.request(method, request)?;
+        let received = self.connection().call(head, request).await;
+        Ok(self.without_own_names(text::fold(answer_lines(&received, &answer))))
+    }
+
+    /// The head and the frame of a request, and what is answered to it.
+    fn request(&self, method: &str, request: &str) -> Result<(Head, Bytes, MessageDescriptor), String> {
         let services = self.pool.services().filter(|service| service.name() != "Watch");
         let method =
             services.flat_map(|service| service.methods().collect::<Vec<_>>()).find(|known| known.name() == method);
         let method = method.ok_or("neither a step nor a method")?;
         let request = text::message(&method.input(), &text::parse(&self.with_own_names(request))?)?;
         let head = Head::grpc(&format!("/{}/{}", method.parent_service().full_name(), method.name()));
-        let received = self.connection().call(head, call::frame(0, &request.encode_to_vec())).await;
-        Ok(self.without_own_names(text::fold(answer_lines(&received, &method.output()))))
+        Ok((head, call::frame(0, &request.encode_to_vec()), method.output()))
     }
 
     /// Fields: `path`, `method`, `header { name: value }` (an empty value removes one of the usual headers), and those
@@ -292,9 +310,9 @@ impl Player {
     }
 
     async fn read(&mut self, name: &str, form: Form, expected: &[String]) -> Result<Vec<String>, String> {
-        let descriptor = self.descriptor("WatchResponse")?;
         let pace = self.pace;
         let stream = self.stream(name)?;
+        let descriptor = stream.messages.clone();
         let deadline = Instant::now() + COMPLETE_WITHIN;
         loop {
             stream.received.extend(std::iter::from_fn(|| stream.stream.next_at_hand()));

@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use prost::Message;
+use tarsier_proto::etcdserverpb as pb;
+
 use crate::client::Client;
 use crate::pages::free_address;
 use crate::server::{self, Server};
@@ -57,6 +60,15 @@ const MORE_OF_ETCD: &[&str] = &[
     "etcd_debugging_mvcc_watcher_total",
     "etcd_debugging_mvcc_slow_watcher_total",
     "etcd_debugging_mvcc_events_total",
+    "etcd_debugging_lease_granted_total",
+    "etcd_debugging_lease_renewed_total",
+    "etcd_debugging_lease_revoked_total",
+    "etcd_debugging_lease_ttl_total_bucket{le=\"1\"}",
+    "etcd_debugging_lease_ttl_total_bucket{le=\"524288\"}",
+    "etcd_debugging_lease_ttl_total_bucket{le=\"1.048576e+06\"}",
+    "etcd_debugging_lease_ttl_total_bucket{le=\"8.388608e+06\"}",
+    "etcd_debugging_lease_ttl_total_bucket{le=\"+Inf\"}",
+    "etcd_debugging_server_lease_expired_total",
     "process_cpu_seconds_total",
     "process_max_fds",
     "process_open_fds",
@@ -174,6 +186,41 @@ fn numbers_move_with_what_happens() {
             assert!(Instant::now() < deadline, "the stream ends as canceled");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    });
+}
+
+#[test]
+fn the_lives_of_leases_are_counted() {
+    let server = Server::start(&server::binary_under_test());
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    runtime.expect("a runtime starts").block_on(async {
+        let client = crate::grpc::Client::connect(server.address(), crate::grpc::WIDE).await;
+        let before = scrape(server.address());
+        let call = async |name: &str, body: Vec<u8>| {
+            let path = format!("/etcdserverpb.Lease/{name}");
+            let answered = client.call(&path, crate::grpc::framed(&body)).await.expect("an answer");
+            assert_eq!(answered.1, 0, "{name}");
+        };
+        // The first is raised to the least there is, and expires.
+        for (id, ttl) in [(7, 1), (8, 60), (9, 5_000_000)] {
+            call("LeaseGrant", pb::LeaseGrantRequest { id, ttl }.encode_to_vec()).await;
+        }
+        call("LeaseKeepAlive", pb::LeaseKeepAliveRequest { id: 8 }.encode_to_vec()).await;
+        call("LeaseRevoke", pb::LeaseRevokeRequest { id: 8 }.encode_to_vec()).await;
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while scrape(server.address())["etcd_debugging_lease_revoked_total"] < 2.0 {
+            assert!(Instant::now() < deadline, "the first lease expires");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let after = scrape(server.address());
+        let moved = |name: &str| after[name] - before[name];
+        assert_eq!(moved("etcd_debugging_lease_granted_total"), 3.0);
+        assert_eq!(moved("etcd_debugging_lease_renewed_total"), 1.0);
+        assert_eq!(moved("etcd_debugging_server_lease_expired_total"), 1.0);
+        let lived = |bound: &str| moved(&format!("etcd_debugging_lease_ttl_total_bucket{{le=\"{bound}\"}}"));
+        let counted = ["1", "2", "32", "64", "4.194304e+06", "8.388608e+06", "+Inf"].map(lived);
+        assert_eq!(counted, [0.0, 1.0, 1.0, 2.0, 2.0, 3.0, 3.0]);
+        assert_eq!(moved("etcd_debugging_lease_ttl_total_sum"), 5_000_062.0);
     });
 }
 

@@ -9,6 +9,8 @@
 
 use crate::backend::{LeaseAnswer, LeaseCommand, LeaseOutcome, Reply};
 use crate::lease::{Lessor, Refused};
+use crate::metrics::Histogram;
+use crate::metrics::histogram::TTL;
 use crate::store::command::{DeleteRange, Error, Op, Txn, Write};
 use crate::types::{AlarmKind, Batch, Entry, KeyRange, Lease, LeaseId, Time, Uptime};
 
@@ -37,19 +39,25 @@ pub struct LeaseCounts {
 pub(super) struct Leases {
     lessor: Lessor,
     counts: LeaseCounts,
+    /// The times to live that were granted, in seconds.
+    ttls: Histogram,
     pub(super) now: Uptime,
 }
 
 impl Default for Leases {
     fn default() -> Leases {
-        Leases { lessor: Lessor::new(0), counts: LeaseCounts::default(), now: Uptime::default() }
+        Leases::new(Lessor::new(0), Uptime::default())
     }
 }
 
 impl Leases {
+    fn new(lessor: Lessor, now: Uptime) -> Leases {
+        Leases { lessor, counts: LeaseCounts::default(), ttls: Histogram::new(TTL), now }
+    }
+
     pub(super) fn begin(mut lessor: Lessor, now: Uptime) -> Leases {
         lessor.begin(Uptime(now.0 + START_GRACE_MILLISECONDS));
-        Leases { lessor, counts: LeaseCounts::default(), now }
+        Leases::new(lessor, now)
     }
 
     pub(super) fn lessor(&self) -> &Lessor {
@@ -122,6 +130,7 @@ impl Writer {
             Refused::Exists => Error::LeaseExists,
         })?;
         self.leases.counts.granted += 1;
+        self.leases.ttls.count(lease.ttl.unsigned_abs());
         self.open.entries.push(Entry::Lease { lease, granted: true });
         Ok(lease)
     }
@@ -170,6 +179,10 @@ impl Writer {
         self.leases.counts
     }
 
+    pub fn lease_ttls(&self) -> &Histogram {
+        &self.leases.ttls
+    }
+
     fn may_expire(&self) -> bool {
         !self.refusing && self.check_corrupt().is_ok()
     }
@@ -184,8 +197,9 @@ impl Writer {
 mod tests {
     use super::*;
     use crate::shard::writer::Pace;
+    use crate::sim::all_keys;
     use crate::store::Store;
-    use crate::store::command::{Answer, Outcome, Put, PutLease, PutValue, Range, Read, SortOrder, SortTarget};
+    use crate::store::command::{Answer, Outcome, Put, PutLease, PutValue, Range, Read};
     use crate::types::{Alarm, Change, Position, Revision};
 
     fn writer() -> Writer {
@@ -236,19 +250,7 @@ mod tests {
     }
 
     fn keys(writer: &mut Writer) -> u64 {
-        let range = Range {
-            range: KeyRange::From("\0".into()),
-            revision: 0,
-            limit: 0,
-            order: SortOrder::None,
-            target: SortTarget::Key,
-            keys_only: false,
-            count_only: true,
-            min_mod_revision: 0,
-            max_mod_revision: 0,
-            min_create_revision: 0,
-            max_create_revision: 0,
-        };
+        let range = Range { count_only: true, ..all_keys() };
         writer.read(origin(3), &Read::Range(range));
         match settle(writer).1.pop() {
             Some(Reply::Answer(Ok(Answer { result: Outcome::Range(rows), .. }))) => rows.count,

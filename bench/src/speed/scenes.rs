@@ -1,24 +1,22 @@
-//! The scenes of a comparison: each brings its own load to a running server and says what a unit of work cost.
+//! The scenes of watches, and what lasting costs: each brings its own load to a running server.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use hdrhistogram::Histogram;
-
 use crate::bystander;
-use crate::delivery::{self, EVENT_VALUE_BYTES};
-use crate::disk::{Disk, DiskCounts};
+use crate::delivery::{self, EVENT_VALUE_BYTES, put_all};
 use crate::fault::{Fault, Result};
 use crate::fleet::{Fleet, Pace, Progress};
-use crate::hold::put_all;
 use crate::keys::{KeyChoice, Plan};
-use crate::load::{self, Load, Shape, Work};
+use crate::load;
 use crate::meter::Meter;
 use crate::process::{Memory, Process};
 use crate::report::Measured;
 use crate::screen::count;
 use crate::server::Server;
+
+pub const VALUE_BYTES: usize = 256;
 
 /// How large the scenes are.
 #[derive(Clone, Copy, Debug)]
@@ -48,91 +46,6 @@ pub type WatchShape = (u32, u32, u32);
 
 fn plan((connections, streams, watchings): WatchShape, choice: KeyChoice, prefix: &'static str) -> Plan {
     Plan { connections, streams, watchings, choice, pool: 100_000, range_keys: 10, prefix, key_bytes: 32, seed: 1 }
-}
-
-const CLIENTS: u32 = 1_000;
-const CLIENT_CONNECTIONS: u32 = 100;
-const VALUE_BYTES: usize = 256;
-
-/// A closed loop of clients, and what is measured of it.
-pub struct ClosedLoop {
-    pub scene: &'static str,
-    pub connections: u32,
-    pub clients: u32,
-    pub work: Work,
-    pub warm_up: Duration,
-    /// Counts what is written to this device meanwhile.
-    pub disk: Option<Disk>,
-}
-
-/// Puts by 1,000 clients over 100 connections.
-pub async fn put(server: &mut Server, scale: &Scale) -> Result<Measured> {
-    let work = Work::Put { keys: 100_000, key_bytes: 32, value_bytes: VALUE_BYTES };
-    many_clients("put, 1,000 clients over 100 connections, 256 B", work, scale).run(server, scale).await
-}
-
-/// Linearizable reads of one key by the same clients.
-pub async fn read(server: &mut Server, scale: &Scale) -> Result<Measured> {
-    let key = b"read/key".to_vec();
-    server.caller().await?.put(&key, &[b'v'; VALUE_BYTES]).await?;
-    let work = Work::Read { key };
-    many_clients("linearizable read of one key, same clients", work, scale).run(server, scale).await
-}
-
-fn many_clients(scene: &'static str, work: Work, scale: &Scale) -> ClosedLoop {
-    let (connections, clients) = (CLIENT_CONNECTIONS, CLIENTS);
-    ClosedLoop { scene, connections, clients, work, warm_up: scale.warm_up, disk: None }
-}
-
-/// Puts to a million keys by many clients and by one, and what they write to the device. The warm-up is as long as the
-/// window, so that what a server does later for what it has answered is under way.
-pub async fn durable_put(server: &mut Server, scale: &Scale) -> Result<Measured> {
-    let disk = Some(server.disk()?);
-    let work = Work::Put { keys: 1_000_000, key_bytes: 32, value_bytes: VALUE_BYTES };
-    let warm_up = scale.warm_up + scale.window;
-    let scene = "put to 1M keys, 1,000 clients over 100 connections, 256 B";
-    let many = ClosedLoop { warm_up, disk: disk.clone(), ..many_clients(scene, work.clone(), scale) };
-    let mut measured = many.run(server, scale).await?;
-    let scene = "put to 1M keys, one client, 256 B";
-    let one = ClosedLoop { scene, connections: 1, clients: 1, work, warm_up, disk };
-    measured.figures.extend(one.run(server, scale).await?.figures);
-    Ok(measured)
-}
-
-impl ClosedLoop {
-    async fn run(self, server: &mut Server, scale: &Scale) -> Result<Measured> {
-        let ClosedLoop { scene, connections, clients, work, warm_up, disk } = self;
-        let load = Load::launch(&server.endpoint, Shape { connections, clients, threads: scale.threads }, work)?;
-        tokio::time::sleep(warm_up).await;
-        load.open_window();
-        let (meter, before) = (Meter::start(server.process)?, load.completed());
-        let disk_before = disk.as_ref().map(Disk::counts).transpose()?;
-        tokio::time::sleep(scale.window).await;
-        let (spent, units) = (meter.read()?, load.completed() - before);
-        let written = disk.as_ref().map(Disk::counts).transpose()?.zip(disk_before);
-        if load.has_failed() || units == 0 {
-            let waiting_for = format!("an answer ({scene})");
-            let nothing = || Fault::Stalled { waiting_for, seconds: scale.window.as_secs() };
-            return Err(if load.has_failed() { load.finish().err().unwrap_or_else(nothing) } else { nothing() });
-        }
-        let latency = load.finish()?;
-        let mut measured = Measured::default();
-        spent.figures(scene, units, &mut measured);
-        add_latency(&mut measured, scene, &latency);
-        if let Some((after, before)) = written {
-            measured.add(scene, "p99.9, ms", latency.value_at_quantile(0.999) as f64 / 1e3);
-            add_disk(&mut measured, scene, after.since(before), units, spent.wall);
-        }
-        Ok(measured)
-    }
-}
-
-/// What was written to the whole device: nothing else on the machine may write meanwhile.
-fn add_disk(measured: &mut Measured, scene: &str, counts: DiskCounts, units: u64, wall: Duration) {
-    let units = units as f64;
-    measured.add(scene, "bytes written to the device, each", counts.written_bytes as f64 / units);
-    measured.add(scene, "flushes of the device, each", counts.flushes as f64 / units);
-    measured.add(scene, "device busy, % of the time", counts.busy.as_secs_f64() / wall.as_secs_f64() * 100.0);
 }
 
 /// The state that a server comes back with.
@@ -185,11 +98,6 @@ fn bytes_below(directory: &Path) -> Result<u64> {
         bytes += if metadata.is_dir() { bytes_below(&entry.path())? } else { metadata.blocks() * 512 };
     }
     Ok(bytes)
-}
-
-fn add_latency(measured: &mut Measured, scene: &str, latency: &Histogram<u64>) {
-    measured.add(scene, "p50, ms", latency.value_at_quantile(0.5) as f64 / 1e3);
-    measured.add(scene, "p99, ms", latency.value_at_quantile(0.99) as f64 / 1e3);
 }
 
 /// Creates of watches over 100 connections of one stream.
@@ -252,7 +160,8 @@ pub async fn event(server: &mut Server, scale: &Scale, shape: WatchShape) -> Res
     let mut measured = Measured::default();
     spent.figures(&scene, puts.len() as u64 * watches, &mut measured);
     let scene = format!("{scene}: put to last event");
-    add_latency(&mut measured, &scene, &to_last);
+    measured.headline(&scene, "p50, ms", to_last.value_at_quantile(0.5) as f64 / 1e3);
+    measured.add(&scene, "p99, ms", to_last.value_at_quantile(0.99) as f64 / 1e3);
     measured.void = delivery::judge(&caller, &fleet, &puts, complete).await?;
     Ok(measured)
 }

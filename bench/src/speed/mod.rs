@@ -1,0 +1,375 @@
+//! `speed`: etcd and tarsier in turn, on the same machine, under the same load, by the same client.
+//!
+//! The figure is the server's own CPU time for a unit of work. On a small machine the load client takes cores from what it
+//! measures, so throughput flatters the slower server; it is printed beside it all the same. In each round both sides
+//! run, each on fresh data; the order turns from round to round. After each scene the folder of the report is whole, and
+//! a fault ends its scene alone.
+//!
+//! ```text
+//! here ─► calls (single calls) ─► work, load, open_loop      scenes (watches, recovery)      cancel
+//!      ─► harm, bystander (what some clients do to others)    leases    report (tables, pictures)
+//! ```
+
+mod calls;
+mod cancel;
+mod scenes;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+
+use scenes::{Scale, State, WatchShape};
+
+use crate::bystander::{self, Bystander};
+use crate::disk::Disk;
+use crate::fault::{Fault, Result};
+use crate::harm;
+use crate::keys::KeyChoice;
+use crate::leases;
+use crate::process;
+use crate::report::{Measured, Report};
+use crate::server::{Program, ProgramFlags, Server, Side};
+
+/// A group of scenes. The first ones are run when none is named.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, ValueEnum)]
+pub enum Group {
+    /// Puts, by many clients, by one, and on a schedule
+    Put,
+    /// Linearizable reads of a key
+    Read,
+    /// Linearizable ranges of a hundred keys
+    Range,
+    /// Transactions of a comparison and a put
+    Txn,
+    /// Keep-alives of leases
+    KeepAlive,
+    /// Creates of watches, on own keys, one key and ranges
+    Create,
+    /// Cancels of watches
+    Cancel,
+    /// Events, at five shapes of connections, streams and watches
+    Event,
+    /// Watches that are held and nothing else
+    Idle,
+    /// All clients of very many watches gone and back with their old revisions
+    Storm,
+    /// Watchers of everything that read nothing, very far behind
+    Stuck,
+    /// Resident memory at some shapes; this and what follows only when named
+    Memory,
+    /// Puts on a schedule beside large ranges, writes and compactions
+    Bystander,
+    /// Puts to a million keys, and what they write to the device
+    Durable,
+    /// The way back after a kill, and the memory of what comes back
+    Recovery,
+    /// Puts on a schedule beside checkpoint, compaction and scrub
+    Upkeep,
+    /// The clients of very many watches killed at once
+    Teardown,
+    /// Streams whose windows stay closed
+    Windows,
+    /// Creates and cancels at full speed under one watch that survives
+    Churn,
+    /// A million leases held
+    Leases,
+    /// Very many leases that expire together
+    Expiry,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct SpeedArgs {
+    /// The etcd program
+    #[arg(long)]
+    etcd: Option<PathBuf>,
+    /// The tarsier program
+    #[arg(long)]
+    tarsier: Option<PathBuf>,
+    /// Rounds; the table shows medians
+    #[arg(long, default_value_t = 3)]
+    rounds: u32,
+    /// Folder for the report: Markdown, JSON and pictures
+    #[arg(long)]
+    output: Option<PathBuf>,
+    /// What to measure; what clients do day by day by default
+    #[arg(long, value_enum, value_delimiter = ',')]
+    scenes: Vec<Group>,
+    /// A tenth of the load: for trying out, not for publishing
+    #[arg(long)]
+    quick: bool,
+    /// Add the memory rows of 250,000 streams and of 10 million watches
+    #[arg(long)]
+    full: bool,
+    /// With --full, measure etcd at 10 million watches too: it needs 13 GB
+    #[arg(long)]
+    etcd_full: bool,
+    /// Seconds of a measured window
+    #[arg(long, default_value_t = 10)]
+    seconds: u64,
+    /// Threads of the load client
+    #[arg(long, default_value_t = 1)]
+    threads: u32,
+    /// First of four ports on 127.0.0.1
+    #[arg(long, default_value_t = 23400)]
+    port: u16,
+    #[command(flatten)]
+    started: ProgramFlags,
+    /// Give up when nothing moves for so many seconds
+    #[arg(long, default_value_t = 60)]
+    patience: u64,
+    /// Keys that lie in the store of the bystander scene
+    #[arg(long)]
+    bystander_keys: Option<u32>,
+    /// Revisions that are written and compacted beside the bystander
+    #[arg(long)]
+    bystander_revisions: Option<u32>,
+    /// Keys that come back in the recovery scene; a tenth of them with ten revisions each is the second part
+    #[arg(long)]
+    recovery_keys: Option<u32>,
+    /// Puts of the bystander
+    #[arg(long, default_value_t = 200)]
+    bystander_rate: u32,
+    #[command(flatten)]
+    harm: harm::HarmArgs,
+    #[command(flatten)]
+    leases: leases::LeaseArgs,
+}
+
+/// "100 watches on one stream", "10 streams of 10", "100 streams of one", "a thousand connections of one", and very many on
+/// one key.
+const EVENT_SHAPES: [WatchShape; 5] = [(100, 1, 100), (100, 10, 10), (100, 100, 1), (1_000, 1, 1), (10, 10, 1_000)];
+const CREATE_CHOICES: [KeyChoice; 3] = [KeyChoice::Own, KeyChoice::One, KeyChoice::Range];
+const MEMORY_SHAPE: WatchShape = (1_000, 1, 1);
+const MEMORY_SHAPES_FULL: [WatchShape; 2] = [(5_000, 50, 1), TEN_MILLION];
+const TEN_MILLION: WatchShape = (2_000, 50, 100);
+
+impl SpeedArgs {
+    fn programs(&self) -> Result<Vec<Program>> {
+        let programs = self.started.programs(self.etcd.clone(), self.tarsier.clone(), self.port)?;
+        if programs.is_empty() {
+            return Err(Fault::Refused("name at least one program: --etcd PATH, --tarsier PATH".to_owned()));
+        }
+        Ok(programs)
+    }
+
+    fn scale(&self) -> Scale {
+        let part = if self.quick { 10 } else { 1 };
+        Scale {
+            threads: self.threads,
+            window: Duration::from_secs((self.seconds / if self.quick { 3 } else { 1 }).max(1)),
+            warm_up: Duration::from_secs(if self.quick { 1 } else { 2 }),
+            creates: 500_000 / part,
+            events: 1_000_000 / part,
+            idle_watches: 100_000 / part,
+            patience: Duration::from_secs(self.patience),
+        }
+    }
+
+    fn bystander(&self) -> Bystander {
+        let part = if self.quick { 20 } else { 1 };
+        Bystander {
+            keys: self.bystander_keys.unwrap_or(1_000_000 / part).max(1),
+            revisions: self.bystander_revisions.unwrap_or(1_000_000 / part).max(1),
+            puts_a_second: self.bystander_rate,
+            alone: self.scale().window,
+        }
+    }
+
+    fn states(&self) -> [State; 2] {
+        let keys = self.recovery_keys.unwrap_or(if self.quick { 100_000 } else { 1_000_000 }).max(10);
+        [State { keys, revisions_each: 1 }, State { keys: keys / 10, revisions_each: 10 }]
+    }
+
+    fn harm(&self, side: Side) -> harm::Sizes {
+        let scale = self.scale();
+        self.harm.sizes(side, self.quick, scale.window, scale.threads, scale.patience)
+    }
+
+    fn leases(&self, side: Side) -> leases::Sizes {
+        let scale = self.scale();
+        self.leases.sizes(side, self.quick, scale.window, scale.patience, self.harm.witness_rate)
+    }
+
+    fn has(&self, group: Group) -> bool {
+        if self.scenes.is_empty() { group <= Group::Stuck } else { self.scenes.contains(&group) }
+    }
+}
+
+/// Runs it. Must be called inside a `LocalSet`.
+pub async fn run(args: SpeedArgs) -> Result<()> {
+    let programs = args.programs()?;
+    let connections = if args.full { 5_000 } else { 1_000 };
+    process::check_files(connections, "the scene with the most connections")?;
+    let mut run = Run { args: &args, report: Report::default() };
+    run.describe();
+    // Before anything is measured, so that a folder that cannot be written costs no hour.
+    run.write()?;
+    for program in &programs {
+        let mut server = program.start().await?;
+        let version = server.caller().await?.version().await.map_err(|fault| server.explain(fault))?;
+        run.report.circumstances.versions.push((program.side, version));
+    }
+    for round in 0..args.rounds.max(1) {
+        let mut order: Vec<&Program> = programs.iter().collect();
+        if round % 2 == 1 {
+            order.reverse();
+        }
+        for program in order {
+            eprintln!("round {} of {}: {}", round + 1, args.rounds.max(1), program.side.name());
+            run.calls(program).await?;
+            run.watches(program).await?;
+            run.disk(program).await?;
+            run.harm(program).await?;
+        }
+    }
+    run.report.is_finished = true;
+    run.write()?;
+    println!("{}", run.report.markdown(false));
+    match (run.report.voids(), run.report.failures()) {
+        (0, 0) => Ok(()),
+        (0, failures) => Err(Fault::Refused(format!("{failures} scenes were not measured; the report says why"))),
+        (voids, _) => {
+            Err(Fault::Refused(format!("{voids} figures are void: events were lost, doubled or out of order")))
+        }
+    }
+}
+
+struct Run<'a> {
+    args: &'a SpeedArgs,
+    report: Report,
+}
+
+impl Run<'_> {
+    async fn calls(&mut self, program: &Program) -> Result<()> {
+        let scale = self.args.scale();
+        self.scene(Group::Put, program, async |server| calls::put(server, &scale).await).await?;
+        self.scene(Group::Read, program, async |server| calls::read(server, &scale).await).await?;
+        self.scene(Group::Range, program, async |server| calls::range(server, &scale).await).await?;
+        self.scene(Group::Txn, program, async |server| calls::transaction(server, &scale).await).await?;
+        self.scene(Group::KeepAlive, program, async |server| calls::keep_alive(server, &scale).await).await
+    }
+
+    async fn watches(&mut self, program: &Program) -> Result<()> {
+        let scale = self.args.scale();
+        for choice in CREATE_CHOICES {
+            self.scene(Group::Create, program, async |server| scenes::create(server, &scale, choice).await).await?;
+        }
+        self.scene(Group::Cancel, program, async |server| cancel::cancel(server, &scale).await).await?;
+        for shape in EVENT_SHAPES {
+            self.scene(Group::Event, program, async |server| scenes::event(server, &scale, shape).await).await?;
+        }
+        self.scene(Group::Idle, program, async |server| scenes::idle(server, &scale).await).await?;
+        let full: &[WatchShape] = if self.args.full { &MEMORY_SHAPES_FULL } else { &[] };
+        for &shape in [MEMORY_SHAPE].iter().chain(full) {
+            if shape == TEN_MILLION && program.side == Side::Etcd && !self.args.etcd_full {
+                continue;
+            }
+            self.scene(Group::Memory, program, async |server| scenes::memory(server, &scale, shape).await).await?;
+        }
+        Ok(())
+    }
+
+    /// The scenes that ask what lasting costs.
+    async fn disk(&mut self, program: &Program) -> Result<()> {
+        let (scale, sizes) = (self.args.scale(), self.args.bystander());
+        self.scene(Group::Bystander, program, async |server| bystander::run(server, sizes).await).await?;
+        self.scene(Group::Durable, program, async |server| calls::durable_put(server, &scale).await).await?;
+        for state in self.args.states() {
+            self.scene(Group::Recovery, program, async |server| scenes::recovery(server, state).await).await?;
+        }
+        self.scene(Group::Upkeep, program, async |server| bystander::beside_upkeep(server, sizes).await).await
+    }
+
+    /// The scenes in which some do harm, and those of very many leases.
+    async fn harm(&mut self, program: &Program) -> Result<()> {
+        let leases = self.args.leases(program.side);
+        self.scene(Group::Leases, program, async |server| leases::held(server, leases).await).await?;
+        self.scene(Group::Expiry, program, async |server| leases::expiry(server, leases).await).await?;
+        let sizes = self.args.harm(program.side);
+        self.scene(Group::Storm, program, async |server| harm::storm(server, sizes).await).await?;
+        self.scene(Group::Teardown, program, async |server| harm::teardown(server, sizes).await).await?;
+        self.scene(Group::Windows, program, async |server| harm::windows(server, sizes).await).await?;
+        self.scene(Group::Churn, program, async |server| harm::churn(server, sizes).await).await?;
+        if self.args.has(Group::Stuck) {
+            let outcome = harm::stuck(program, sizes).await;
+            self.keep(Group::Stuck, program.side, outcome)?;
+        }
+        Ok(())
+    }
+
+    /// One scene on a fresh server, if it is wanted.
+    async fn scene(
+        &mut self,
+        group: Group,
+        program: &Program,
+        play: impl AsyncFnOnce(&mut Server) -> Result<Measured>,
+    ) -> Result<()> {
+        if !self.args.has(group) {
+            return Ok(());
+        }
+        let outcome = match program.start().await {
+            Err(fault) => Err(fault),
+            Ok(mut server) => {
+                let outcome = play(&mut server).await;
+                // What a server measured that has died meanwhile is no figure.
+                outcome
+                    .map_err(|fault| server.explain(fault))
+                    .and_then(|measured| server.check_alive().map(|()| measured))
+            }
+        };
+        self.keep(group, program.side, outcome)
+    }
+
+    /// Takes what came of a scene into the report, and shows it at once. A fault is the scene's own: what the others
+    /// measure does not hang on it.
+    fn keep(&mut self, group: Group, side: Side, outcome: Result<Measured>) -> Result<()> {
+        match outcome {
+            Ok(measured) => {
+                show(side, &measured);
+                self.report.add(side, measured);
+            }
+            Err(fault) => {
+                let name = group.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
+                let text = format!("{}, {name}: {fault}", side.name());
+                eprintln!("  {text}");
+                self.report.fail(text);
+            }
+        }
+        self.write()
+    }
+
+    fn write(&self) -> Result<()> {
+        self.args.output.as_deref().map_or(Ok(()), |folder| self.report.write(folder))
+    }
+
+    fn describe(&mut self) {
+        let (args, machine) = (self.args, process::machine());
+        let circumstances = &mut self.report.circumstances;
+        circumstances.machine = machine.to_string();
+        circumstances.kernel = machine.kernel;
+        circumstances.command = std::env::args().collect::<Vec<_>>().join(" ");
+        let notes = &mut circumstances.notes;
+        notes.push(format!("one load client of {} thread(s) on the same machine, without TLS", args.threads.max(1)));
+        notes.push("each watch's events were checked: exactly once, in order, with their key and revision".to_owned());
+        notes.push(match Disk::under(&args.started.data_root()) {
+            Ok(disk) => format!("the data lies on {}; all that is written to it is counted", disk.name),
+            Err(fault) => format!("what puts write was not counted, and nothing was synced to a disk: {fault}"),
+        });
+        if args.quick {
+            notes.push("--quick: a tenth of the load".to_owned());
+        }
+        if args.full && !args.etcd_full {
+            notes.push("etcd was left out at 10 million watches, where it needs 13 GB (--etcd-full)".to_owned());
+        }
+    }
+}
+
+fn show(side: Side, measured: &Measured) {
+    for figure in &measured.figures {
+        eprintln!("  {}: {}, {}: {:.3}", side.name(), figure.scene, figure.measure, figure.value);
+    }
+    if let Some(reason) = &measured.void {
+        eprintln!("  {}: void: {reason}", side.name());
+    }
+}
