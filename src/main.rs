@@ -30,6 +30,10 @@ static BEFORE_THE_ALLOCATOR: extern "C" fn() = {
     without_huge_pages
 };
 
+/// The library that reads a checkpoint may panic over a file whose pages contradict each other, and ends the process.
+const STOPPED_BY_DAMAGE: &str = "the checkpoint is damaged in a way that ends this program. Move checkpoint.redb away and \
+                                 call it again: it then keeps what the log holds";
+
 fn main() -> ExitCode {
     match Config::read(std::env::args_os().skip(1), std::env::vars_os()) {
         Ok(Asked::Help(text) | Asked::Version(text)) => {
@@ -39,6 +43,7 @@ fn main() -> ExitCode {
         Ok(Asked::Serve(config, warnings)) => serve(*config, &warnings),
         Ok(Asked::Check { dir, wal_dir }) => tell(check(&dir, wal_dir.as_deref(), &mut io::stdout())),
         Ok(Asked::Salvage { dir, new, wal_dir }) => {
+            std::panic::set_hook(Box::new(|panic| eprintln!("tarsier: {STOPPED_BY_DAMAGE}\n{panic}")));
             // What was left out is in the report; the new directory is whole.
             let salvaged = salvage(&dir, wal_dir.as_deref(), &new, Identity::random, &mut io::stdout());
             tell(salvaged.map(|_| true))

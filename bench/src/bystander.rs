@@ -33,6 +33,10 @@ use crate::wire;
 const PUTS_A_TXN: u32 = 100;
 const LOADS_IN_FLIGHT: u32 = 16;
 const WRITES_IN_FLIGHT: u32 = 64;
+/// What the server logs of a scrub, and how long one may take here.
+const SCRUB_BEGINS: &str = "begin to read the whole checkpoint";
+const SCRUB_ENDS: &str = "the whole checkpoint is what was written";
+const SCRUB_PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Copy, Debug)]
 pub struct Bystander {
@@ -125,10 +129,41 @@ pub async fn beside_upkeep(server: &mut Server, sizes: Bystander) -> Result<Meas
         server.kill();
         server.spawn_again_with("--scrub-interval=1s")?;
         server.wait_until_ready().await?;
-        let scrubbed = beside(&endpoint, sizes, async { Ok(()) }).await?;
-        add_tail(&mut measured, &format!("puts, {} a second: beside a scrub", sizes.puts_a_second), &scrubbed);
+        let scene = format!("puts, {} a second: beside a scrub", sizes.puts_a_second);
+        let mut ended = Vec::new();
+        let scrubbed = beside(&endpoint, sizes, async {
+            ended = wait_for_scrub(server).await?;
+            Ok(())
+        });
+        add_tail(&mut measured, &scene, &scrubbed.await?);
+        measured.add(&scene, "scrubs that ended meanwhile", ended.len() as f64);
+        measured.add(&scene, "the longest of them, s", ended.iter().max().map_or(0.0, |longest| *longest as f64 / 1e3));
     }
     Ok(measured)
+}
+
+/// Waits until a scrub that begins behind this call has ended. Gives the milliseconds of all that ended meanwhile.
+async fn wait_for_scrub(server: &Server) -> Result<Vec<u64>> {
+    let ends = |log: &str| -> Vec<u64> { log.lines().filter_map(scrub_milliseconds).collect() };
+    let begun = server.log().matches(SCRUB_BEGINS).count();
+    let (before, waited) = (ends(&server.log()).len(), Instant::now());
+    loop {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let mut ended = ends(&server.log());
+        if ended.len() > begun {
+            return Ok(ended.split_off(before));
+        }
+        if waited.elapsed() > SCRUB_PATIENCE {
+            let waiting_for = "the end of a scrub".to_owned();
+            return Err(Fault::Stalled { waiting_for, seconds: SCRUB_PATIENCE.as_secs() });
+        }
+    }
+}
+
+/// How long a scrub took, of the line in the log that tells its end.
+fn scrub_milliseconds(line: &str) -> Option<u64> {
+    let (_, rest) = line.contains(SCRUB_ENDS).then_some(line)?.split_once("\"milliseconds\":")?;
+    rest.split(|letter: char| !letter.is_ascii_digit()).next()?.parse().ok()
 }
 
 /// Puts on schedule until the work is done, and at least for the time of a control.

@@ -161,6 +161,8 @@ numbers! {
 
     CheckpointAge Sum Gauge Milliseconds "tarsier_checkpoint_age_seconds" "" "Time since the checkpoint last took over what the log holds.";
     LogBytes Sum Gauge One "tarsier_log_bytes_since_checkpoint" "" "Bytes in the log that the checkpoint does not hold yet: what a start replays.";
+    ScrubsWhole Sum Counter One "tarsier_scrubs_total" "result=\"whole\"" "Readings of the whole checkpoint in search of damage, by what was found.";
+    ScrubsDamaged Sum Counter One "tarsier_scrubs_total" "result=\"damaged\"" "";
 
     ShardConnections Apart Gauge One "tarsier_shard_connections" "" "Open connections of each shard.";
     ShardWatches Apart Gauge One "tarsier_shard_watches" "" "Watches of each shard.";

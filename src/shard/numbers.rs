@@ -193,6 +193,9 @@ impl Shard {
             numbers.set(Number::LogWrittenBytes, disk.log_written_bytes());
             numbers.set(Number::CheckpointAge, clock::wall().0.saturating_sub(disk.checkpointed_at().0));
             numbers.set(Number::LogBytes, disk.log_bytes());
+            let (whole, damaged) = disk.scrubs();
+            numbers.set(Number::ScrubsWhole, whole);
+            numbers.set(Number::ScrubsDamaged, damaged);
             numbers.set_timing(Timing::LogSync, &disk.log_syncs);
             numbers.set_timing(Timing::CheckpointSync, &disk.checkpoint_syncs);
         }

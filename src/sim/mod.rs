@@ -16,8 +16,11 @@ mod rules;
 mod script;
 mod world;
 
-use crate::store::command::{Range, SortOrder, SortTarget};
-use crate::types::KeyRange;
+use std::path::PathBuf;
+
+use crate::store::Store;
+use crate::store::command::{Outcome, Range, Read, Rows, SortOrder, SortTarget};
+use crate::types::{Key, KeyRange, Revision};
 
 /// A read of a range that asks for nothing special; revision 0 is now.
 pub fn plain_range(range: KeyRange, revision: i64) -> Range {
@@ -33,6 +36,39 @@ pub fn plain_range(range: KeyRange, revision: i64) -> Range {
         max_mod_revision: 0,
         min_create_revision: 0,
         max_create_revision: 0,
+    }
+}
+
+pub fn all_keys() -> Range {
+    plain_range(KeyRange::From(Key::new()), 0)
+}
+
+/// All keys as they were at a revision that is not compacted.
+pub fn all_at(store: &Store, revision: Revision) -> Rows {
+    let mut job = store.read(&Read::Range(all_keys()), revision).expect("the newest is never refused");
+    match store.step(&mut job, usize::MAX).map(|answer| answer.map(|answer| answer.result)) {
+        Some(Ok(Outcome::Range(rows))) => rows,
+        other => panic!("not rows: {other:?}"),
+    }
+}
+
+/// A directory for one test, beside its binary, so that it is on a real disk. It does not exist yet, and goes with the test.
+pub struct Folder(pub PathBuf);
+
+impl Folder {
+    pub fn new(name: &str) -> Folder {
+        let binary = std::env::current_exe().expect("a test has a binary");
+        let path = binary.with_file_name(format!("tarsier-{name}-{}", std::process::id()));
+        // One that an earlier process of this id left behind.
+        let _ = std::fs::remove_dir_all(&path);
+        Folder(path)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // It may never have been made.
+        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 

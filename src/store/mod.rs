@@ -415,8 +415,8 @@ impl ReadJob {
 #[cfg(test)]
 mod tests {
     use super::command::{Put, PutLease, PutValue, SortOrder, SortTarget};
-    use super::random::all_keys;
     use super::*;
+    use crate::sim::all_keys;
     use crate::types::{Change, Key, KeyValue, LeaseId};
 
     fn put(key: &str, value: &str) -> Write {

@@ -3,6 +3,7 @@
 mod kept;
 
 use crate::random::Random;
+use crate::sim::all_keys;
 use crate::types::{Alarm, AlarmKind, Entry, Key, KeyRange, KeyValue, LeaseId, Revision, Time};
 
 use super::command::*;
@@ -304,22 +305,6 @@ impl World {
             _ if depth > 0 => Op::Txn(self.txn(depth - 1)),
             _ => Op::Put(self.put()),
         }
-    }
-}
-
-pub(super) fn all_keys() -> Range {
-    Range {
-        range: KeyRange::From(Key::new()),
-        revision: 0,
-        limit: 0,
-        order: SortOrder::None,
-        target: SortTarget::Key,
-        keys_only: false,
-        count_only: false,
-        min_mod_revision: 0,
-        max_mod_revision: 0,
-        min_create_revision: 0,
-        max_create_revision: 0,
     }
 }
 

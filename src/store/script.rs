@@ -6,8 +6,8 @@ use crate::types::{Alarm, AlarmKind, Change, Key, KeyRange, KeyValue, LeaseId, R
 
 use super::command::*;
 use super::model::Model;
-use super::random::all_keys;
 use super::{CompactProgress, Store};
+use crate::sim::all_keys;
 
 /// Runs a script of `command -> answer` separated by semicolons.
 fn check(script: &str) {

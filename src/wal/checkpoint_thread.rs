@@ -103,9 +103,10 @@ pub(crate) struct Planted {
     pub frees_before_commit: bool,
 }
 
-#[derive(Default)]
 struct Scrub {
     cursor: Option<ChangeId>,
+    begun: Instant,
+    bytes: u64,
 }
 
 impl<D: Disk> Mover<D> {
@@ -291,12 +292,17 @@ impl<D: Disk> Mover<D> {
         }
     }
 
-    /// Reads a little of the file, to find bits that rotted before a start needs them.
+    /// Reads a little of the file, to find bits that rotted before a start needs them. Damage raises no alarm: what is served
+    /// comes from memory and is right, and an alarm would refuse the writes that are right as well. It is told in the log
+    /// and counted, again with each reading, until somebody has seen to it.
     fn scrub(&mut self, now: Instant) -> Duration {
         if self.scrub.is_none() && self.scrub_at.is_none_or(|at| now < at) {
             return IDLE_POLL;
         }
-        let scrub = self.scrub.get_or_insert_default();
+        let scrub = self.scrub.get_or_insert_with(|| {
+            tracing::info!(rows = self.checkpoint.meta().rows, "begin to read the whole checkpoint");
+            Scrub { cursor: None, begun: now, bytes: 0 }
+        });
         let mut bytes = 0;
         while bytes < SCRUB_BYTES_PER_POLL {
             let read = self.checkpoint.scrub(&mut scrub.cursor, SCRUB_ROWS);
@@ -306,12 +312,21 @@ impl<D: Disk> Mover<D> {
                 None => self.checkpoint.leases().map(|_| read),
             });
             match read {
-                Ok(read) => bytes += read,
+                Ok(read) => {
+                    bytes += read;
+                    scrub.bytes += read;
+                    if scrub.cursor.is_none() {
+                        let milliseconds = (now - scrub.begun).as_millis() as u64;
+                        tracing::info!(bytes = scrub.bytes, milliseconds, "the whole checkpoint is what was written");
+                        self.checkpointed.meter.scrubbed(true);
+                    }
+                }
                 Err(error) => {
                     tracing::error!(
-                        "{error}; what is in memory is right, the next start will refuse the file: take a snapshot"
+                        "{error}; what is served is right, but the next start will refuse the file: copy the keys to another server before it (etcdctl make-mirror)"
                     );
                     scrub.cursor = None;
+                    self.checkpointed.meter.scrubbed(false);
                 }
             }
             if scrub.cursor.is_none() {

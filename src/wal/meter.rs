@@ -15,6 +15,9 @@ pub struct Meter {
     /// Written by the thread of the checkpoint: when it last took over everything, and what it has not taken over yet.
     checkpointed_at: AtomicU64,
     log_bytes: AtomicU64,
+    /// Readings of the whole checkpoint that found it whole, and that found damage.
+    scrubs_whole: AtomicU64,
+    scrubs_damaged: AtomicU64,
     /// How long the syncs of the checkpoint's file took. A whole commit is slowed down on purpose, so its length would
     /// tell nothing of the disk.
     pub checkpoint_syncs: Arc<Histogram>,
@@ -27,6 +30,8 @@ impl Meter {
             log_written_bytes: AtomicU64::new(0),
             checkpointed_at: AtomicU64::new(now.0),
             log_bytes: AtomicU64::new(0),
+            scrubs_whole: AtomicU64::new(0),
+            scrubs_damaged: AtomicU64::new(0),
             checkpoint_syncs,
         }
     }
@@ -48,6 +53,16 @@ impl Meter {
 
     pub fn checkpoint_lacks(&self, bytes: usize) {
         self.log_bytes.store(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub fn scrubbed(&self, is_whole: bool) {
+        let count = if is_whole { &self.scrubs_whole } else { &self.scrubs_damaged };
+        count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many readings of the checkpoint found it whole, and how many did not.
+    pub fn scrubs(&self) -> (u64, u64) {
+        (self.scrubs_whole.load(Ordering::Relaxed), self.scrubs_damaged.load(Ordering::Relaxed))
     }
 
     pub fn checkpointed_at(&self) -> Time {

@@ -394,22 +394,9 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use crate::sim::Folder;
 
     const IDENTITY: Identity = Identity { cluster_id: 5, member_id: 6 };
-
-    struct Folder(PathBuf);
-
-    impl Drop for Folder {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_dir_all(&self.0);
-        }
-    }
-
-    fn folder(name: &str) -> Folder {
-        let path = std::env::temp_dir().join(format!("tarsier-recovery-{}-{name}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&path);
-        Folder(path)
-    }
 
     #[derive(Default)]
     struct Nothing;
@@ -448,7 +435,7 @@ mod tests {
 
     #[test]
     fn a_directory_is_made_for_its_owner_alone_and_keeps_its_ids() {
-        let data = folder("new");
+        let data = Folder::new("recovery-new");
         drop(start(&data.0));
         let mode = std::fs::metadata(&data.0).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o700);
@@ -460,7 +447,7 @@ mod tests {
 
     #[test]
     fn a_second_process_is_refused() {
-        let data = folder("locked");
+        let data = Folder::new("recovery-locked");
         let first = start(&data.0);
         assert!(refusal(&data.0).contains("another process uses"), "{}", refusal(&data.0));
         drop(first);
@@ -469,7 +456,7 @@ mod tests {
 
     #[test]
     fn what_is_not_ours_is_named_and_left_alone() {
-        let data = folder("foreign");
+        let data = Folder::new("recovery-foreign");
         std::fs::create_dir_all(data.0.join(ETCD_NAME)).unwrap();
         assert!(refusal(&data.0).contains("is a data directory of etcd itself"));
         std::fs::remove_dir(data.0.join(ETCD_NAME)).unwrap();
@@ -481,7 +468,7 @@ mod tests {
 
     #[test]
     fn each_missing_or_damaged_file_is_named() {
-        let data = folder("damaged");
+        let data = Folder::new("recovery-damaged");
         drop(start(&data.0));
         let identity = std::fs::read(data.0.join(identity::FILE_NAME)).unwrap();
         std::fs::remove_file(data.0.join(identity::FILE_NAME)).unwrap();
@@ -507,7 +494,7 @@ mod tests {
 
     #[test]
     fn a_checkpoint_of_another_directory_is_refused() {
-        let (data, other) = (folder("mine"), folder("other"));
+        let (data, other) = (Folder::new("recovery-mine"), Folder::new("recovery-other"));
         drop(start(&data.0));
         drop(claim(&other.0, None, || Identity { cluster_id: 7, member_id: 8 }).unwrap());
         std::fs::copy(data.0.join(checkpoint::FILE_NAME), other.0.join(checkpoint::FILE_NAME)).unwrap();

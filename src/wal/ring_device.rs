@@ -78,6 +78,7 @@ mod tests {
     use crate::metrics::histogram::{DISK, WORDS};
     use crate::metrics::numbers::totals;
     use crate::net::ring::{Doorbell, Ring};
+    use crate::sim::Folder;
     use crate::types::{Entry, Position};
     use crate::wal::Progress;
     use crate::wal::disk::Disk;
@@ -85,27 +86,8 @@ mod tests {
     use crate::wal::log::Log;
     use crate::wal::replay::{Recovered, Replay};
     use crate::wal::segments;
-    use std::path::PathBuf;
     use std::sync::atomic::{AtomicU64, Ordering};
     use std::sync::mpsc::channel;
-
-    /// A directory of the disk that the build is on, gone with the test.
-    struct Directory(PathBuf);
-
-    impl Directory {
-        fn new(name: &str) -> Directory {
-            let target = std::env::current_exe().unwrap().parent().unwrap().to_owned();
-            let path = target.join(format!("wal-{name}-{}", std::process::id()));
-            std::fs::create_dir(&path).unwrap();
-            Directory(path)
-        }
-    }
-
-    impl Drop for Directory {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_dir_all(&self.0);
-        }
-    }
 
     const BLOCKS: u32 = 64;
 
@@ -159,7 +141,8 @@ mod tests {
 
     #[test]
     fn a_log_on_the_ring_comes_back_and_its_files_are_recycled() {
-        let directory = Directory::new("ring");
+        let directory = Folder::new("ring");
+        std::fs::create_dir(&directory.0).unwrap();
         let disk = Arc::new(FileDisk::open(&directory.0).unwrap());
         let checkpointed = Arc::new(AtomicU64::new(0));
         for life in 1..=3 {

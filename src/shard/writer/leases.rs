@@ -197,8 +197,9 @@ impl Writer {
 mod tests {
     use super::*;
     use crate::shard::writer::Pace;
+    use crate::sim::all_keys;
     use crate::store::Store;
-    use crate::store::command::{Answer, Outcome, Put, PutLease, PutValue, Range, Read, SortOrder, SortTarget};
+    use crate::store::command::{Answer, Outcome, Put, PutLease, PutValue, Range, Read};
     use crate::types::{Alarm, Change, Position, Revision};
 
     fn writer() -> Writer {
@@ -249,19 +250,7 @@ mod tests {
     }
 
     fn keys(writer: &mut Writer) -> u64 {
-        let range = Range {
-            range: KeyRange::From("\0".into()),
-            revision: 0,
-            limit: 0,
-            order: SortOrder::None,
-            target: SortTarget::Key,
-            keys_only: false,
-            count_only: true,
-            min_mod_revision: 0,
-            max_mod_revision: 0,
-            min_create_revision: 0,
-            max_create_revision: 0,
-        };
+        let range = Range { count_only: true, ..all_keys() };
         writer.read(origin(3), &Read::Range(range));
         match settle(writer).1.pop() {
             Some(Reply::Answer(Ok(Answer { result: Outcome::Range(rows), .. }))) => rows.count,

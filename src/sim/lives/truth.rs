@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use crate::backend::{Command, LeaseAnswer, LeaseCommand, LeaseOutcome};
 use crate::lease::{Lessor, Standing};
-use crate::sim::plain_range;
+use crate::sim::{all_at, all_keys};
 use crate::store::Store;
-use crate::store::command::{Answer, DeleteRange, Error, Op, Outcome, Read, Rows, Txn, Write};
+use crate::store::command::{Answer, DeleteRange, Error, Op, Outcome, Read, Txn, Write};
 use crate::store::model::Model;
 use crate::store::quota;
 use crate::types::{
@@ -80,10 +80,6 @@ pub struct Truth {
     marks: Vec<Mark>,
     /// The last group that anybody was told of.
     told: Position,
-}
-
-fn all_keys() -> KeyRange {
-    KeyRange::From(Key::new())
 }
 
 impl Truth {
@@ -296,7 +292,7 @@ impl Truth {
     }
 
     fn rows_at(&self, revision: Revision) -> Vec<KeyValue> {
-        self.model.range(&plain_range(all_keys(), 0), revision).expect("the newest is never refused").rows
+        self.model.range(&all_keys(), revision).expect("the newest is never refused").rows
     }
 
     /// The keys of a lease: those whose newest version has it.
@@ -380,7 +376,7 @@ impl Truth {
 
     fn check_states(&self, store: &Store, mark: &Mark) -> Result<(), String> {
         for revision in mark.compacted.0.max(1)..=mark.revision.0 {
-            if all_at(store, revision).rows != self.rows_at(Revision(revision)) {
+            if all_at(store, Revision(revision)).rows != self.rows_at(Revision(revision)) {
                 return Err(format!("the keys at revision {revision} are not what they were"));
             }
         }
@@ -459,14 +455,5 @@ fn bare(change: &Change) -> Change {
     match change.clone() {
         Change::Put { kv, .. } => Change::Put { kv, previous: None },
         Change::Delete { key, .. } => Change::Delete { key, previous: None },
-    }
-}
-
-fn all_at(store: &Store, revision: i64) -> Rows {
-    let read = Read::Range(plain_range(all_keys(), revision));
-    let mut job = store.read(&read, store.revision()).expect("it is not compacted");
-    match store.step(&mut job, usize::MAX).map(|answer| answer.map(|answer| answer.result)) {
-        Some(Ok(Outcome::Range(rows))) => rows,
-        other => panic!("not rows: {other:?}"),
     }
 }

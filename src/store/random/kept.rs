@@ -4,12 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use crate::sim::all_at;
 use crate::types::{Batch, Change, ChangeId, KeyValue, Revision, Row};
 
-use super::super::command::{Outcome, Read, Rows};
 use super::super::restore::Restore;
 use super::super::{CompactProgress, Store};
-use super::all_keys;
 
 #[derive(Clone)]
 pub enum Told {
@@ -141,12 +140,4 @@ fn needed(store: &Store, revision: Revision, compacted: Revision) -> BTreeSet<Ch
     let changes = batches.iter().flat_map(|batch| rows_of(batch).map(|row| row.id).collect::<Vec<_>>());
     let live = all_at(store, compacted.max(Revision::FIRST));
     changes.chain(live.rows.iter().map(KeyValue::id)).collect()
-}
-
-fn all_at(store: &Store, revision: Revision) -> Rows {
-    let mut job = store.read(&Read::Range(all_keys()), revision).unwrap();
-    match store.step(&mut job, usize::MAX).unwrap().unwrap().result {
-        Outcome::Range(rows) => rows,
-        other => panic!("not rows: {other:?}"),
-    }
 }

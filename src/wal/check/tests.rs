@@ -1,9 +1,8 @@
 //! Whole, cut and damaged directories, through what an operator calls.
 
-use std::path::PathBuf;
-
 use super::*;
 use crate::random::Random;
+use crate::sim::Folder;
 use crate::store::Store;
 use crate::store::command::{DeleteRange, Op, Put, PutLease, PutValue, Txn, Write as Command};
 use crate::store::restore::Restore;
@@ -30,20 +29,6 @@ fn leases(data: &Path) -> Vec<(i64, i64)> {
     let claimed = claim(data, None, || IDENTITY).unwrap();
     let leases = Checkpoint::open(claimed.files.data.clone()).unwrap().leases().unwrap();
     leases.into_iter().map(|Lease { id, ttl }| (id.0, ttl)).collect()
-}
-
-struct Folder(PathBuf);
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
-fn folder(name: &str) -> Folder {
-    let path = std::env::temp_dir().join(format!("tarsier-check-{}-{name}", std::process::id()));
-    let _ = std::fs::remove_dir_all(&path);
-    Folder(path)
 }
 
 /// A store in a directory: some of it in the checkpoint, all of it in a log of one segment.
@@ -159,7 +144,7 @@ fn find(path: &Path, needle: &[u8]) -> Vec<u64> {
 
 #[test]
 fn a_whole_directory_is_said_to_be_whole_and_is_not_touched() {
-    let (data, new) = (folder("whole"), folder("whole-new"));
+    let (data, new) = (Folder::new("check-whole"), Folder::new("check-whole-new"));
     let store = filled(&data.0, 1);
     let before = std::fs::read(data.0.join(checkpoint::FILE_NAME)).unwrap();
     let (is_whole, text) = checked(&data.0);
@@ -178,7 +163,7 @@ fn a_whole_directory_is_said_to_be_whole_and_is_not_touched() {
 
 #[test]
 fn damage_in_the_log_leaves_out_what_lies_behind_it() {
-    let (data, new) = (folder("log"), folder("log-new"));
+    let (data, new) = (Folder::new("check-log"), Folder::new("check-log-new"));
     let store = filled(&data.0, 2);
     let segment = data.0.join(WAL_NAME).join(segment_name(1));
     // The frame of group 51: one block each, behind that of the header.
@@ -198,7 +183,7 @@ fn damage_in_the_log_leaves_out_what_lies_behind_it() {
 
 #[test]
 fn a_directory_of_another_version_is_not_called_damaged() {
-    let (data, new) = (folder("version"), folder("version-new"));
+    let (data, new) = (Folder::new("check-version"), Folder::new("check-version-new"));
     filled(&data.0, 6);
     let path = data.0.join(identity::FILE_NAME);
     let text = std::fs::read_to_string(&path).unwrap();
@@ -218,7 +203,7 @@ fn a_directory_of_another_version_is_not_called_damaged() {
 
 #[test]
 fn a_damaged_row_is_named_and_no_history_with_a_hole_is_told() {
-    let (data, new) = (folder("row"), folder("row-new"));
+    let (data, new) = (Folder::new("check-row"), Folder::new("check-row-new"));
     filled(&data.0, 3);
     let path = data.0.join(checkpoint::FILE_NAME);
     let flipped = find(&path, &[b'v'; 64]);
@@ -234,7 +219,7 @@ fn a_damaged_row_is_named_and_no_history_with_a_hole_is_told() {
 
 #[test]
 fn wherever_bits_rot_what_is_salvaged_is_whole() {
-    let data = folder("anywhere");
+    let data = Folder::new("check-anywhere");
     filled(&data.0, 4);
     let path = data.0.join(checkpoint::FILE_NAME);
     let whole = std::fs::read(&path).unwrap();
@@ -242,7 +227,7 @@ fn wherever_bits_rot_what_is_salvaged_is_whole() {
     for round in 0..60 {
         let offset = random.below(whole.len() as u64);
         flip(&path, offset);
-        let new = folder(&format!("anywhere-{round}"));
+        let new = Folder::new(&format!("check-anywhere-{round}"));
         let mut out = Vec::new();
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             salvage(&data.0, None, &new.0, || IDENTITY, &mut out)
@@ -262,7 +247,7 @@ fn wherever_bits_rot_what_is_salvaged_is_whole() {
 
 #[test]
 fn a_directory_without_a_checkpoint_is_salvaged_from_a_log_that_begins_at_the_beginning() {
-    let (data, new) = (folder("only-log"), folder("only-log-new"));
+    let (data, new) = (Folder::new("check-only-log"), Folder::new("check-only-log-new"));
     let store = filled(&data.0, 5);
     std::fs::remove_file(data.0.join(checkpoint::FILE_NAME)).unwrap();
     assert!(!checked(&data.0).0);
@@ -273,7 +258,7 @@ fn a_directory_without_a_checkpoint_is_salvaged_from_a_log_that_begins_at_the_be
 
 #[test]
 fn a_directory_in_use_is_left_alone() {
-    let data = folder("used");
+    let data = Folder::new("check-used");
     let claimed = claim(&data.0, None, || IDENTITY).unwrap();
     let refused = check(&data.0, None, &mut Vec::new()).unwrap_err();
     assert!(refused.0.contains("stop it first"), "{refused}");

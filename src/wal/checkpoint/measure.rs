@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::*;
 use crate::random::Random;
+use crate::sim::Folder;
 use crate::store::Store;
 use crate::store::command::{Put, PutLease, PutValue, Write};
 use crate::store::restore::{Damage, Restore};
@@ -26,12 +27,11 @@ impl From<Damage> for Refused {
     }
 }
 
-fn folder(name: &str) -> (std::path::PathBuf, Arc<FileDisk>) {
-    let path = std::env::temp_dir().join(format!("tarsier-measure-{}-{name}", std::process::id()));
-    let _ = std::fs::remove_dir_all(&path);
-    std::fs::create_dir(&path).unwrap();
-    let disk = Arc::new(FileDisk::open(&path).unwrap());
-    (path, disk)
+fn folder(name: &str) -> (Folder, Arc<FileDisk>) {
+    let folder = Folder::new(&format!("measure-{name}"));
+    std::fs::create_dir(&folder.0).unwrap();
+    let disk = Arc::new(FileDisk::open(&folder.0).unwrap());
+    (folder, disk)
 }
 
 fn put(store: &mut Store, key: u64) -> Entry {
@@ -102,7 +102,7 @@ fn load(checkpoint: &Checkpoint<FileDisk>) -> Store {
 #[ignore = "it is a measurement: seconds of release code and GBs of disk"]
 fn a_start_from_a_gigabyte() {
     for (keys, compacted) in [(1_000_000, true), (3_300_000, true), (1_000_000, false)] {
-        let (path, disk) = folder("load");
+        let (_folder, disk) = folder("load");
         let mut checkpoint = Checkpoint::create(disk.clone(), Meta::new(1, 2)).unwrap();
         let mut store = Store::new();
         fill(&mut checkpoint, &mut store, keys, None, 32 << 20);
@@ -122,7 +122,6 @@ fn a_start_from_a_gigabyte() {
             println!("serves after {:.2} s", start.elapsed().as_secs_f64());
             assert_eq!(store.keys() as u64, keys);
         }
-        std::fs::remove_dir_all(path).unwrap();
     }
 }
 
@@ -130,13 +129,12 @@ fn a_start_from_a_gigabyte() {
 #[ignore = "it is a measurement: seconds of release code and GBs of disk"]
 fn bytes_of_the_device_a_put() {
     for commit_bytes in [1 << 20, 8 << 20, 32 << 20] {
-        let (path, disk) = folder("written");
+        let (_folder, disk) = folder("written");
         let mut checkpoint = Checkpoint::create(disk.clone(), Meta::new(1, 2)).unwrap();
         fill(&mut checkpoint, &mut Store::new(), 300_000, Some(1_000_000), commit_bytes);
-        std::fs::remove_dir_all(path).unwrap();
     }
     // Steady: every put supersedes a row at a random place.
-    let (path, disk) = folder("steady");
+    let (_folder, disk) = folder("steady");
     let mut checkpoint = Checkpoint::create(disk.clone(), Meta::new(1, 2)).unwrap();
     let mut store = Store::new();
     fill(&mut checkpoint, &mut store, 1_000_000, None, 32 << 20);
@@ -168,5 +166,4 @@ fn bytes_of_the_device_a_put() {
             checkpoint.file_bytes().unwrap() >> 20
         );
     }
-    std::fs::remove_dir_all(path).unwrap();
 }

@@ -6,6 +6,7 @@ use redb::ReadableTable;
 
 use super::*;
 use crate::random::Random;
+use crate::sim::all_at;
 use crate::sim::disk::{FakeDisk, Faults};
 use crate::store::Store;
 use crate::store::command::*;
@@ -218,30 +219,10 @@ impl World {
         let history = |store: &Store| store.history(first, store.revision(), usize::MAX, usize::MAX).unwrap();
         assert_eq!(history(&store), history(&self.store));
         for revision in first.0.max(1)..=store.revision().0 {
+            let revision = Revision(revision);
             assert_eq!(all_at(&store, revision), all_at(&self.store, revision));
         }
         self.store = store;
-    }
-}
-
-fn all_at(store: &Store, revision: i64) -> Rows {
-    let range = Range {
-        range: KeyRange::From(Key::new()),
-        revision,
-        limit: 0,
-        order: SortOrder::None,
-        target: SortTarget::Key,
-        keys_only: false,
-        count_only: false,
-        min_mod_revision: 0,
-        max_mod_revision: 0,
-        min_create_revision: 0,
-        max_create_revision: 0,
-    };
-    let mut job = store.read(&Read::Range(range), store.revision()).unwrap();
-    match store.step(&mut job, usize::MAX).unwrap().unwrap().result {
-        Outcome::Range(rows) => rows,
-        other => panic!("not rows: {other:?}"),
     }
 }
 
