@@ -41,7 +41,6 @@ mod keys;
 mod leases;
 mod link;
 mod load;
-mod locks;
 mod meter;
 mod open_loop;
 mod plot;

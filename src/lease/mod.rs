@@ -6,7 +6,8 @@
 //! A lease stands in the list of a *slot of time* of a quarter of a second, and the slots in a tree by their time. A slot is
 //! due only behind the deadline of every lease in it, so nothing expires early. A keep-alive moves the deadline alone; the
 //! lease is looked at when its old slot is due, and then goes into the right one. So a keep-alive is one look into a table,
-//! a million leases of one time to live are one list, and no step takes longer than one lease.
+//! a million leases of one time to live are one list, and no step takes longer than one lease. Two take as long as a lease
+//! has keys: what is revoked is one revision by etcd's rule, and its keys are told in one message.
 //!
 //! What it costs, in bytes (a test holds the table true):
 //!
@@ -14,9 +15,10 @@
 //! | --- | --- |
 //! | a lease | 48 for its row, 5 to 12 for its place in the table |
 //! | a key of a lease | 32 for its row, the key, 5 to 12 for its place in the table |
-//! | a slot of time | some 30 |
+//! | a slot of time | 34 |
 
 mod keys;
+mod listing;
 #[cfg(test)]
 mod random;
 mod table;
@@ -30,7 +32,10 @@ use crate::types::arena::Arena;
 use crate::types::{Batch, Change, Key, Lease, LeaseId, Uptime};
 
 use keys::Keys;
+use listing::Listing;
 use table::Table;
+
+pub use listing::LISTED_BYTES;
 
 const NONE: u32 = u32::MAX;
 
@@ -38,6 +43,9 @@ const NONE: u32 = u32::MAX;
 pub const TTL_SECONDS_MIN: i64 = 2;
 /// Some 285 years. etcd refuses a longer one.
 pub const TTL_SECONDS_MAX: i64 = 9_000_000_000;
+/// What a slot takes in the tree: its number and its list in a node that is half full, as those are into which times fall
+/// that rise, and a share of the nodes above.
+const SLOT_BYTES: usize = 34;
 /// How finely expiry is cut.
 const SLOT_MILLISECONDS: u64 = 250;
 
@@ -80,6 +88,7 @@ pub struct Lessor {
     by_id: Table,
     slots: BTreeMap<u32, List>,
     keys: Keys,
+    listing: Option<Listing>,
     /// Seeded by the process, since clients choose ids and keys. Its order reaches no output.
     hasher: DefaultHashBuilder,
     /// The generator of ids that no client chose.
@@ -94,6 +103,7 @@ impl Lessor {
             by_id: Table::new(),
             slots: BTreeMap::new(),
             keys: Keys::new(),
+            listing: None,
             hasher: DefaultHashBuilder::default(),
             ids: seed,
         }
@@ -107,9 +117,9 @@ impl Lessor {
         self.len() == 0
     }
 
-    /// What leases and their keys take. The few slots of time are not counted.
+    /// What leases and their keys take.
     pub fn bytes(&self) -> usize {
-        self.rows.bytes() + self.by_id.bytes() + self.keys.bytes()
+        self.rows.bytes() + self.by_id.bytes() + self.keys.bytes() + self.slots.len() * SLOT_BYTES
     }
 
     /// Grants a lease; id 0 leaves the choice to the lessor. A time to live below the least is raised to it.
@@ -158,6 +168,9 @@ impl Lessor {
         let hash = self.hasher.hash_one(id);
         self.by_id.insert(hash, at, |other| self.hasher.hash_one(self.rows[other].id));
         self.enlist(at);
+        if let Some(listing) = &mut self.listing {
+            listing.granted(at);
+        }
     }
 
     fn row_of(&self, id: LeaseId) -> Option<u32> {
@@ -240,19 +253,20 @@ impl Lessor {
         Some(Standing { remaining: (left - i64::from(left > 0)) / 1_000, granted: row.ttl })
     }
 
-    /// All leases, the one that expires first in front.
-    pub fn leases(&self) -> Vec<LeaseId> {
-        let mut found = Vec::with_capacity(self.len());
-        for list in self.slots.values() {
-            let mut at = list.first;
-            while at != NONE {
-                let row = &self.rows[at];
-                found.push((row.deadline, row.id));
-                at = row.next;
-            }
+    /// Begins a list of all leases, or goes on with the one that is begun, for so many looks at a lease. Its end is the
+    /// leases that there were when it began, the one that expires first in front.
+    pub fn list(&mut self, visits: usize) -> Option<Vec<LeaseId>> {
+        let mut listing = self.listing.take().unwrap_or_else(|| Listing::begin(&self.rows));
+        if listing.step(&self.rows, visits) {
+            return Some(listing.into_leases());
         }
-        found.sort_unstable();
-        found.into_iter().map(|(_, id)| id).collect()
+        self.listing = Some(listing);
+        None
+    }
+
+    /// What a list that is begun holds.
+    pub fn listing_bytes(&self) -> usize {
+        self.listing.as_ref().map_or(0, Listing::bytes)
     }
 
     /// The keys of a lease, in ascending order.
@@ -270,6 +284,9 @@ impl Lessor {
         self.delist(at);
         self.by_id.remove(hash, at, |other| self.hasher.hash_one(self.rows[other].id));
         let row = self.rows.remove(at);
+        if let Some(listing) = &mut self.listing {
+            listing.revoked(at, &row);
+        }
         let mut keys = self.keys.take_list(row.keys, &self.hasher);
         keys.sort_unstable();
         Some((Lease { id, ttl: row.ttl }, keys))

@@ -43,16 +43,33 @@ fn remaining(milliseconds: i64) -> i64 {
     if milliseconds > 0 { (milliseconds - 1) / 1_000 } else { milliseconds / 1_000 }
 }
 
+/// All leases, the one that expires first in front, at once.
+fn listed(lessor: &Lessor) -> Vec<LeaseId> {
+    let mut found = Vec::new();
+    for list in lessor.slots.values() {
+        let mut at = list.first;
+        while at != NONE {
+            found.push((lessor.rows[at].deadline, lessor.rows[at].id));
+            at = lessor.rows[at].next;
+        }
+    }
+    found.sort_unstable();
+    found.into_iter().map(|(_, id)| id).collect()
+}
+
 struct World {
     random: Random,
     lessor: Lessor,
     model: Model,
     now: Uptime,
+    /// What the list under way has to hold, and whether in this order.
+    listing: Option<(Vec<LeaseId>, bool)>,
 }
 
 impl World {
     fn new(seed: u64) -> World {
-        World { random: Random::new(seed), lessor: Lessor::new(seed), model: Model::default(), now: Uptime(seed % 700) }
+        let (lessor, now) = (Lessor::new(seed), Uptime(seed % 700));
+        World { random: Random::new(seed), lessor, model: Model::default(), now, listing: None }
     }
 
     fn id(&mut self) -> LeaseId {
@@ -69,7 +86,8 @@ impl World {
 
     fn step(&mut self) {
         let id = self.id();
-        match self.random.below(20) {
+        match self.random.below(24) {
+            20.. => self.list(),
             0..4 => self.grant(id),
             4..5 => assert_eq!(keys(self.lessor.revoke(id)), self.model.revoke(id)),
             5..9 => self.keep_alive(id),
@@ -109,6 +127,29 @@ impl World {
             lease.0
         });
         assert_eq!(self.lessor.keep_alive(id, self.now), expected);
+        if let Some((_, is_ordered)) = &mut self.listing {
+            *is_ordered = false;
+        }
+    }
+
+    /// A piece of a list, which shows the leases of the moment at which it began.
+    fn list(&mut self) {
+        let (expected, is_ordered) = self.listing.take().unwrap_or_else(|| (self.model.leases(), true));
+        // The walk sees 512 rows, used or not.
+        let visits = *self.random.pick(&[1, 3, 100, 400]);
+        match self.lessor.list(visits) {
+            None => {
+                assert_eq!(self.lessor.listing_bytes(), expected.len() * LISTED_BYTES);
+                self.listing = Some((expected, is_ordered));
+            }
+            Some(found) if is_ordered => assert_eq!(found, expected),
+            Some(mut found) => {
+                let mut expected = expected;
+                found.sort_unstable();
+                expected.sort_unstable();
+                assert_eq!(found, expected);
+            }
+        }
     }
 
     /// Changes of one revision, which may name a key more than once.
@@ -137,6 +178,9 @@ impl World {
 
     fn begin(&mut self) {
         self.lessor.begin(self.now);
+        if let Some((_, is_ordered)) = &mut self.listing {
+            *is_ordered = false;
+        }
         for (ttl, deadline) in self.model.leases.values_mut() {
             *deadline = self.now.0 + *ttl as u64 * 1_000;
         }
@@ -160,7 +204,7 @@ impl World {
     }
 
     fn compare(&mut self) {
-        assert_eq!(self.lessor.leases(), self.model.leases());
+        assert_eq!(listed(&self.lessor), self.model.leases());
         assert_eq!(self.lessor.len(), self.model.leases.len());
         let id = self.id();
         assert_eq!(self.lessor.keys_of(id), self.model.keys_of(id));
@@ -220,6 +264,29 @@ fn a_million_leases_of_one_time_to_live_are_one_list_and_expire_in_bounded_steps
 }
 
 #[test]
+fn a_list_of_very_many_leases_is_made_in_bounded_steps_and_in_their_order() {
+    const LEASES: i64 = 50_000;
+    let mut lessor = Lessor::new(1);
+    for number in 1..=LEASES {
+        lessor.grant(LeaseId(number), 2 + number * 7_919 % LEASES, Uptime(0)).expect("the ids are all different");
+    }
+    let expected = listed(&lessor);
+    assert_eq!(lessor.list(1_000), None);
+    let mut steps = 1;
+    let found = loop {
+        // What goes and what comes meanwhile changes nothing of it.
+        lessor.revoke(LeaseId(LEASES - steps)).expect("it is there");
+        lessor.grant(LeaseId(LEASES + steps), 60, Uptime(0)).expect("the ids are all different");
+        steps += 1;
+        if let Some(found) = lessor.list(1_000) {
+            break found;
+        }
+    };
+    assert!((100..=103).contains(&steps), "{steps} steps of a thousand rows, and then of a thousand leases");
+    assert!(found == expected && lessor.listing_bytes() == 0);
+}
+
+#[test]
 fn a_lease_of_an_hour_is_not_over_a_millisecond_early() {
     let mut lessor = Lessor::new(1);
     let now = Uptime(12_345);
@@ -244,7 +311,7 @@ fn the_cost_table_is_true() {
     let leases = lessor.bytes();
     let each = (leases - base) as f64 / 200_000.0;
     assert!((45.0..=60.0).contains(&each), "{each} bytes a lease");
-    for (number, id) in lessor.leases().into_iter().enumerate() {
+    for (number, id) in listed(&lessor).into_iter().enumerate() {
         lessor.attach(format!("{number:032}").as_bytes(), id);
     }
     let each = (lessor.bytes() - leases) as f64 / 200_000.0;

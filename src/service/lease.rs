@@ -66,7 +66,7 @@ pub fn decode(method: LeaseMethod, message: Bytes) -> Result<Command, Status> {
     }))
 }
 
-/// The message that tells an answer.
+/// The message that tells an answer, but for a list: that is a [`Response`](crate::service::kv::encode::Response).
 pub fn encode(answer: LeaseAnswer, identity: Identity) -> Bytes {
     let header = header(identity, answer.revision);
     match answer.outcome {
@@ -83,10 +83,7 @@ pub fn encode(answer: LeaseAnswer, identity: Identity) -> Bytes {
             let (ttl, granted_ttl) = (remaining, granted);
             framed(&wire::LeaseTimeToLiveResponse { header, id: id.0, ttl, granted_ttl, keys })
         }
-        LeaseOutcome::List(leases) => {
-            let leases = leases.into_iter().map(|id| wire::LeaseStatus { id: id.0 }).collect();
-            framed(&wire::LeaseLeasesResponse { header, leases })
-        }
+        LeaseOutcome::List(_) => unreachable!("a list is encoded in pieces"),
     }
 }
 
@@ -178,6 +175,35 @@ mod tests {
         let end = services.output(handle, 1 << 14);
         assert!(matches!(end, Output::End(status) if status == Refusal::LogRefused.into()));
         assert_eq!(services.bytes().0, 0, "the call is over");
+    }
+
+    #[test]
+    fn what_answers_take_is_counted_until_their_peer_has_taken_them_or_gone() {
+        let member = Member { name: String::new(), peer_urls: Vec::new(), client_urls: Vec::new() };
+        let mut services = Services::new(IDENTITY, Arc::new(member), Limits::default(), Revision(1));
+        let keys = vec![crate::types::Key::from_static(b"a key of a lease"); 1_000];
+        let (id, standing) = (LeaseId(7), Some(Standing { remaining: 1, granted: 2 }));
+        for method in [LeaseMethod::TimeToLive, LeaseMethod::Leases] {
+            for is_taken in [true, false] {
+                let handle = services.open(CallId { connection: 1, stream: 1 }, Method::Lease(method));
+                services.request(handle, Bytes::new());
+                let outcome = match method {
+                    LeaseMethod::Leases => LeaseOutcome::List(vec![id; 1_000]),
+                    _ => LeaseOutcome::TimeToLive { id, standing, keys: keys.clone() },
+                };
+                services.reply(handle, Reply::Lease(LeaseAnswer { revision: Revision(4), outcome }));
+                assert!(services.scratch_bytes() > 8_000, "{method:?}");
+                if is_taken {
+                    while !matches!(services.output(handle, 1 << 10), Output::Last(_)) {}
+                } else {
+                    services.closed(handle);
+                    while services.has_work() {
+                        services.turn();
+                    }
+                }
+                assert_eq!((services.scratch_bytes(), services.bytes().0), (0, 0), "{method:?}");
+            }
+        }
     }
 
     #[test]

@@ -30,7 +30,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use slab::Slab;
 
-use crate::backend::{Command, Identity, Reply};
+use crate::backend::{Command, Identity, LeaseAnswer, LeaseOutcome, Reply};
 use crate::grpc::status::{Code, Status};
 use crate::metrics;
 use crate::net::{CallHead, CallId, CallKind, Output};
@@ -41,7 +41,7 @@ use crate::types::Revision;
 use cluster::ClusterMethod;
 use health::HealthMethod;
 use kv::decode::KvMethod;
-use kv::encode::Response;
+use kv::encode::{Response, Scratch};
 use kv::range_stream::RangeStream;
 use lease::{Answers, LeaseMethod};
 use maintenance::MaintenanceMethod;
@@ -54,9 +54,6 @@ pub use kv::decode::Limits;
 
 /// Rows of a large answer that are measured before the next answer has its turn: some 50 us of work.
 const PREPARE_ROWS_PER_TURN: usize = 2_000;
-
-/// Room for so many calls is kept while there is none.
-const IDLE_CALLS_MAX: usize = 1_024;
 
 /// Which service takes a call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -187,6 +184,8 @@ struct Call {
     state: Unary,
     /// Requests at the backend: as many replies will come for this slot. Two, when a peer goes that has asked.
     under_way: u8,
+    /// What its answer takes until the peer has taken it, where no [`Response`] counts that.
+    scratch: Option<Scratch>,
 }
 
 /// The calls of one shard, its watch streams aside.
@@ -240,7 +239,7 @@ impl Services {
             Method::Lease(LeaseMethod::KeepAlive) => Unary::KeepingAlive(Box::default()),
             _ => Unary::Waiting,
         };
-        let index = self.calls.insert(Call { id, method, parts: None, state, under_way: 0 });
+        let index = self.calls.insert(Call { id, method, parts: None, state, under_way: 0, scratch: None });
         u32::try_from(index).expect("a shard has fewer than 4 G calls, since each holds a stream")
     }
 
@@ -356,6 +355,10 @@ impl Services {
                 }
                 _ => Unary::Failed(error.into()),
             },
+            Reply::Lease(LeaseAnswer { revision, outcome: LeaseOutcome::List(leases) }) => {
+                let response = Response::of_leases(leases, revision, self.identity);
+                Unary::Preparing(response.counted_in(&self.scratch_bytes))
+            }
             Reply::Lease(answer) => {
                 let message = lease::encode(answer, self.identity);
                 match &mut call.state {
@@ -363,7 +366,11 @@ impl Services {
                         answers.push(&message);
                         return Some(call.id);
                     }
-                    _ => Unary::Short(message),
+                    _ => {
+                        // The keys of a lease may be very many.
+                        call.scratch = Some(Scratch::new(&self.scratch_bytes, message.len()));
+                        Unary::Short(message)
+                    }
                 }
             }
             Reply::Alarms { revision, alarms } => Unary::Short(maintenance::alarms(self.identity, revision, &alarms)),
@@ -380,16 +387,6 @@ impl Services {
         self.prepare_call(handle)
     }
 
-    /// The call is over, and its handle goes to another one.
-    fn free(&mut self, handle: u32) -> Call {
-        let call = self.calls.remove(handle as usize);
-        // After a mass exit the slab would stay as large as ever.
-        if self.calls.is_empty() && self.calls.capacity() > IDLE_CALLS_MAX {
-            self.calls = Slab::new();
-        }
-        call
-    }
-
     fn reply_to_nobody(&mut self, handle: u32, reply: Reply) {
         if let Reply::Answer(Ok(answer)) = reply
             && matches!(answer.result, Outcome::Range(_) | Outcome::DeleteRange { .. } | Outcome::Txn(_))
@@ -403,7 +400,7 @@ impl Services {
     fn free_if_abandoned(&mut self, handle: u32) {
         let call = &self.calls[handle as usize];
         if matches!(call.state, Unary::Abandoned) && call.under_way == 0 {
-            self.free(handle);
+            self.calls.remove(handle as usize);
         }
     }
 
@@ -442,7 +439,7 @@ impl Services {
         }
         let handle = self.preparing.pop_front()?;
         if matches!(self.calls[handle as usize].state, Unary::Abandoned) {
-            self.free(handle);
+            self.calls.remove(handle as usize);
             return None;
         }
         self.prepare_call(handle)
@@ -473,7 +470,7 @@ impl Services {
                     call.state = Unary::Waiting;
                     return Output::Bytes(bytes);
                 }
-                self.free(handle);
+                self.calls.remove(handle as usize);
                 Output::Last(bytes)
             }
             Unary::Subscribed(message) => message.take().map_or(Output::Nothing, Output::Bytes),
@@ -481,20 +478,20 @@ impl Services {
                 Some(bytes) => Output::Bytes(bytes),
                 None => match answers.take_end() {
                     Some(status) => {
-                        self.free(handle);
+                        self.calls.remove(handle as usize);
                         Output::End(status)
                     }
                     None => Output::Nothing,
                 },
             },
-            // A list of a million leases leaves in pieces.
+            // The keys of a lease leave in pieces.
             Unary::Short(message) if message.len() > bytes_max => Output::Bytes(message.split_to(bytes_max)),
             Unary::Short(message) => {
                 let message = std::mem::take(message);
-                self.free(handle);
+                self.calls.remove(handle as usize);
                 Output::Last(message)
             }
-            Unary::Failed(_) => match self.free(handle).state {
+            Unary::Failed(_) => match self.calls.remove(handle as usize).state {
                 Unary::Failed(status) => Output::End(status),
                 _ => unreachable!("the state was matched above"),
             },

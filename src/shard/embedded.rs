@@ -64,12 +64,17 @@ impl Embedded {
                 self.command(Origin { shard: shard as u16, token }, command, time);
             }
         }
-        let more_expired = self.writer.next_expiry().is_some() && {
-            self.writer.set_uptime((self.uptime)());
-            self.writer.expire(time)
-        };
+        let more_expired = self.expire(time);
         let more = self.settle();
         more || more_expired || self.ports.iter().any(Port::has_request)
+    }
+
+    /// A piece of the revocation of what has expired. True when there is more.
+    pub fn expire(&mut self, time: Time) -> bool {
+        self.writer.next_expiry().is_some() && {
+            self.writer.set_uptime((self.uptime)());
+            self.writer.expire(time)
+        }
     }
 
     /// The next request of a shard.

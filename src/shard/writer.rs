@@ -198,9 +198,9 @@ impl Writer {
         &self.store
     }
 
-    /// What the running reads hold beside the store, in bytes.
+    /// What the running reads and lists hold beside the store, in bytes.
     pub fn scratch_bytes(&self) -> usize {
-        self.scratch_bytes + self.hashes.scratch_bytes()
+        self.scratch_bytes + self.hashes.scratch_bytes() + self.leases.lessor().listing_bytes()
     }
 
     /// Takes one command of a shard. Its reply comes out of [`Writer::next_reply`] when it may be told.
@@ -341,7 +341,7 @@ impl Writer {
 
     /// One turn of the hash that is first, if there is one. It names the compaction that it was made under.
     fn step_hash(&mut self) {
-        let (space, held) = (&self.space, self.scratch_bytes);
+        let (space, held) = (&self.space, self.scratch_bytes + self.leases.lessor().listing_bytes());
         let admits = |bytes| space.admits_scratch(held + bytes);
         if let Some((origin, result)) = self.hashes.turn(&self.store, self.committed, self.pace.read_rows, admits) {
             self.reply_to_reader(origin, Reply::Answer(result), true);
@@ -454,8 +454,8 @@ impl Writer {
         !self.open.entries.is_empty() || !self.sealed.is_empty()
     }
 
-    /// A bounded piece of the long work: one turn of one read, one of a hash, and one of the removal. True when there is
-    /// more.
+    /// A bounded piece of the long work: one turn of one read, one of a hash, one of a list of leases, and one of the
+    /// removal. True when there is more.
     pub fn step(&mut self) -> bool {
         if let Some(mut read) = self.reads.pop_front() {
             self.scratch_bytes -= read.job.scratch_bytes();
@@ -465,7 +465,8 @@ impl Writer {
             }
         }
         self.step_hash();
-        self.remove() || !self.reads.is_empty() || !self.hashes.is_idle()
+        self.step_list();
+        self.remove() || !self.reads.is_empty() || !self.hashes.is_idle() || self.leases.has_lists()
     }
 
     /// A bounded piece of the removal behind a compaction. What running reads or the committed revision still need waits

@@ -10,6 +10,8 @@
 mod crash;
 mod device;
 pub mod disk;
+mod late_log;
+mod leases;
 mod lives;
 mod model;
 mod rules;

@@ -12,6 +12,15 @@ pub struct Row {
     pub create_revision: i64,
     pub mod_revision: i64,
     pub version: i64,
+    /// 0 is none.
+    pub lease: i64,
+}
+
+/// A lease: its time to live in seconds, and when that is over, in milliseconds.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Held {
+    pub ttl: i64,
+    pub deadline: u64,
 }
 
 /// What a watcher is told of one change.
@@ -27,7 +36,7 @@ pub struct Told {
 
 #[derive(Clone, Debug)]
 pub enum Op {
-    Put { key: Vec<u8>, value: Vec<u8> },
+    Put { key: Vec<u8>, value: Vec<u8>, lease: i64 },
     Delete(KeyRange),
 }
 
@@ -36,11 +45,13 @@ pub struct Model {
     /// State after each revision, from revision 1 on: `states[0]` is the empty store.
     states: Vec<BTreeMap<Vec<u8>, Row>>,
     log: Vec<Told>,
+    /// By id.
+    pub leases: BTreeMap<i64, Held>,
 }
 
 impl Model {
     pub fn new() -> Model {
-        Model { states: vec![BTreeMap::new()], log: Vec::new() }
+        Model { states: vec![BTreeMap::new()], ..Model::default() }
     }
 
     pub fn revision(&self) -> i64 {
@@ -55,11 +66,11 @@ impl Model {
         let logged = self.log.len();
         for op in ops {
             match op {
-                Op::Put { key, value } => {
+                Op::Put { key, value, lease } => {
                     let (create_revision, version) =
                         state.get(key).map_or((revision, 1), |row| (row.create_revision, row.version + 1));
-                    let (key, value) = (key.clone(), value.clone());
-                    let row = Row { key: key.clone(), value, create_revision, mod_revision: revision, version };
+                    let (key, value, lease) = (key.clone(), value.clone(), *lease);
+                    let row = Row { key: key.clone(), value, create_revision, mod_revision: revision, version, lease };
                     state.insert(key.clone(), row.clone());
                     let previous = before.get(&key).filter(|_| create_revision < revision).cloned();
                     self.log.push(Told { revision, key, put: Some(row), previous });
@@ -79,6 +90,22 @@ impl Model {
         }
         self.states.push(state);
         revision
+    }
+
+    /// The keys whose newest version names a lease, in ascending order.
+    pub fn keys_of(&self, lease: i64) -> Vec<Vec<u8>> {
+        let state = &self.states[self.states.len() - 1];
+        state.values().filter(|row| row.lease == lease).map(|row| row.key.clone()).collect()
+    }
+
+    /// Takes a lease away, and with it its keys at one revision. False: there is none.
+    pub fn revoke(&mut self, lease: i64) -> bool {
+        let was_there = self.leases.remove(&lease).is_some();
+        if was_there {
+            let delete = |key: Vec<u8>| Op::Delete(KeyRange::One(key.into()));
+            self.apply(&self.keys_of(lease).into_iter().map(delete).collect::<Vec<_>>());
+        }
+        was_there
     }
 
     /// The rows of a range at a revision, by key.

@@ -219,5 +219,6 @@ pub fn row_of(kv: &crate::pb::mvccpb::KeyValue) -> Row {
         create_revision: kv.create_revision,
         mod_revision: kv.mod_revision,
         version: kv.version,
+        lease: kv.lease,
     }
 }

@@ -1,28 +1,26 @@
 //! One seeded world: clients that write, read and watch through shards that run when the seed says.
 
-use std::cell::RefCell;
-use std::collections::{HashMap, VecDeque};
-use std::rc::Rc;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::backend::{Command, HistoryError, Identity, Reply};
+use crate::backend::{Command, HistoryError, Identity, LeaseAnswer, LeaseCommand, Reply};
 use crate::random::Random;
-use crate::shard::durability::Durability;
 use crate::shard::embedded::Embedded;
 use crate::shard::history::{Appender, Committed};
 use crate::shard::intake::Intake;
 use crate::shard::mesh::{self, Link, Request, Response};
 use crate::shard::writer::{Origin, Pace, Writer};
+use crate::sim::late_log::LateLog;
+use crate::sim::leases;
 use crate::sim::model::{Model, Op, Row};
 use crate::sim::plain_range;
 use crate::sim::rules::{Asked, Observer, Truth};
 use crate::store::Store;
 use crate::store::command::{self as store, Answer, Error, Outcome, Put, PutLease, PutValue, Read};
 use crate::store::command::{Txn, Write};
-use crate::types::{ChangeId, Entry, KeyRange, KeyValue, LeaseId, Position, Revision, Time};
-use crate::wal::LogFailure;
+use crate::types::{KeyRange, KeyValue, LeaseId, Position, Revision, Time};
 use crate::watch::hub::{self, Hub, HubConfig, StreamId};
 
 const HISTORY_TOKEN: u32 = u32::MAX;
@@ -35,68 +33,22 @@ pub struct Planted {
     pub writer: crate::shard::writer::Planted,
 }
 
-/// A log that becomes durable when the world says so.
-#[derive(Clone, Default)]
-struct LateLog(Rc<RefCell<LogState>>);
-
-#[derive(Default)]
-struct LogState {
-    appended: VecDeque<Position>,
-    completed: Option<Position>,
-}
-
-impl Durability for LateLog {
-    fn append(&mut self, position: Position, _entries: &[Entry]) {
-        self.0.borrow_mut().appended.push_back(position);
-    }
-
-    fn completed(&mut self) -> Option<Result<Position, LogFailure>> {
-        self.0.borrow_mut().completed.take().map(Ok)
-    }
-
-    fn removed(&mut self, _changes: Vec<ChangeId>) {}
-
-    fn is_short_of_space(&self) -> bool {
-        false
-    }
-
-    fn defragment(&mut self) {}
-
-    fn defragmented(&mut self) -> Option<Result<(), String>> {
-        None
-    }
-}
-
-impl LateLog {
-    /// The disk finishes some of what it was given.
-    fn complete(&self, random: &mut Random) {
-        let mut state = self.0.borrow_mut();
-        let count = random.below(state.appended.len() as u64 + 1);
-        for _ in 0..count {
-            state.completed = state.appended.pop_front();
-        }
-    }
-
-    fn complete_all(&self) {
-        let mut state = self.0.borrow_mut();
-        let newest = state.appended.drain(..).next_back();
-        state.completed = newest.or(state.completed);
-    }
-}
-
-struct SimShard {
+pub struct SimShard {
     hub: Hub,
     intake: Intake,
     link: Link,
     next_token: u32,
     /// What each request under way must be answered with.
-    asked: HashMap<u32, Expected>,
+    pub asked: HashMap<u32, Expected>,
 }
 
 /// What is known of a request before its answer.
-enum Expected {
+pub enum Expected {
     /// Filled when the writer has applied it: the revision, or the refusal.
     Write(Option<Result<i64, Refusal>>),
+    Lease(Option<Result<LeaseAnswer, Error>>),
+    /// The leases of each moment since it was asked for.
+    List(Vec<BTreeSet<i64>>),
     Read {
         range: KeyRange,
         revision: i64,
@@ -105,9 +57,10 @@ enum Expected {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Refusal {
+pub enum Refusal {
     Compacted,
     Future,
+    NoLease,
 }
 
 /// A client with one watch stream on one shard.
@@ -145,15 +98,15 @@ impl Mood {
 }
 
 pub struct World {
-    random: Random,
+    pub random: Random,
     mood: Mood,
-    model: Model,
+    pub model: Model,
     /// The compaction that the writer has applied; -1 is never.
     compacted: i64,
-    log: LateLog,
-    embedded: Embedded,
+    pub log: LateLog,
+    pub embedded: Embedded,
     committed: Arc<Committed>,
-    shards: Vec<SimShard>,
+    pub shards: Vec<SimShard>,
     clients: Vec<Client>,
     /// The highest revision anyone was told of.
     told: i64,
@@ -182,7 +135,8 @@ impl World {
             })
             .collect();
         let log = LateLog::default();
-        let embedded = Embedded::new(writer, Box::new(log.clone()), appender, ports);
+        leases::begin_time();
+        let embedded = Embedded::new(writer, Box::new(log.clone()), appender, ports).with_clock(leases::uptime);
         let mut world = World {
             random,
             mood,
@@ -210,7 +164,9 @@ impl World {
 
     /// One thing happens.
     pub fn step(&mut self) {
-        match self.random.below(100) {
+        match self.random.below(115) {
+            100..110 => self.client_leases(),
+            110.. => self.time_passes(),
             0..25 => self.client_writes(),
             25..30 => self.client_reads(),
             30..45 => self.client_watches(),
@@ -264,7 +220,9 @@ impl World {
                 put.push(key.clone());
                 let length = if self.random.chance(5) { 400 } else { self.random.below(12) };
                 let value = Bytes::from(vec![b'0' + self.random.below(10) as u8; length as usize]);
-                let (value, lease) = (PutValue::Set(value), PutLease::Set(LeaseId::NONE));
+                // Perhaps one that is not there.
+                let lease = if self.random.chance(30) { self.any_lease() } else { LeaseId::NONE };
+                let (value, lease) = (PutValue::Set(value), PutLease::Set(lease));
                 success.push(store::Op::Put(Put { key, value, lease, prev_kv: false }));
             } else if put.is_empty() {
                 let range = self.range();
@@ -286,7 +244,7 @@ impl World {
         self.send(shard, Command::Read(Read::Range(read)), expected);
     }
 
-    fn send(&mut self, shard: usize, command: Command, expected: Expected) {
+    pub fn send(&mut self, shard: usize, command: Command, expected: Expected) {
         let shard = &mut self.shards[shard];
         let token = shard.next_token;
         shard.next_token += 1;
@@ -358,12 +316,28 @@ impl World {
             let origin = Origin { shard: shard as u16, token };
             self.embedded.command(origin, command, Time(1));
         }
+        if self.random.chance(50) {
+            self.expire();
+        }
         self.embedded.settle();
     }
 
     /// The model applies in the writer's order, at the moment the writer does.
     fn model_applies(&mut self, shard: usize, token: u32, command: &Command) {
+        if let Command::Lease(command) = command {
+            if !matches!(command, LeaseCommand::List) {
+                let outcome = self.model_leases(command);
+                self.shards[shard].asked.insert(token, Expected::Lease(Some(outcome)));
+            }
+            return;
+        }
         let Command::Write(write) = command else { return };
+        let is_leased = |op: &store::Op| match op {
+            store::Op::Put(Put { lease: PutLease::Set(lease), .. }) => {
+                *lease == LeaseId::NONE || self.model.leases.contains_key(&lease.0)
+            }
+            _ => true,
+        };
         let outcome = match write {
             Write::Compact(revision) if revision.0 <= self.compacted => Err(Refusal::Compacted),
             Write::Compact(revision) if revision.0 > self.model.revision() => Err(Refusal::Future),
@@ -371,6 +345,7 @@ impl World {
                 self.compacted = revision.0;
                 Ok(self.model.revision())
             }
+            Write::Txn(txn) if !txn.success.iter().all(is_leased) => Err(Refusal::NoLease),
             Write::Txn(txn) => Ok(self.model.apply(&txn.success.iter().map(op_of).collect::<Vec<_>>())),
             Write::Put(_) | Write::DeleteRange(_) | Write::Alarm { .. } => {
                 unreachable!("the world writes in transactions")
@@ -395,8 +370,12 @@ impl World {
                     let history = history.map_err(|HistoryError::Compacted(revision)| revision);
                     self.shards[index].hub.handle_history(history);
                 }
-                Reply::Answer(answer) => self.answered(index, token, answer),
-                Reply::Lease(_) | Reply::Alarms { .. } | Reply::Status(_) | Reply::Defragmented(_) => {
+                Reply::Answer(answer) => match answer {
+                    Err(error) if self.asked_of_leases(index, token) => self.lease_answered(index, token, Err(error)),
+                    answer => self.answered(index, token, answer),
+                },
+                Reply::Lease(answer) => self.lease_answered(index, token, Ok(answer)),
+                Reply::Alarms { .. } | Reply::Status(_) | Reply::Defragmented(_) => {
                     unreachable!("nobody asks")
                 }
             }
@@ -414,11 +393,9 @@ impl World {
     }
 
     fn answered(&mut self, shard: usize, token: u32, answer: Result<Answer, Error>) {
-        let committed = self.committed.revision().0;
         let expected = self.shards[shard].asked.remove(&token).expect("one answer a request");
         if let Ok(answer) = &answer {
-            assert!(answer.revision.0 <= committed, "a reply of {} left before it was committed", answer.revision);
-            self.told = self.told.max(answer.revision.0);
+            self.told(answer.revision);
         }
         match expected {
             Expected::Write(applied) => {
@@ -428,7 +405,14 @@ impl World {
             Expected::Read { range, revision, told_before } => {
                 self.read_answered(answer, &range, revision, told_before)
             }
+            Expected::Lease(_) | Expected::List(_) => unreachable!("that has answers of its own"),
         }
+    }
+
+    pub fn told(&mut self, revision: Revision) {
+        let committed = self.committed.revision();
+        assert!(revision <= committed, "a reply of {revision} left before it was committed");
+        self.told = self.told.max(revision.0);
     }
 
     fn read_answered(&self, answer: Result<Answer, Error>, range: &KeyRange, revision: i64, told_before: i64) {
@@ -509,6 +493,7 @@ impl World {
                     busy = true;
                 }
             }
+            busy |= self.expire();
             busy |= self.embedded.settle();
             self.log.complete_all();
             busy |= self.embedded.settle();
@@ -537,6 +522,7 @@ impl World {
             let behind = client.observer.behind(&truth);
             assert!(behind.is_empty(), "live: watches {behind:?} never reached {committed}");
         }
+        self.leases_are_those_of_the_model();
         for shard in &self.shards {
             assert!(shard.asked.is_empty(), "every request is answered");
             assert_eq!(shard.hub.revision().0, committed);
@@ -569,8 +555,8 @@ fn create_of(asked: &Asked) -> hub::Create {
 
 fn op_of(op: &store::Op) -> Op {
     match op {
-        store::Op::Put(Put { key, value: PutValue::Set(value), .. }) => {
-            Op::Put { key: key.to_vec(), value: value.to_vec() }
+        store::Op::Put(Put { key, value: PutValue::Set(value), lease: PutLease::Set(lease), .. }) => {
+            Op::Put { key: key.to_vec(), value: value.to_vec(), lease: lease.0 }
         }
         store::Op::DeleteRange(delete) => Op::Delete(delete.range.clone()),
         other => unreachable!("the world does not write {other:?}"),
@@ -584,6 +570,7 @@ fn row_of(kv: &KeyValue) -> Row {
         create_revision: kv.create_revision().0,
         mod_revision: kv.mod_revision().0,
         version: kv.version(),
+        lease: kv.lease().0,
     }
 }
 
@@ -591,6 +578,7 @@ fn refusal_of(error: Error) -> Refusal {
     match error {
         Error::Compacted { .. } => Refusal::Compacted,
         Error::FutureRevision { .. } => Refusal::Future,
+        Error::LeaseNotFound { .. } => Refusal::NoLease,
         other => panic!("no write of the world is refused with {other:?}"),
     }
 }

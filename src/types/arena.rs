@@ -54,6 +54,11 @@ impl<T> Arena<T> {
         self.bytes
     }
 
+    /// Above the index of every row.
+    pub fn end(&self) -> u32 {
+        (self.chunks.len() * CHUNK_ROWS) as u32
+    }
+
     pub fn insert(&mut self, value: T) -> u32 {
         let at = self.chunk_with_room();
         let chunk = &mut self.chunks[at as usize];

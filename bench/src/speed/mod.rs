@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! here ─► calls (single calls) ─► work, load, open_loop      scenes (watches, recovery)      cancel
-//!      ─► harm, bystander (what some clients do to others)    leases    locks    report (tables, pictures)
+//!      ─► harm, bystander (what some clients do to others)    leases    report (tables, pictures)
 //! ```
 
 mod calls;
@@ -27,7 +27,6 @@ use crate::fault::{Fault, Result};
 use crate::harm;
 use crate::keys::KeyChoice;
 use crate::leases;
-use crate::locks;
 use crate::process;
 use crate::report::{Measured, Report};
 use crate::server::{Program, ProgramFlags, Server, Side};
@@ -77,8 +76,6 @@ pub enum Group {
     Leases,
     /// Very many leases that expire together
     Expiry,
-    /// Thousands who wait for one lock
-    Locks,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -137,8 +134,6 @@ pub struct SpeedArgs {
     harm: harm::HarmArgs,
     #[command(flatten)]
     leases: leases::LeaseArgs,
-    #[command(flatten)]
-    locks: locks::LockArgs,
 }
 
 /// "100 watches on one stream", "10 streams of 10", "100 streams of one", "a thousand connections of one", and very many on
@@ -286,13 +281,11 @@ impl Run<'_> {
         self.scene(Group::Upkeep, program, async |server| bystander::beside_upkeep(server, sizes).await).await
     }
 
-    /// The scenes in which some do harm, and those of very many leases and locks.
+    /// The scenes in which some do harm, and those of very many leases.
     async fn harm(&mut self, program: &Program) -> Result<()> {
         let leases = self.args.leases(program.side);
         self.scene(Group::Leases, program, async |server| leases::held(server, leases).await).await?;
         self.scene(Group::Expiry, program, async |server| leases::expiry(server, leases).await).await?;
-        let waiters = self.args.locks.sizes(self.args.quick, self.args.scale().patience);
-        self.scene(Group::Locks, program, async |server| locks::locks(server, waiters).await).await?;
         let sizes = self.args.harm(program.side);
         self.scene(Group::Storm, program, async |server| harm::storm(server, sizes).await).await?;
         self.scene(Group::Teardown, program, async |server| harm::teardown(server, sizes).await).await?;

@@ -38,6 +38,7 @@ const TXN_RESPONSES: u8 = message_key(3);
 const RANGE_ROWS: u8 = message_key(2);
 const PUT_PREVIOUS: u8 = message_key(2);
 const DELETE_RANGE_PREVIOUS: u8 = message_key(3);
+const LEASES: u8 = message_key(2);
 
 /// Everything but a row takes less than this: a header at most 46 bytes, a number 11.
 const SMALL_ITEM_BYTES: usize = 64;
@@ -54,9 +55,16 @@ pub struct Response {
 
 /// What a response takes as long as it lives, in a sum that others look at.
 #[derive(Debug)]
-struct Scratch {
+pub struct Scratch {
     sum: Rc<Cell<usize>>,
     bytes: usize,
+}
+
+impl Scratch {
+    pub fn new(sum: &Rc<Cell<usize>>, bytes: usize) -> Scratch {
+        sum.set(sum.get() + bytes);
+        Scratch { sum: Rc::clone(sum), bytes }
+    }
 }
 
 impl Drop for Scratch {
@@ -99,6 +107,8 @@ enum Item {
         show: Show,
         rows: vec::IntoIter<KeyValue>,
     },
+    /// Field 2 of a LeaseLeasesResponse: messages of an id alone.
+    Leases(vec::IntoIter<LeaseId>),
     /// Fields 3 and 4 of a RangeResponse.
     Tail {
         more: bool,
@@ -119,6 +129,12 @@ impl Response {
         let mut items = Vec::with_capacity(3);
         flatten(answer.result, Header::of(identity, answer.revision), &mut items);
         Response::of(items)
+    }
+
+    /// A list of all leases.
+    pub fn of_leases(leases: Vec<LeaseId>, revision: Revision, identity: Identity) -> Response {
+        let header = Header::of(identity, revision);
+        Response::of(vec![Item::Head { header, second: 0 }, Item::Leases(leases.into_iter())])
     }
 
     /// A part of a range that is not the last one: its rows alone.
@@ -149,11 +165,11 @@ impl Response {
     pub fn counted_in(mut self, sum: &Rc<Cell<usize>>) -> Response {
         let rows = self.items.as_slice().iter().map(|item| match item {
             Item::Rows { rows, .. } => rows.len() * size_of::<KeyValue>(),
+            Item::Leases(leases) => leases.len() * size_of::<LeaseId>(),
             _ => 0,
         });
         let bytes = rows.sum::<usize>() + self.items.len() * size_of::<Item>();
-        sum.set(sum.get() + bytes);
-        self.scratch = Some(Scratch { sum: Rc::clone(sum), bytes });
+        self.scratch = Some(Scratch::new(sum, bytes));
         self
     }
 
@@ -171,19 +187,24 @@ impl Response {
                 return Ok(false);
             }
             let mut ends = true;
+            let mut measure = |rows: usize, bytes: &dyn Fn(std::ops::Range<usize>) -> u64| {
+                let some = *row..rows.min(row.saturating_add(steps_left));
+                *row = some.end;
+                ends = *row == rows;
+                // One step is counted below for the item itself.
+                steps_left -= some.len().saturating_sub(1);
+                bytes(some)
+            };
             let bytes = match &items[*item] {
                 Item::Open { .. } => 0,
                 Item::Close => closed_bytes(&items[open.pop().expect("each close has an open item before it")]),
                 Item::Head { header, second } => header.field_bytes() + number_bytes(*second),
                 Item::Tail { more, count } => number_bytes(u64::from(*more)) + number_bytes(*count),
-                Item::Rows { show, rows, .. } => {
-                    let some = &rows.as_slice()[*row..];
-                    let some = &some[..some.len().min(steps_left)];
-                    *row += some.len();
-                    ends = *row == rows.len();
-                    // One step is counted below for the item itself.
-                    steps_left -= some.len().saturating_sub(1);
-                    some.iter().map(|kv| row_bytes(kv, *show) as u64).sum()
+                Item::Rows { show, rows, .. } => measure(rows.len(), &|some| {
+                    rows.as_slice()[some].iter().map(|kv| row_bytes(kv, *show) as u64).sum()
+                }),
+                Item::Leases(leases) => {
+                    measure(leases.len(), &|some| leases.as_slice()[some].iter().map(|id| lease_bytes(*id)).sum())
                 }
             };
             match open.last() {
@@ -327,6 +348,9 @@ impl Item {
         if let Item::Rows { key, show, rows } = self {
             return encode_rows(*key, *show, rows, piece, bytes_max);
         }
+        if let Item::Leases(leases) = self {
+            return encode_leases(leases, piece, bytes_max);
+        }
         if !piece.is_empty() && piece.len() + SMALL_ITEM_BYTES > bytes_max {
             return false;
         }
@@ -335,7 +359,7 @@ impl Item {
                 piece.put_u8(*key);
                 encode_varint(*bytes, piece);
             }
-            Item::Close | Item::Rows { .. } => {}
+            Item::Close | Item::Rows { .. } | Item::Leases(_) => {}
             Item::Head { header, second } => {
                 header.encode(piece);
                 put_number(piece, 2, *second);
@@ -361,6 +385,24 @@ fn encode_rows(key: u8, show: Show, rows: &mut vec::IntoIter<KeyValue>, piece: &
         rows.next();
     }
     true
+}
+
+fn encode_leases(leases: &mut vec::IntoIter<LeaseId>, piece: &mut Vec<u8>, bytes_max: usize) -> bool {
+    while let Some(id) = leases.as_slice().first() {
+        if !piece.is_empty() && piece.len() + SMALL_ITEM_BYTES > bytes_max {
+            return false;
+        }
+        piece.put_u8(LEASES);
+        encode_varint(number_bytes(id.0 as u64), piece);
+        put_number(piece, 1, id.0 as u64);
+        leases.next();
+    }
+    true
+}
+
+/// A lease as a field of the message around it; its length is one byte.
+fn lease_bytes(id: LeaseId) -> u64 {
+    2 + number_bytes(id.0 as u64)
 }
 
 impl Header {

@@ -6,13 +6,17 @@
 //! - A keep-alive that comes too late revokes the lease on the spot, and its answer leaves behind that.
 //! - What is only looked at leaves with the youngest group, like every answer about state that may not be durable yet. The
 //!   lessor has no view of what may be told, so a log that is refused refuses these questions too.
+//! - A list of all leases is made in turns, one list at a time, and shows one moment. What a lease's keys are, and their
+//!   deletion, is one piece of work however many they are: etcd makes one message of the one and one revision of the other.
+
+use std::collections::VecDeque;
 
 use crate::backend::{LeaseAnswer, LeaseCommand, LeaseOutcome, Reply};
-use crate::lease::{Lessor, Refused};
+use crate::lease::{LISTED_BYTES, Lessor, Refused};
 use crate::metrics::Histogram;
 use crate::metrics::histogram::TTL;
 use crate::store::command::{DeleteRange, Error, Op, Txn, Write};
-use crate::types::{AlarmKind, Batch, Entry, KeyRange, Lease, LeaseId, Time, Uptime};
+use crate::types::{AlarmKind, Batch, Entry, KeyRange, Lease, LeaseId, Revision, Time, Uptime};
 
 use super::{Origin, Waiting, Writer};
 
@@ -20,8 +24,8 @@ use super::{Origin, Waiting, Writer};
 const START_GRACE_MILLISECONDS: u64 = 1_000;
 /// What a grant costs against the quota: etcd's estimate.
 const GRANT_BYTES: u64 = 64;
-/// What a lease takes in a list of all: with its deadline, by its id, and in the message.
-const LISTED_BYTES: usize = 48;
+/// Leases that a list looks at in one turn: some 100 us of work.
+const LISTED_PER_TURN: usize = 1_000;
 /// Leases that are looked at in one turn, and keys that go with the expired of them: some 500 us of work.
 const VISITS_PER_TURN: usize = 500;
 const KEYS_PER_TURN: usize = 500;
@@ -41,6 +45,9 @@ pub(super) struct Leases {
     counts: LeaseCounts,
     /// The times to live that were granted, in seconds.
     ttls: Histogram,
+    /// Who waits for a list of all leases, and the revision at which that of the first began, if it did.
+    lists: VecDeque<Origin>,
+    list_began: Option<Revision>,
     pub(super) now: Uptime,
 }
 
@@ -52,7 +59,8 @@ impl Default for Leases {
 
 impl Leases {
     fn new(lessor: Lessor, now: Uptime) -> Leases {
-        Leases { lessor, counts: LeaseCounts::default(), ttls: Histogram::new(TTL), now }
+        let (counts, ttls, lists) = (LeaseCounts::default(), Histogram::new(TTL), VecDeque::new());
+        Leases { lessor, counts, ttls, lists, list_began: None, now }
     }
 
     pub(super) fn begin(mut lessor: Lessor, now: Uptime) -> Leases {
@@ -64,6 +72,10 @@ impl Leases {
         &self.lessor
     }
 
+    pub(super) fn has_lists(&self) -> bool {
+        !self.lists.is_empty()
+    }
+
     pub(super) fn note(&mut self, batch: &Batch) {
         self.lessor.note(batch);
     }
@@ -73,6 +85,9 @@ impl Writer {
     pub(super) fn lease(&mut self, origin: Origin, command: LeaseCommand, time: Time) {
         if self.refusing {
             return self.outbox.push_back((origin, Reply::Answer(Err(Error::LogRefused))));
+        }
+        if command == LeaseCommand::List {
+            return self.leases.lists.push_back(origin);
         }
         let before = self.store.revision();
         let reply = match self.lease_outcome(command, time) {
@@ -103,14 +118,35 @@ impl Writer {
                 let keys = if keys { self.leases.lessor.keys_of(id) } else { Vec::new() };
                 Ok(LeaseOutcome::TimeToLive { id, standing, keys })
             }
-            LeaseCommand::List => {
-                self.admit_list(self.leases.lessor.len() * LISTED_BYTES)?;
-                Ok(LeaseOutcome::List(self.leases.lessor.leases()))
-            }
+            LeaseCommand::List => unreachable!("a list is made in turns"),
         }
     }
 
-    /// A list is made in one piece. There must be memory for it, by the most that it can be.
+    /// A piece of the list of all leases that is first.
+    pub(super) fn step_list(&mut self) {
+        let Some(origin) = self.leases.lists.front().copied() else { return };
+        let result = self.list();
+        if let Some(result) = result.transpose() {
+            self.leases.lists.pop_front();
+            let reply = result.map_or_else(|error| Reply::Answer(Err(error)), Reply::Lease);
+            self.reply_to_reader(origin, reply, true);
+        }
+    }
+
+    fn list(&mut self) -> Result<Option<LeaseAnswer>, Error> {
+        if self.refusing {
+            return Err(Error::LogRefused);
+        }
+        if self.leases.list_began.is_none() {
+            self.admit_list(self.leases.lessor.len() * LISTED_BYTES)?;
+        }
+        let revision = *self.leases.list_began.get_or_insert(self.store.revision());
+        let Some(leases) = self.leases.lessor.list(LISTED_PER_TURN) else { return Ok(None) };
+        self.leases.list_began = None;
+        Ok(Some(LeaseAnswer { revision, outcome: LeaseOutcome::List(leases) }))
+    }
+
+    /// There must be memory for a list, by the most that it can be.
     fn admit_list(&self, bytes: usize) -> Result<(), Error> {
         let is_admitted = self.space.admits_scratch(self.scratch_bytes() + bytes);
         if is_admitted { Ok(()) } else { Err(Error::NoMemory) }
@@ -326,6 +362,38 @@ mod tests {
         }
         settle(&mut writer);
         assert_eq!((turns, writer.leases().len()), (10_000 / VISITS_PER_TURN, 0));
+    }
+
+    #[test]
+    fn a_list_takes_turns_shows_the_moment_it_began_and_waits_for_what_is_not_durable() {
+        let mut writer = writer();
+        for id in 1..=5_000 {
+            writer.lease(origin(1), LeaseCommand::Grant { id: LeaseId(id), ttl: 60 }, Time(1));
+        }
+        settle(&mut writer);
+        writer.lease(origin(7), LeaseCommand::List, Time(1));
+        writer.lease(origin(8), LeaseCommand::List, Time(1));
+        assert!(writer.step() && writer.scratch_bytes() >= 5_000 * LISTED_BYTES);
+        writer.lease(origin(2), LeaseCommand::Revoke(LeaseId(5_000)), Time(1));
+        let mut turns = 1;
+        while writer.step() {
+            turns += 1;
+        }
+        assert!((20..=30).contains(&turns), "two lists in {turns} turns");
+        assert!(writer.next_reply().is_none(), "the revocation is not durable");
+        let lists: Vec<usize> = settle(&mut writer)
+            .1
+            .into_iter()
+            .filter_map(|reply| match reply {
+                Reply::Lease(LeaseAnswer { outcome: LeaseOutcome::List(leases), .. }) => Some(leases.len()),
+                _ => None,
+            })
+            .collect();
+        assert_eq!((lists, writer.scratch_bytes()), (vec![5_000, 4_999], 0));
+        writer.lease(origin(9), LeaseCommand::List, Time(1));
+        writer.refuse();
+        assert!(!writer.step());
+        assert!(matches!(writer.next_reply(), Some((_, Reply::Answer(Err(Error::LogRefused))))));
     }
 
     #[test]

@@ -144,6 +144,26 @@ fn a_piece_is_no_longer_than_asked() {
 }
 
 #[test]
+fn a_list_of_leases_is_what_prost_encodes_in_pieces_of_any_size_and_counted_until_it_has_left() {
+    for seed in 0..500 {
+        let mut random = Random::new(seed);
+        let leases: Vec<LeaseId> = (0..random.below(40)).map(|_| LeaseId(random.number())).collect();
+        let header = crate::service::message::header(IDENTITY, Revision(7));
+        let ids = leases.iter().map(|id| wire::LeaseStatus { id: id.0 }).collect();
+        let message = crate::service::message::framed(&wire::LeaseLeasesResponse { header, leases: ids });
+        let (sum, count) = (Rc::default(), leases.len());
+        let mut response = Response::of_leases(leases, Revision(7), IDENTITY).counted_in(&sum);
+        assert!(sum.get() >= count * 8);
+        while !response.prepare(1 + random.below(5)).unwrap() {}
+        let pieces: Vec<Bytes> = std::iter::from_fn(|| response.next(100 + random.below(200))).collect();
+        assert_eq!(pieces.concat(), message, "seed {seed}");
+        assert!(pieces.iter().all(|piece| piece.len() < 300), "seed {seed}");
+        drop(response);
+        assert_eq!(sum.get(), 0);
+    }
+}
+
+#[test]
 fn rows_are_let_go_as_they_are_encoded() {
     let mut response = Response::new(range_of(1_000), IDENTITY);
     assert!(response.prepare(WHOLE).unwrap());
