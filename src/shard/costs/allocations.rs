@@ -63,7 +63,7 @@ impl Path {
     }
 
     fn tell(&mut self) {
-        self.intake.feed(&mut self.hub);
+        self.intake.feed(&mut self.hub, |_| ());
         loop {
             let more = self.hub.turn(HUB_WORK_PER_TURN);
             while let Some((stream, _)) = self.hub.next_ready() {
