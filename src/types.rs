@@ -236,6 +236,19 @@ impl Batch {
         });
         size_of::<Batch>() + 16 + size_of_val(&*self.changes) + changes.sum::<usize>()
     }
+
+    /// The previous versions that it keeps, in bytes. They are its alone once a compaction has forgotten them elsewhere.
+    pub fn previous_bytes(&self) -> usize {
+        self.changes.iter().filter_map(Change::previous).map(KeyValue::bytes).sum()
+    }
+
+    pub fn without_previous(&self) -> Batch {
+        let changes = self.changes.iter().map(|change| match change {
+            Change::Put { kv, .. } => Change::Put { kv: kv.clone(), previous: None },
+            Change::Delete { key, .. } => Change::Delete { key: key.clone(), previous: None },
+        });
+        Batch { revision: self.revision, time: self.time, changes: changes.collect() }
+    }
 }
 
 /// How many watches a client may have; `None` is no limit.

@@ -129,6 +129,7 @@ pub async fn wait_until_ready(
     mut still_alive: impl FnMut() -> Result<()>,
 ) -> Result<Caller> {
     let deadline = tokio::time::Instant::now() + patience;
+    let mut last = None;
     loop {
         let attempt = async {
             let caller = Caller::connect(endpoint, Windows::SMALL).await?;
@@ -137,15 +138,20 @@ pub async fn wait_until_ready(
         };
         let outcome = match tokio::time::timeout_at(deadline, attempt).await {
             Ok(outcome) => outcome,
-            Err(_) => {
-                Err(Fault::Stalled { waiting_for: format!("an answer of {endpoint}"), seconds: patience.as_secs() })
-            }
+            // What the last attempt that ended has met says more than that time is over.
+            Err(_) => Err(last.take().unwrap_or_else(|| Fault::Stalled {
+                waiting_for: format!("an answer of {endpoint}"),
+                seconds: patience.as_secs(),
+            })),
         };
         still_alive()?;
         match outcome {
             Ok(caller) => return Ok(caller),
             Err(fault) if tokio::time::Instant::now() >= deadline => return Err(fault),
-            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            Err(fault) => {
+                last = Some(fault);
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
         }
     }
 }

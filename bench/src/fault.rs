@@ -68,6 +68,12 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Fault::Connect { endpoint, cause } => write!(f, "no connection to {endpoint}: {cause}"),
+            // Only bytes of another protocol make h2 find a frame of an impossible size.
+            Fault::Http { endpoint, cause }
+                if cause.is_library() && cause.reason() == Some(h2::Reason::FRAME_SIZE_ERROR) =>
+            {
+                write!(f, "what answers at {endpoint} does not speak HTTP/2, so it is no etcd ({cause})")
+            }
             Fault::Http { endpoint, cause } => write!(f, "the HTTP/2 connection to {endpoint} failed: {cause}"),
             Fault::Closed { endpoint } => write!(f, "{endpoint} closed a connection that was in use"),
             Fault::Status { path, code, message } => write!(f, "{path} ended with status {code}: {message}"),

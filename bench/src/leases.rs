@@ -176,7 +176,7 @@ fn due(asked: &[Instant], ttl: Duration) -> Vec<Instant> {
 }
 
 /// Grants leases of the ids from 1 on. Gives when each was asked for, which rises with the id.
-async fn grant(endpoint: &Arc<str>, leases: u32, ttl: Duration) -> Result<Vec<Instant>> {
+pub async fn grant(endpoint: &Arc<str>, leases: u32, ttl: Duration) -> Result<Vec<Instant>> {
     let asked = Rc::new(RefCell::new(Vec::with_capacity(leases as usize)));
     let begin = {
         let asked = asked.clone();

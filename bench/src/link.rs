@@ -41,6 +41,9 @@ impl Windows {
 
 /// Connects and shakes hands. The two halves are driven by a [`Link`] or by a task.
 pub async fn connect(endpoint: &str, windows: Windows) -> Result<(SendRequest<Bytes>, Connection<TcpStream, Bytes>)> {
+    if endpoint.contains('/') {
+        return Err(Fault::Refused(format!("{endpoint} is not of the form HOST:PORT: leave http:// and paths out")));
+    }
     let refused = |cause| Fault::Connect { endpoint: endpoint.to_owned(), cause };
     let socket = TcpStream::connect(endpoint).await.map_err(refused)?;
     socket.set_nodelay(true).map_err(refused)?;

@@ -2,10 +2,10 @@
 //!
 //! `hold` keeps very many watches open against any etcd v3 server and proves that each gets its events exactly once, in
 //! order. `table` does so at the fifteen sizes of etcd's own page on memory, for any list of servers. `speed` runs etcd
-//! and tarsier in turn and measures what a unit of work costs each of them. `check` is the proof of delivery alone, beside every kind of
-//! load. `size` says what a server needs for so many watches. `etcd-load` is the loads of etcd's own
-//! `benchmark` tool, so that published figures can be repeated. `soak` stops a server under load, thousands of
-//! times, and proves that nothing it told anybody is lost.
+//! and tarsier in turn and measures what a unit of work costs each of them. `check` is the proof of delivery alone, beside
+//! every kind of load. `size` says what a server needs for so many watches. `etcd-load` is the loads of etcd's own
+//! `benchmark` tool, so that published figures can be repeated. `soak` stops a server under load, thousands of times, and
+//! proves that nothing it told anybody is lost.
 //!
 //! The client shares the machine with what it measures, so it is lean before it is general: raw h2 instead of a gRPC
 //! library, one task a connection, hand-written messages where they are many.
@@ -41,6 +41,7 @@ mod keys;
 mod leases;
 mod link;
 mod load;
+mod locks;
 mod meter;
 mod open_loop;
 mod plot;

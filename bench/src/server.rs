@@ -225,7 +225,7 @@ impl Server {
             Ok(Some(status)) => {
                 let log = self.log();
                 let words = log.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("nothing");
-                let text = format!("{} ended under the load ({status}); its last words: {words}", self.side.name());
+                let text = format!("{} has ended ({status}); its last words: {words}", self.side.name());
                 Err(Fault::ServerDied(text))
             }
             Err(cause) => Err(Fault::ServerDied(format!("{} cannot be waited for: {cause}", self.side.name()))),

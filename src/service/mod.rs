@@ -55,6 +55,9 @@ pub use kv::decode::Limits;
 /// Rows of a large answer that are measured before the next answer has its turn: some 50 us of work.
 const PREPARE_ROWS_PER_TURN: usize = 2_000;
 
+/// Room for so many calls is kept while there is none.
+const IDLE_CALLS_MAX: usize = 1_024;
+
 /// Which service takes a call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Route {
@@ -387,6 +390,16 @@ impl Services {
         self.prepare_call(handle)
     }
 
+    /// The call is over, and its handle goes to another one.
+    fn free(&mut self, handle: u32) -> Call {
+        let call = self.calls.remove(handle as usize);
+        // After a mass exit the slab would stay as large as ever.
+        if self.calls.is_empty() && self.calls.capacity() > IDLE_CALLS_MAX {
+            self.calls = Slab::new();
+        }
+        call
+    }
+
     fn reply_to_nobody(&mut self, handle: u32, reply: Reply) {
         if let Reply::Answer(Ok(answer)) = reply
             && matches!(answer.result, Outcome::Range(_) | Outcome::DeleteRange { .. } | Outcome::Txn(_))
@@ -400,7 +413,7 @@ impl Services {
     fn free_if_abandoned(&mut self, handle: u32) {
         let call = &self.calls[handle as usize];
         if matches!(call.state, Unary::Abandoned) && call.under_way == 0 {
-            self.calls.remove(handle as usize);
+            self.free(handle);
         }
     }
 
@@ -439,7 +452,7 @@ impl Services {
         }
         let handle = self.preparing.pop_front()?;
         if matches!(self.calls[handle as usize].state, Unary::Abandoned) {
-            self.calls.remove(handle as usize);
+            self.free(handle);
             return None;
         }
         self.prepare_call(handle)
@@ -470,7 +483,7 @@ impl Services {
                     call.state = Unary::Waiting;
                     return Output::Bytes(bytes);
                 }
-                self.calls.remove(handle as usize);
+                self.free(handle);
                 Output::Last(bytes)
             }
             Unary::Subscribed(message) => message.take().map_or(Output::Nothing, Output::Bytes),
@@ -478,7 +491,7 @@ impl Services {
                 Some(bytes) => Output::Bytes(bytes),
                 None => match answers.take_end() {
                     Some(status) => {
-                        self.calls.remove(handle as usize);
+                        self.free(handle);
                         Output::End(status)
                     }
                     None => Output::Nothing,
@@ -488,10 +501,10 @@ impl Services {
             Unary::Short(message) if message.len() > bytes_max => Output::Bytes(message.split_to(bytes_max)),
             Unary::Short(message) => {
                 let message = std::mem::take(message);
-                self.calls.remove(handle as usize);
+                self.free(handle);
                 Output::Last(message)
             }
-            Unary::Failed(_) => match self.calls.remove(handle as usize).state {
+            Unary::Failed(_) => match self.free(handle).state {
                 Unary::Failed(status) => Output::End(status),
                 _ => unreachable!("the state was matched above"),
             },

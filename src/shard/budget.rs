@@ -9,7 +9,7 @@
 //! | used, of the limit | what happens |
 //! | --- | --- |
 //! | 70% | a line in the log |
-//! | 85% | another; from here on caches shrink, step by step to nothing: recent history of the hubs, events gathered for late watchers, what is queued for one stream before its watchers fall behind; and freed memory is returned each few seconds |
+//! | 85% | another; from here on caches shrink, step by step to nothing: recent history of the hubs, events gathered for late watchers, what is queued for one stream before its watchers fall behind; and freed memory is returned each few seconds, as it is wherever puts are refused |
 //! | 94% | new watches are created and canceled, new connections are turned away, large ranges and puts are refused |
 //! | 97% | new watch streams are refused |
 //!
@@ -153,6 +153,12 @@ impl Budget {
         self.uncounted.load(Ordering::Relaxed)
     }
 
+    /// Something is refused or shrinks for want of memory. With a small limit puts are, long before anything else: then
+    /// what is freed and still resident is worth a search.
+    pub fn is_short(&self) -> bool {
+        self.standing().store_room == 0 || self.level() >= Level::Pressed
+    }
+
     pub fn level(&self) -> Level {
         let (Some(limit), used) = (self.limit, self.used()) else { return Level::Plenty };
         match used {
@@ -211,9 +217,12 @@ mod tests {
         assert_eq!(budget.tell(0, 820, 0), Standing { room: 0, store_room: 0, reserve: 7, caches: 0 });
         assert_eq!(budget.level(), Level::Full);
         assert_eq!(budget.tell(0, 0, 0).room, 200, "what is freed is room again");
+        assert!(!budget.is_short());
+        assert_eq!(budget.tell(0, 450, 0), Standing { room: 87, store_room: 0, reserve: 100, caches: CACHES_FULL });
+        assert!(budget.is_short() && budget.level() < Level::Pressed, "puts are refused first");
         let unlimited = Budget::new(None, 1);
         assert!(unlimited.tell(0, 1 << 40, 0).room > 1 << 40);
-        assert_eq!(unlimited.level(), Level::Plenty);
+        assert!(unlimited.level() == Level::Plenty && !unlimited.is_short());
     }
 
     #[test]

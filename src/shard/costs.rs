@@ -5,6 +5,8 @@
 
 #![allow(unsafe_code)]
 
+mod allocations;
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
@@ -17,6 +19,7 @@ use crate::watch::hub::{Create, Hub, HubConfig, Request, StreamId};
 
 thread_local! {
     static HELD: Cell<isize> = const { Cell::new(0) };
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
 }
 
 /// What the server's allocator takes for an allocation: multiples of 16 bytes up to 128, then four sizes a doubling.
@@ -33,6 +36,9 @@ struct Counting;
 fn count(bytes: usize, sign: isize) {
     // A thread that ends has nothing to tell any more.
     let _ = HELD.try_with(|held| held.set(held.get() + sign * size_class(bytes) as isize));
+    if sign > 0 {
+        let _ = ALLOCATIONS.try_with(|allocations| allocations.set(allocations.get() + 1));
+    }
 }
 
 // SAFETY: every call goes to the system's allocator as it came; the count beside it allocates nothing.
@@ -63,6 +69,11 @@ static COUNTING: Counting = Counting;
 /// What this thread holds, in size classes of the server's allocator.
 pub fn held() -> isize {
     HELD.get()
+}
+
+/// How often this thread has allocated or grown something.
+pub fn allocations() -> u64 {
+    ALLOCATIONS.get()
 }
 
 /// The hub with its streams open and their watches answered; `key` names the range of a watch by stream and number.
@@ -145,6 +156,14 @@ fn streams_watchings_groups_and_spans_cost_what_the_table_says() {
     check_near("one in a group of fifty", each(fifty, costs(50, 0, few), 50_000), 16.4);
     let spans = |stream: usize, watch: usize| KeyRange::From(key(stream * 1_000 + watch));
     check_near("a span more than a key", each(costs(512, 100, spans), many, 51_200), 24.0);
+    let own_span = |stream: usize, watch: usize| KeyRange::Span {
+        start: key(stream * 1_000 + watch),
+        end: key(stream * 1_000 + watch + 1),
+    };
+    let idle = costs(512, 0, own_key);
+    check_near("one of a hundred on spans of their own", each(costs(512, 100, own_span), idle, 51_200), 173.0);
+    let one_key = |_, _| KeyRange::One(key(7));
+    check_near("one of a hundred, all on one key", each(costs(512, 100, one_key), idle, 51_200), 14.2);
 }
 
 #[test]

@@ -16,8 +16,9 @@ use crate::types::{Batch, Revision};
 
 /// Batches a block holds: 4 KiB of slots.
 const BLOCK_SLOTS: usize = 256;
-/// Bytes of batches that end a block early. A reader holds all of its block for as long as nothing is written, whatever was
-/// compacted since: with values of a megabyte, 256 batches were more than a small server may have.
+/// Bytes of batches that end a block early, previous versions included. A reader holds all of its block for as long as
+/// nothing is written, whatever was compacted since: with values of a megabyte, 256 batches were more than a small server
+/// may have, and so was one delete of many keys. A block that has ended is left by whoever has read its last batch.
 const BLOCK_BYTES_MAX: usize = 1 << 20;
 
 struct Block {
@@ -96,6 +97,10 @@ impl Appender {
     }
 
     fn append(&mut self, batch: Arc<Batch>) {
+        self.block_bytes += batch.bytes() + batch.previous_bytes();
+        let set = self.block.slots[self.at].set(batch);
+        assert!(set.is_ok(), "only this end sets slots, each once");
+        self.at += 1;
         if self.at == BLOCK_SLOTS || self.block_bytes >= BLOCK_BYTES_MAX {
             let next = Block::new();
             let linked = self.block.next.set(Arc::clone(&next));
@@ -103,10 +108,6 @@ impl Appender {
             self.block = next;
             (self.at, self.block_bytes) = (0, 0);
         }
-        self.block_bytes += batch.bytes();
-        let set = self.block.slots[self.at].set(batch);
-        assert!(set.is_ok(), "only this end sets slots, each once");
-        self.at += 1;
     }
 
     /// Makes durable batches visible, and with them the revision and the compaction that may now be told.
@@ -135,6 +136,18 @@ impl Reader {
     fn standing_at(&self) -> Option<&Arc<Batch>> {
         self.block.slots.get(self.at)?.get()
     }
+
+    fn leave_ended(&mut self) {
+        while self.standing_at().is_none()
+            && let Some(next) = self.block.next.get().map(Arc::clone)
+        {
+            // It was linked behind everything that stands in this block, so a second look sees that.
+            if self.standing_at().is_none() {
+                self.block = next;
+                self.at = 0;
+            }
+        }
+    }
 }
 
 impl Iterator for Reader {
@@ -142,17 +155,12 @@ impl Iterator for Reader {
 
     /// The next batch, if it hangs there already.
     fn next(&mut self) -> Option<Arc<Batch>> {
-        while self.standing_at().is_none() {
-            let next = Arc::clone(self.block.next.get()?);
-            // A block may end early; it was linked behind everything that stands in this one, so a second look sees that.
-            if self.standing_at().is_none() {
-                self.block = next;
-                self.at = 0;
-            }
-        }
-        let batch = self.standing_at().map(Arc::clone);
+        self.leave_ended();
+        let batch = self.standing_at().map(Arc::clone)?;
         self.at += 1;
-        batch
+        // What hangs in the block is held by it no longer than it takes to read it.
+        self.leave_ended();
+        Some(batch)
     }
 }
 
@@ -203,6 +211,12 @@ mod tests {
         }
         let held = large.iter().filter(|batch| Arc::strong_count(batch) > 1).count();
         assert!(held <= 11, "{held} batches of 100 kB are held");
+        let kv = KeyValue::new(b"k", &vec![7; 2 << 20], Revision(101), Revision(101), 0, 1, LeaseId::NONE);
+        let changes = Box::new([Change::Delete { key: "k".into(), previous: Some(kv) }]);
+        let delete = Arc::new(Batch { revision: Revision(102), time: Time(0), changes });
+        appender.publish([Arc::clone(&delete)].into_iter(), Revision(102), None);
+        assert_eq!(reader.next().as_ref(), Some(&delete));
+        assert_eq!(Arc::strong_count(&delete), 1, "a delete is large when what it deleted was");
     }
 
     #[test]

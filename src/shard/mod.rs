@@ -543,7 +543,7 @@ impl Shard {
         let is_quiet = self.last_bytes.replace(bytes) == bytes;
         self.peak_bytes.set(self.peak_bytes.get().max(bytes));
         let is_freed = is_quiet && self.peak_bytes.get() - bytes > COLLECT_BYTES;
-        let is_short = self.budget.level() >= Level::Pressed
+        let is_short = self.budget.is_short()
             && self.budget.uncounted() > COLLECT_BYTES
             && self.collected_at.get().is_none_or(|at| time.duration_since(at) >= COLLECT_INTERVAL);
         if is_freed || is_short {

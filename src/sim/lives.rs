@@ -182,12 +182,12 @@ impl World {
             }
         }
         self.disk.restart();
-        let restored = self.read_back(&self.disk).map_err(|refused| format!("refused: {refused}"))?;
+        let mut restored = self.read_back(&self.disk).map_err(|refused| format!("refused: {refused}"))?;
         let position = restored.recovered.meta.position;
         if position < self.truth.told() {
             return Err(format!("{:?} was told, and the log is back at {position:?}", self.truth.told()));
         }
-        self.truth.check_found(&restored.recovered.meta, &restored.store, &restored.lessor)?;
+        self.truth.check_found(&restored.recovered.meta, &restored.store, &mut restored.lessor)?;
         self.truth.take_back(position, uptime());
         Ok(self.serve(restored))
     }
@@ -490,13 +490,13 @@ impl World {
             let name = *self.random.pick(&files);
             disk.flip(name, self.random.below(disk.contents(name).len() as u64), bits);
         }
-        let Ok(restored) = self.read_back(&disk) else { return Ok(()) };
+        let Ok(mut restored) = self.read_back(&disk) else { return Ok(()) };
         let position = restored.recovered.meta.position;
         let least = frames.last().map_or(Position(0), |(.., after)| *after);
         if position < self.truth.told().min(least) {
             return Err(format!("a bit rots, and the server goes on from {position:?}"));
         }
-        self.truth.check_found(&restored.recovered.meta, &restored.store, &restored.lessor)
+        self.truth.check_found(&restored.recovered.meta, &restored.store, &mut restored.lessor)
     }
 
     fn run(seed: u64, planted: Planted) -> Result<(), String> {

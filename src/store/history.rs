@@ -147,12 +147,7 @@ impl History {
     pub fn strip_previous(&mut self, revision: Revision) {
         let Some(at) = revision.0.checked_sub(self.first.0).and_then(|at| usize::try_from(at).ok()) else { return };
         let Some(kept) = self.batches.get_mut(at) else { return };
-        let changes = kept.batch.changes.iter().map(|change| match change {
-            Change::Put { kv, .. } => Change::Put { kv: kv.clone(), previous: None },
-            Change::Delete { key, .. } => Change::Delete { key: key.clone(), previous: None },
-        });
-        let changes = changes.collect();
-        kept.batch = Arc::new(Batch { revision: kept.batch.revision, time: kept.batch.time, changes });
+        kept.batch = Arc::new(kept.batch.without_previous());
     }
 
     /// The sum, counted anew.

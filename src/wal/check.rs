@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::FlockOperation;
@@ -21,6 +21,7 @@ use super::file_disk::FileDisk;
 use super::identity::{self, Identity, IdentityError};
 use super::overlay::Overlay;
 use super::recovery::{LOCK_NAME, Refused, WAL_NAME, cannot, identity_refused};
+use super::replay::ReplayError;
 
 /// More lines about one file tell nothing new.
 const LINES_MAX: usize = 20;
@@ -30,8 +31,8 @@ const LINES_MAX: usize = 20;
 /// # Errors
 /// When there is nothing to check, or somebody writes to it.
 pub fn check(data: &Path, wal: Option<&Path>, out: &mut dyn Write) -> Result<bool, Refused> {
-    let Opened { data, wal, _lock } = open(data, wal)?;
-    let mut report = Report { out, damages: 0 };
+    let Opened { data, wal, wal_path, _lock } = open(data, wal)?;
+    let mut report = Report { out, damages: 0, wal_path };
     let result = check_disks(&data, &*wal, &mut report);
     result.map_err(|error| Refused(format!("cannot say what was found: {error}")))
 }
@@ -40,6 +41,7 @@ pub fn check(data: &Path, wal: Option<&Path>, out: &mut dyn Write) -> Result<boo
 pub(super) struct Opened {
     pub data: Arc<FileDisk>,
     pub wal: Arc<FileDisk>,
+    pub wal_path: PathBuf,
     pub _lock: Option<File>,
 }
 
@@ -47,7 +49,7 @@ pub(super) fn open(data: &Path, wal: Option<&Path>) -> Result<Opened, Refused> {
     let lock = lock(data)?;
     let wal = wal.map_or_else(|| data.join(WAL_NAME), Path::to_owned);
     let disk = |path: &Path| FileDisk::open(path).map(Arc::new).map_err(|error| cannot("open", path, &error));
-    let opened = Opened { data: disk(data)?, wal: disk(&wal)?, _lock: lock };
+    let opened = Opened { data: disk(data)?, wal: disk(&wal)?, wal_path: wal, _lock: lock };
     // Another version is no damage, and what this one would make of it no truth.
     match Identity::read(&*opened.data) {
         Err(error @ IdentityError::Version(_)) => Err(identity_refused(data, &error)),
@@ -75,11 +77,18 @@ fn lock(data: &Path) -> Result<Option<File>, Refused> {
 pub(super) struct Report<'a> {
     pub out: &'a mut dyn Write,
     pub damages: usize,
+    /// Where the log lies, for messages.
+    pub wal_path: PathBuf,
 }
 
 impl Report<'_> {
     pub fn say(&mut self, line: &str) -> io::Result<()> {
         writeln!(self.out, "{line}")
+    }
+
+    pub fn log_damage(&mut self, error: ReplayError) -> io::Result<()> {
+        let error = error.under(&self.wal_path);
+        self.damage(&error.to_string())
     }
 
     pub fn damage(&mut self, line: &str) -> io::Result<()> {
@@ -188,7 +197,7 @@ fn check_log<W: Disk>(wal: &W, meta: Option<Meta>, report: &mut Report<'_>) -> i
             return;
         }
         match finding {
-            Finding::Damage(error) => told = report.damage(&error.to_string()),
+            Finding::Damage(error) => told = report.log_damage(error),
             Finding::TornTail { file, offset } => torn = Some((file, offset)),
             Finding::Group { file, offset, position, entries } => {
                 let Some((last, revision)) = &mut end else { return };

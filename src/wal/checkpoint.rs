@@ -40,6 +40,8 @@ const META_KEY: &str = "state";
 /// The rows of one transaction. redb writes a page twice that has to leave the cache before its transaction is committed:
 /// 760 bytes a put of 256 bytes at 32 MiB a transaction, 385 at 4 MiB, and 400 at 1 MiB for the path to the end of the tree.
 const TRANSACTION_BYTES: usize = 4 << 20;
+/// What a batch that waits to be written may keep of previous versions.
+const PREVIOUS_BYTES_MAX: usize = 64 << 10;
 /// Rows that are forgotten in one transaction: each may lie on a page of its own.
 const FORGET_ROWS: usize = 1_000;
 /// Rows go from the reading thread to the building one in pieces of about this size.
@@ -63,7 +65,8 @@ struct Group {
 
 impl Gathered {
     /// A group that is durable in the log.
-    pub fn add(&mut self, position: Position, entries: Vec<Entry>) {
+    pub fn add(&mut self, position: Position, mut entries: Vec<Entry>) {
+        entries.iter_mut().for_each(let_go_of_previous);
         let bytes = entries.iter().map(entry_bytes).sum();
         self.bytes += bytes;
         self.groups.push_back(Group { position, entries, bytes });
@@ -103,6 +106,16 @@ struct Additions {
     batches: Vec<Arc<Batch>>,
     /// In their order, and whether they were granted.
     leases: Vec<(Lease, bool)>,
+}
+
+/// A row is written without the previous version, and until then nobody else may need that any more: a delete of many keys
+/// and a compaction set all their values free, but for this batch.
+fn let_go_of_previous(entry: &mut Entry) {
+    if let Entry::Batch(batch) = entry
+        && batch.previous_bytes() > PREVIOUS_BYTES_MAX
+    {
+        *batch = Arc::new(batch.without_previous());
+    }
 }
 
 fn entry_bytes(entry: &Entry) -> usize {

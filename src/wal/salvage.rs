@@ -41,8 +41,8 @@ pub fn salvage(
     if std::fs::read_dir(new).is_ok_and(|mut entries| entries.next().is_some()) {
         return Err(Refused(format!("{} is not empty: name a directory that does not exist yet", new.display())));
     }
-    let Opened { data, wal, _lock } = open(data, wal)?;
-    let mut report = Report { out, damages: 0 };
+    let Opened { data, wal, wal_path, _lock } = open(data, wal)?;
+    let mut report = Report { out, damages: 0, wal_path };
     let telling = |error: io::Error| Refused(format!("cannot say what is left out: {error}"));
     let saved = gather(&data, &*wal, &mut report).map_err(telling)??;
     let identity = saved.identity.unwrap_or_else(new_identity);
@@ -114,7 +114,7 @@ fn read_log<W: Disk>(wal: &W, report: &mut Report<'_>) -> io::Result<FromLog> {
         Finding::Damage(error) => {
             damages += 1;
             if told.is_ok() {
-                told = report.damage(&error.to_string());
+                told = report.log_damage(error);
             }
         }
         Finding::TornTail { .. } => {}

@@ -458,7 +458,9 @@ impl Hub {
 
     fn keeps_compacted(&self) -> bool {
         let is_too_much = self.recent_bytes > self.config.history_bytes_max;
-        self.recent.front().is_some_and(|batch| is_too_much || batch.revision < self.compacted)
+        // A watch may still start at the compacted revision itself. What it is told then it is told without the previous
+        // versions, as the store keeps that batch from now on; here it would keep all values that were deleted with it.
+        self.recent.front().is_some_and(|batch| is_too_much || batch.revision <= self.compacted)
     }
 
     /// Lets go of batches that nobody may ask for any more, or for which there is no memory. In turns: it may be all that is kept, and here may be the last

@@ -9,6 +9,8 @@ use std::cmp::Ordering;
 use crate::types::arena::Arena;
 
 const NONE: u32 = u32::MAX;
+/// An AVL tree of as many nodes as have a number is 46 deep.
+const DEPTH_MAX: usize = 48;
 
 /// Whoever keeps the bytes of the ranges.
 pub trait Bounds {
@@ -44,8 +46,45 @@ impl Interval {
 
     /// Adds a span that is not yet in it.
     pub fn insert(&mut self, bounds: &impl Bounds, group: u32) {
-        let node = self.nodes.insert(Node { left: NONE, right: NONE, group, farthest: group, height: 1 });
-        self.root = self.insert_below(bounds, self.root, node);
+        let mut path = [(NONE, Ordering::Equal); DEPTH_MAX];
+        let (mut depth, mut at) = (0, self.root);
+        while at != NONE {
+            let order = self.admit(bounds, at, group);
+            path[depth] = (at, order);
+            depth += 1;
+            at = if order == Ordering::Less { self.nodes[at].left } else { self.nodes[at].right };
+        }
+        let mut below = self.nodes.insert(Node { left: NONE, right: NONE, group, farthest: group, height: 1 });
+        while depth > 0 {
+            depth -= 1;
+            let (at, order) = path[depth];
+            let node = &mut self.nodes[at];
+            let height = node.height;
+            *(if order == Ordering::Less { &mut node.left } else { &mut node.right }) = below;
+            below = self.rotated(bounds, at).unwrap_or(at);
+            if below == at {
+                self.set_height(at);
+                if self.nodes[at].height == height {
+                    // Above, nothing changes any more.
+                    return;
+                }
+            }
+        }
+        self.root = below;
+    }
+
+    /// A span is to come below this node: on which side, and what ends farthest there from now on. On the way down, since
+    /// one look at the span in place does for both mostly: behind what it is before, or ends before, nothing is farther.
+    fn admit(&mut self, bounds: &impl Bounds, at: u32, group: u32) -> Ordering {
+        let Node { group: own, farthest, .. } = self.nodes[at];
+        let order = compare(bounds, group, own);
+        assert_ne!(order, Ordering::Equal, "equal spans are interned before they get here");
+        let end = bounds.end(group);
+        let is_farther = |other| compare_ends(end, bounds.end(other)) == Ordering::Greater;
+        if is_farther(own) && (own == farthest || is_farther(farthest)) {
+            self.nodes[at].farthest = group;
+        }
+        order
     }
 
     /// Takes out the span of this group, whose bytes must still be there.
@@ -97,24 +136,6 @@ impl Interval {
         }
     }
 
-    fn insert_below(&mut self, bounds: &impl Bounds, at: u32, new: u32) -> u32 {
-        if at == NONE {
-            return new;
-        }
-        match compare(bounds, self.nodes[new].group, self.nodes[at].group) {
-            Ordering::Less => {
-                let left = self.insert_below(bounds, self.nodes[at].left, new);
-                self.nodes[at].left = left;
-            }
-            Ordering::Greater => {
-                let right = self.insert_below(bounds, self.nodes[at].right, new);
-                self.nodes[at].right = right;
-            }
-            Ordering::Equal => panic!("equal spans are interned before they get here"),
-        }
-        self.balance(bounds, at)
-    }
-
     fn remove_below(&mut self, bounds: &impl Bounds, at: u32, group: u32) -> u32 {
         assert_ne!(at, NONE, "the span of a group in place is in the tree");
         match compare(bounds, group, self.nodes[at].group) {
@@ -134,10 +155,11 @@ impl Interval {
                 let (first, rest) = self.take_first(bounds, right);
                 self.nodes[first].left = left;
                 self.nodes[first].right = rest;
-                return self.balance(bounds, first);
+                self.refresh(bounds, first);
+                return self.balance_without(bounds, first, group);
             }
         }
-        self.balance(bounds, at)
+        self.balance_without(bounds, at, group)
     }
 
     /// Takes the smallest node out of a subtree; gives it and what is left.
@@ -148,7 +170,8 @@ impl Interval {
         }
         let (first, rest) = self.take_first(bounds, left);
         self.nodes[at].left = rest;
-        (first, self.balance(bounds, at))
+        let group = self.nodes[first].group;
+        (first, self.balance_without(bounds, at, group))
     }
 
     fn height(&self, at: u32) -> i32 {
@@ -159,23 +182,33 @@ impl Interval {
         self.height(self.nodes[at].left) - self.height(self.nodes[at].right)
     }
 
-    fn balance(&mut self, bounds: &impl Bounds, at: u32) -> u32 {
+    /// Below this node one group is gone. Of any other it may still be that it ends farthest.
+    fn balance_without(&mut self, bounds: &impl Bounds, at: u32, gone: u32) -> u32 {
+        if self.nodes[at].farthest == gone {
+            self.refresh(bounds, at);
+        } else {
+            self.set_height(at);
+        }
+        self.rotated(bounds, at).unwrap_or(at)
+    }
+
+    /// The node that comes to the place of one whose sides differ too much.
+    fn rotated(&mut self, bounds: &impl Bounds, at: u32) -> Option<u32> {
         let Node { left, right, .. } = self.nodes[at];
         let lean = self.lean(at);
         if lean > 1 {
             if self.lean(left) < 0 {
                 self.nodes[at].left = self.rotate_left(bounds, left);
             }
-            return self.rotate_right(bounds, at);
+            return Some(self.rotate_right(bounds, at));
         }
         if lean < -1 {
             if self.lean(right) > 0 {
                 self.nodes[at].right = self.rotate_right(bounds, right);
             }
-            return self.rotate_left(bounds, at);
+            return Some(self.rotate_left(bounds, at));
         }
-        self.refresh(bounds, at);
-        at
+        None
     }
 
     fn rotate_left(&mut self, bounds: &impl Bounds, at: u32) -> u32 {
@@ -208,10 +241,13 @@ impl Interval {
                 }
             }
         }
-        let height = 1 + self.height(left).max(self.height(right));
-        let node = &mut self.nodes[at];
-        node.farthest = farthest;
-        node.height = height as u8;
+        self.nodes[at].farthest = farthest;
+        self.set_height(at);
+    }
+
+    fn set_height(&mut self, at: u32) {
+        let Node { left, right, .. } = self.nodes[at];
+        self.nodes[at].height = (1 + self.height(left).max(self.height(right))) as u8;
     }
 }
 
@@ -253,15 +289,21 @@ mod tests {
         (0..random.below(4)).map(|_| b'a' + random.below(4) as u8).collect()
     }
 
-    fn check_below(tree: &Interval, at: u32) -> i32 {
+    /// Gives the height and the groups below.
+    fn check_below(tree: &Interval, at: u32, spans: &impl Bounds) -> (i32, Vec<u32>) {
         if at == NONE {
-            return 0;
+            return (0, Vec::new());
         }
         let node = &tree.nodes[at];
-        let (left, right) = (check_below(tree, node.left), check_below(tree, node.right));
+        let ((left, mut groups), (right, others)) =
+            (check_below(tree, node.left, spans), check_below(tree, node.right, spans));
         assert!((left - right).abs() <= 1, "balanced");
         assert_eq!(i32::from(node.height), 1 + left.max(right));
-        1 + left.max(right)
+        groups.extend(others);
+        groups.push(node.group);
+        let is_farther = |other: &u32| compare_ends(spans.end(*other), spans.end(node.farthest)) == Ordering::Greater;
+        assert!(groups.contains(&node.farthest) && !groups.iter().any(is_farther), "the farthest of those below");
+        (1 + left.max(right), groups)
     }
 
     #[test]
@@ -290,7 +332,7 @@ mod tests {
                     let gone = present.swap_remove(random.below(present.len() as u64) as usize);
                     tree.remove(&spans, gone);
                 }
-                check_below(&tree, tree.root);
+                check_below(&tree, tree.root, &spans);
                 let key = key(random);
                 let mut found = Vec::new();
                 tree.stab(&spans, &key, &mut |group| found.push(group));

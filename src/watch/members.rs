@@ -55,6 +55,8 @@ impl Members {
     }
 
     pub fn get(&self, at: usize) -> Option<Member> {
+        #[cfg(test)]
+        looks::count(1);
         let place = match self {
             Members::Lone(member) => (at == 0).then_some(member),
             Members::Few(members) => members.get(at),
@@ -65,7 +67,11 @@ impl Members {
 
     /// Where a member is, by a look at all of them, block by block.
     pub fn position(&self, member: Member) -> Option<usize> {
-        let is_it = |other: &Member| *other == member;
+        let is_it = |other: &Member| {
+            #[cfg(test)]
+            looks::count(1);
+            *other == member
+        };
         match self {
             Members::Lone(other) => is_it(other).then_some(0),
             Members::Few(members) => members.iter().position(is_it),
@@ -203,6 +209,25 @@ pub fn grown(len: usize) -> usize {
     let step = (len.next_power_of_two() / 8).max(1);
     let step = if len.is_power_of_two() { step * 2 } else { step };
     (len / step + 1) * step
+}
+
+/// How many members this thread has looked at: what a step costs, whatever machine the tests run on.
+#[cfg(test)]
+pub mod looks {
+    use std::cell::Cell;
+
+    thread_local! {
+        static LOOKS: Cell<u64> = const { Cell::new(0) };
+    }
+
+    pub fn count(looks: u64) {
+        LOOKS.set(LOOKS.get() + looks);
+    }
+
+    /// Those since the last call.
+    pub fn take() -> u64 {
+        LOOKS.take()
+    }
 }
 
 #[cfg(test)]

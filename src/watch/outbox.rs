@@ -9,14 +9,16 @@ use bytes::{Bytes, BytesMut};
 
 /// Room that the tail is given at first: some messages.
 const TAIL_BYTES: usize = 256;
-/// A spare outbox keeps its buffer up to this size.
-const SPARE_TAIL_BYTES_MAX: usize = 4_096;
+/// A spare outbox keeps places for so many pieces.
+const SPARE_CHUNKS_MAX: usize = 64;
 
 #[derive(Default)]
 pub struct Outbox {
     /// Pieces before the tail.
     chunks: VecDeque<Chunk>,
     tail: BytesMut,
+    /// The size of the buffer that the tail lies in: what is left of it behind what was taken says nothing of that.
+    tail_bytes: usize,
     bytes: usize,
     /// The part of it that other streams hold as well.
     shared_bytes: usize,
@@ -42,6 +44,7 @@ impl Outbox {
     pub fn tail(&mut self, length: usize) -> &mut BytesMut {
         if self.tail.capacity() - self.tail.len() < length {
             self.tail.reserve(length.max(TAIL_BYTES));
+            self.tail_bytes = self.tail.capacity();
         }
         self.bytes += length;
         &mut self.tail
@@ -75,7 +78,12 @@ impl Outbox {
     /// Whether it is worth keeping for the next stream that has something to send.
     pub fn is_spare(&self) -> bool {
         debug_assert_eq!(self.bytes, 0);
-        self.tail.capacity() <= SPARE_TAIL_BYTES_MAX && self.chunks.capacity() <= 64
+        self.chunks.capacity() <= SPARE_CHUNKS_MAX
+    }
+
+    /// What it takes while nothing is in it.
+    pub fn spare_bytes(&self) -> usize {
+        size_of::<Outbox>() + self.tail_bytes + self.chunks.capacity() * size_of::<Chunk>()
     }
 }
 

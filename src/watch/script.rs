@@ -6,6 +6,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use super::hub::{Create, Hub, HubConfig, Request, StreamId};
+use super::members::looks;
 use crate::pb::etcdserverpb::WatchResponse;
 use crate::types::{Batch, Change, KeyRange, KeyValue, LeaseId, Revision, Time, WatchLimits};
 
@@ -435,4 +436,41 @@ fn a_mass_exit_goes_in_bounded_turns_and_leaves_nothing() {
     let bytes = hub.bytes();
     assert_eq!((bytes.streams, bytes.watchings, bytes.apart, bytes.backlog), (0, 0, 0, 0));
     assert_eq!(hub.counters().groups, 0);
+}
+
+/// Members looked at to cancel `canceled` of the watches of one group, spread over it.
+fn looks_at_cancel(members: usize, canceled: usize) -> u64 {
+    let mut shard = Shard::at(1);
+    for _ in 0..members {
+        shard.create("a", 0);
+        while shard.hub.take_output(shard.stream, 1 << 20).is_some() {}
+    }
+    looks::take();
+    for number in 0..canceled {
+        shard.ask(Request::Cancel { watch_id: (number * (members / canceled)) as i64 });
+        shard.run();
+        while shard.hub.take_output(shard.stream, 1 << 20).is_some() {}
+    }
+    assert_eq!(shard.hub.counters().watches as usize, members - canceled);
+    looks::take()
+}
+
+#[test]
+fn a_cancel_looks_at_no_more_members_in_a_group_of_a_million_than_in_a_small_one() {
+    let cases = [(64, 64), (1_000, 1_000), (1_000_000, 1_000), (1_000_000, 125_000), (300_000, 300_000)];
+    for (members, canceled) in cases {
+        let looks = looks_at_cancel(members, canceled);
+        assert!(looks <= 20 * canceled as u64, "{looks} looks for {canceled} of {members}");
+    }
+}
+
+#[test]
+fn a_compaction_of_everything_leaves_no_history_in_the_hub_and_a_watch_may_still_start_there() {
+    let mut shard = Shard::at(5);
+    assert!(shard.hub.bytes().history > 0);
+    shard.hub.handle_compaction(Revision(5));
+    shard.run();
+    assert_eq!(shard.hub.bytes().history, 0);
+    shard.create("zzz", 5);
+    assert_eq!(shard.told(), ["h5 id0 created", "h5 id0 zzz@5"]);
 }

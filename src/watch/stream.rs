@@ -26,8 +26,9 @@ const APART: u32 = 1 << 30;
 const DEAD: u32 = u32::MAX;
 const FREE: u32 = u32::MAX - 1;
 
-/// Spare outboxes that are kept for the next streams.
-const SPARE_OUTBOXES_MAX: usize = 256;
+/// What spare outboxes may take that are kept for the next streams: with them a put to three thousand streams, or to a few
+/// that have much to send, allocates nothing. A hub tells no more streams before those it has told are sent.
+const SPARE_BYTES_MAX: usize = 1 << 20;
 /// Requests of one stream that may wait. Beyond it its client is slowed.
 const PENDING_MAX: u32 = 256;
 
@@ -211,6 +212,7 @@ pub struct Streams {
     /// Boxed, because the box itself moves between here and the streams.
     #[allow(clippy::vec_box)]
     spare: Vec<Box<Outbox>>,
+    spare_bytes: usize,
     ready: VecDeque<u32>,
     backlog_bytes_max: usize,
     backlog_bytes: usize,
@@ -230,6 +232,7 @@ impl Streams {
         Streams {
             arena: Arena::new(),
             spare: Vec::new(),
+            spare_bytes: 0,
             ready: VecDeque::new(),
             backlog_bytes_max,
             backlog_bytes: 0,
@@ -289,7 +292,7 @@ impl Streams {
     }
 
     pub fn drop_spares(&mut self) {
-        self.spare = Vec::new();
+        (self.spare, self.spare_bytes) = (Vec::new(), 0);
     }
 
     /// A watch was refused for want of memory: the stream is not heard before [`Streams::resume_refused`].
@@ -471,7 +474,13 @@ impl Streams {
         if entry.is_closed() {
             return;
         }
-        let outbox = entry.outbox.get_or_insert_with(|| self.spare.pop().unwrap_or_default());
+        let outbox = entry.outbox.get_or_insert_with(|| match self.spare.pop() {
+            Some(outbox) => {
+                self.spare_bytes -= outbox.spare_bytes();
+                outbox
+            }
+            None => Box::default(),
+        });
         let (before, own_before) = (outbox.bytes(), outbox.own_bytes());
         put(outbox);
         self.backlog_bytes += outbox.bytes() - before;
@@ -517,9 +526,10 @@ impl Streams {
         self.own_backlog_bytes -= own_before - outbox.own_bytes();
         if outbox.bytes() == 0
             && let Some(outbox) = entry.outbox.take()
-            && self.spare.len() < SPARE_OUTBOXES_MAX
             && outbox.is_spare()
+            && self.spare_bytes + outbox.spare_bytes() <= SPARE_BYTES_MAX
         {
+            self.spare_bytes += outbox.spare_bytes();
             self.spare.push(outbox);
         }
         let drained = entry.full && entry.backlog() <= self.backlog_bytes_max / 2;

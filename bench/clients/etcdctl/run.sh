@@ -11,8 +11,9 @@
 #   type NAME TEXT          types a line to it
 #   heard NAME LINES        waits until it has printed so many lines, prints what is new
 #   leave NAME              ends it, and prints what nobody has asked for
+#   granted SECONDS         grants a lease, which is $lease from then on
 #
-# Not compared are cluster, member and term, and the client's own log.
+# Not compared are cluster, member and term, ids of leases, how much time a lease has left, and the client's own log.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 endpoint=${1:?the endpoint of the server}
@@ -25,7 +26,9 @@ plain() {
         -e '/^\{"level":/d' \
         -e 's/"(cluster_id|member_id|raft_term)":[0-9]+,?//g' \
         -e 's/,\}/}/g' \
-        -e '/^"(ClusterID|MemberID|RaftTerm)" :/d'
+        -e '/^"(ClusterID|MemberID|RaftTerm)" :/d' \
+        -e 's/\<[0-9a-f]{12,16}\>/LEASE/g' \
+        -e 's/remaining\([0-9]+s\)/remaining(TIME)/'
 }
 
 etcdctl() {
@@ -33,6 +36,11 @@ etcdctl() {
     status=$?
     plain <"$work/output"
     [ $status -eq 0 ] || echo "exit status $status"
+}
+
+granted() {
+    etcdctl lease grant "$1"
+    lease=$(sed -n 's/^lease \([0-9a-f]*\) granted.*/\1/p' "$work/output")
 }
 
 follow() {

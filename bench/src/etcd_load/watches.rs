@@ -49,6 +49,19 @@ impl Received {
         self.count.set(self.count.get() + count);
         self.last.set(Instant::now());
     }
+
+    /// Until so many have come; very many may take long, so what ends it is that none comes any more.
+    async fn wait(&self, expected: u64) -> Result<()> {
+        let begun = Instant::now();
+        while self.count.get() < expected {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            if self.last.get().max(begun).elapsed() > PATIENCE {
+                let waiting_for = format!("{} of {expected} events", expected - self.count.get());
+                return Err(Fault::Stalled { waiting_for, seconds: PATIENCE.as_secs() });
+            }
+        }
+        Ok(())
+    }
 }
 
 pub async fn watch(common: &Common, args: WatchArgs) -> Result<()> {
@@ -91,17 +104,7 @@ pub async fn watch(common: &Common, args: WatchArgs) -> Result<()> {
     }
     let puts = async {
         put_all(callers, &args, watched.clone()).await?;
-        let mut seen = (received.count.get(), Instant::now());
-        while received.count.get() < expected {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-            if seen.0 != received.count.get() {
-                seen = (received.count.get(), Instant::now());
-            } else if seen.1.elapsed() > PATIENCE {
-                let waiting_for = format!("{} of {expected} events", expected - seen.0);
-                return Err(Fault::Stalled { waiting_for, seconds: PATIENCE.as_secs() });
-            }
-        }
-        Ok(())
+        received.wait(expected).await
     };
     tokio::select! {
         outcome = puts => outcome?,
@@ -193,6 +196,7 @@ pub async fn watch_latency(common: &Common, args: WatchLatencyArgs) -> Result<()
     // By put: when it was answered.
     let answered = Rc::new(RefCell::new(Vec::<Instant>::new()));
     let latencies = Rc::new(RefCell::new(Tally::default()));
+    let received = Received::new();
     let mut readers = Tasks::new();
     for stream in 0..args.streams {
         let mut stream = WatchStream::open(&callers[stream as usize % callers.len()]).await?;
@@ -200,7 +204,7 @@ pub async fn watch_latency(common: &Common, args: WatchLatencyArgs) -> Result<()
             let request = pb::WatchCreateRequest { key: key.clone(), prev_kv: args.prevkv, ..Default::default() };
             stream.create(request, unasked).await?;
         }
-        let (answered, latencies) = (answered.clone(), latencies.clone());
+        let (answered, latencies, received) = (answered.clone(), latencies.clone(), received.clone());
         let mut counts = vec![0u64; args.watchers_per_stream as usize];
         let mut missing = args.put_total * u64::from(args.watchers_per_stream);
         readers.spawn_local(async move {
@@ -216,6 +220,7 @@ pub async fn watch_latency(common: &Common, args: WatchLatencyArgs) -> Result<()
                             latencies.borrow_mut().add(put.map_or(Duration::ZERO, |put| now - put));
                             *count += 1;
                             missing -= 1;
+                            received.add(1);
                         }
                         Ok(())
                     })
@@ -235,7 +240,12 @@ pub async fn watch_latency(common: &Common, args: WatchLatencyArgs) -> Result<()
         puts.add(begun.elapsed());
     }
     let puts_total = puts_started.elapsed();
-    within_patience("the events of all puts", all(readers)).await?;
+    let expected = args.put_total * u64::from(args.streams) * u64::from(args.watchers_per_stream);
+    tokio::select! {
+        outcome = received.wait(expected) => outcome?,
+        // They end when they have all, or with a fault.
+        ended = all(readers) => ended.map(drop)?,
+    }
     println!("\nPut summary:\n{}", puts.text(puts_total, common.precise));
     println!("\nWatch events summary:\n{}", latencies.borrow().text(puts_started.elapsed(), common.precise));
     Ok(())

@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! here ─► calls (single calls) ─► work, load, open_loop      scenes (watches, recovery)      cancel
-//!      ─► harm, bystander (what some clients do to others)    leases    report (tables, pictures)
+//!      ─► harm, bystander (what some clients do to others)    leases    locks    report (tables, pictures)
 //! ```
 
 mod calls;
@@ -27,6 +27,7 @@ use crate::fault::{Fault, Result};
 use crate::harm;
 use crate::keys::KeyChoice;
 use crate::leases;
+use crate::locks;
 use crate::process;
 use crate::report::{Measured, Report};
 use crate::server::{Program, ProgramFlags, Server, Side};
@@ -76,6 +77,8 @@ pub enum Group {
     Leases,
     /// Very many leases that expire together
     Expiry,
+    /// Thousands who wait for one lock
+    Locks,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -134,6 +137,8 @@ pub struct SpeedArgs {
     harm: harm::HarmArgs,
     #[command(flatten)]
     leases: leases::LeaseArgs,
+    #[command(flatten)]
+    locks: locks::LockArgs,
 }
 
 /// "100 watches on one stream", "10 streams of 10", "100 streams of one", "a thousand connections of one", and very many on
@@ -281,11 +286,13 @@ impl Run<'_> {
         self.scene(Group::Upkeep, program, async |server| bystander::beside_upkeep(server, sizes).await).await
     }
 
-    /// The scenes in which some do harm, and those of very many leases.
+    /// The scenes in which some do harm, and those of very many leases and locks.
     async fn harm(&mut self, program: &Program) -> Result<()> {
         let leases = self.args.leases(program.side);
         self.scene(Group::Leases, program, async |server| leases::held(server, leases).await).await?;
         self.scene(Group::Expiry, program, async |server| leases::expiry(server, leases).await).await?;
+        let waiters = self.args.locks.sizes(self.args.quick, self.args.scale().patience);
+        self.scene(Group::Locks, program, async |server| locks::locks(server, waiters).await).await?;
         let sizes = self.args.harm(program.side);
         self.scene(Group::Storm, program, async |server| harm::storm(server, sizes).await).await?;
         self.scene(Group::Teardown, program, async |server| harm::teardown(server, sizes).await).await?;

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! here ─► measure (one row at one server) ─► fleet, delivery, cgroup
-//!      ─► results (kept from run to run)  ─► fit (what a connection, a stream, a watching cost)
+//!      ─► results (kept from run to run)  ─► fit (what a connection, a stream, a watching, a key cost)
 //!      ─► page (Markdown, pictures)       ─► plot
 //! ```
 
@@ -33,9 +33,10 @@ use crate::link::Windows;
 use crate::process::{self, Process};
 use crate::server::ProgramFlags;
 
+pub use fit::different;
 use measure::{Circumstances, Subject};
 use results::{Keys, Outcome, Results, Sample};
-use rows::{Chosen, PUBLISHED_COSTS, Shape};
+use rows::{Chosen, Shape};
 
 /// What a server is expected to take as long as its rows do not tell: so many times what the page says of etcd. A guess
 /// decides only where no limit can be set, and there a row too many costs the machine.
@@ -196,7 +197,7 @@ pub async fn run(args: TableArgs) -> Result<()> {
         try_out(subject).await?;
     }
     let (machine, command) = (process::machine(), std::env::args().collect::<Vec<_>>().join(" "));
-    let mut troubles = 0;
+    let (mut troubles, mut measured_rows) = (0, 0);
     for (at, shape) in chosen.shapes().enumerate() {
         // The order turns from row to row, so that neither always has the machine that the other has warmed.
         let mut order: Vec<&Subject> = subjects.iter().collect();
@@ -208,6 +209,7 @@ pub async fn run(args: TableArgs) -> Result<()> {
             let outcome = measured.outcome;
             eprintln!("  {}", page::sentence(&outcome));
             troubles += u32::from(matches!(outcome, Outcome::Void { .. } | Outcome::Failed { .. }));
+            measured_rows += u32::from(!matches!(outcome, Outcome::Skipped { .. }));
             report.add(Sample {
                 server: subject.name().to_owned(),
                 version: measured.version,
@@ -226,6 +228,7 @@ pub async fn run(args: TableArgs) -> Result<()> {
     report.finish()?;
     println!("{}", page::markdown(&report.results, false));
     match troubles {
+        0 if measured_rows == 0 => Err(Fault::Refused("every row was skipped; the reasons stand above".to_owned())),
         0 => Ok(()),
         rows => Err(Fault::Refused(format!("{rows} rows are void or have failed; their reasons stand above"))),
     }
@@ -245,7 +248,7 @@ async fn try_out(subject: &Subject) -> Result<()> {
 fn guess(results: &Results, keys: &Keys, server: &str, shape: Shape) -> u64 {
     let bytes = match results.costs(keys, server) {
         Some(known) => known.bytes(shape) * KNOWN_COSTS_FACTOR,
-        None => fit::Costs { each: PUBLISHED_COSTS, miss_max: 0.0 }.bytes(shape) * UNKNOWN_COSTS_FACTOR,
+        None => fit::Costs::published().bytes(shape) * UNKNOWN_COSTS_FACTOR,
     };
     bytes.max(0.0) as u64
 }
@@ -309,7 +312,7 @@ mod tests {
         let mut results = Results::default();
         let largest = rows::ROWS[14].shape;
         let blind = guess(&results, &keys, "tarsier", largest);
-        let made = fit::Costs { each: [20_000.0, 1_000.0, 20.0], miss_max: 0.0 };
+        let made = fit::Costs { each: [20_000.0, 1_000.0, 20.0, 0.0], drawn_from: None, miss_max: 0.0 };
         for (at, row) in rows::ROWS.iter().enumerate().take(13) {
             let bytes = 5_000_000 + made.bytes(row.shape) as u64;
             results.add(results::tests::sample("tarsier", at + 1, results::tests::held(bytes)));

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::fit::Costs;
 use super::results::{self, Held, Keys, Outcome, Results, Sample};
-use super::rows::{PUBLISHED_COSTS, ROWS};
+use super::rows::ROWS;
 use crate::fault::Result;
 use crate::files::write_file;
 use crate::keys::KeyChoice;
@@ -120,20 +120,25 @@ fn cell(sample: &Sample) -> String {
 
 fn costs(text: &mut String, results: &Results, keys: &Keys, servers: &[String]) {
     text.push_str("\nBytes by least squares over the rows, the empty server taken off:\n\n");
-    head(text, &[""], &["a connection", "a stream", "a watching", "largest miss of a row"].map(str::to_owned));
+    head(
+        text,
+        &[""],
+        &["a connection", "a stream", "a watching", "a different key", "largest miss of a row"].map(str::to_owned),
+    );
     let line = |text: &mut String, name: &str, costs: Option<Costs>| {
-        let [connection, stream, watching, miss] = match costs {
-            Some(Costs { each: [connection, stream, watching], miss_max }) => [
+        let [connection, stream, watching, key, miss] = match costs {
+            Some(Costs { each: [connection, stream, watching, key], drawn_from, miss_max }) => [
                 format!("{connection:.0}"),
                 format!("{stream:.0}"),
                 format!("{watching:.1}"),
+                if drawn_from.is_some() { format!("{key:.0}") } else { String::new() },
                 if miss_max > 0.0 { format!("{:.0} %", miss_max * 100.0) } else { String::new() },
             ],
-            None => ["too few rows"; 4].map(str::to_owned),
+            None => ["too few rows"; 5].map(str::to_owned),
         };
-        let _ = writeln!(text, "| {name} | {connection} | {stream} | {watching} | {miss} |");
+        let _ = writeln!(text, "| {name} | {connection} | {stream} | {watching} | {key} | {miss} |");
     };
-    line(text, PUBLISHED, Some(Costs { each: PUBLISHED_COSTS, miss_max: 0.0 }));
+    line(text, PUBLISHED, Some(Costs::published()));
     for server in servers {
         line(text, server, results.costs(keys, server));
     }

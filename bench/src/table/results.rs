@@ -149,13 +149,14 @@ impl Results {
         self.samples.iter().filter(move |sample| sample.keys == *keys && sample.server == server)
     }
 
-    /// What the rows say that a connection, a stream and a watching cost this server.
+    /// What the rows say that a connection, a stream, a watching and a different key cost this server.
     pub fn costs(&self, keys: &Keys, server: &str) -> Option<Costs> {
         let grown = |sample: &Sample| {
             let grown = sample.held()?.resident_bytes.saturating_sub(sample.empty_resident_bytes);
             Some((sample.shape, grown as f64))
         };
-        fit::fit(&self.of(keys, server).filter_map(grown).collect::<Vec<_>>())
+        let drawn_from = matches!(keys.choice, KeyChoice::Pool | KeyChoice::Range).then_some(keys.pool);
+        fit::fit(&self.of(keys, server).filter_map(grown).collect::<Vec<_>>(), drawn_from)
     }
 }
 
@@ -215,7 +216,7 @@ pub mod tests {
     #[test]
     fn only_held_rows_enter_the_costs() {
         let mut results = Results::default();
-        let made = Costs { each: [20_000.0, 1_000.0, 20.0], miss_max: 0.0 };
+        let made = Costs { each: [20_000.0, 1_000.0, 20.0, 0.0], drawn_from: None, miss_max: 0.0 };
         for (at, row) in ROWS.iter().enumerate() {
             results.add(sample("tarsier", at + 1, held(5_000_000 + made.bytes(row.shape) as u64)));
         }

@@ -159,7 +159,8 @@ impl Stream {
         Ok(Some(data))
     }
 
-    async fn read_all(&mut self) -> Result<(Bytes, i32), h2::Error> {
+    /// Everything that comes until the call ends, however long that takes, and its status.
+    pub async fn read_all(&mut self) -> Result<(Bytes, i32), h2::Error> {
         if let Some(response) = self.response.take() {
             let response = response.await?;
             let status = status(response.headers());

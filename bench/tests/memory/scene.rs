@@ -95,9 +95,14 @@ impl Scene {
 
     /// The server refuses because it is full and not for another reason: it has used most of what it may.
     pub fn check_full(&self) {
-        let used = account(&self.server)["used"];
+        let used = self.account("used");
         // A quarter is kept free for the checkpoint, and what is left is handed out in shares.
         assert!(used > LIMIT_BYTES / 10 * 6, "{used} of {LIMIT_BYTES} bytes are used, and it refuses");
+    }
+
+    /// What the server says that it holds of a class, in bytes.
+    pub fn account(&self, class: &str) -> u64 {
+        account(&self.server)[class]
     }
 
     /// Memory is being freed: a put is taken soon. Gives its revision.

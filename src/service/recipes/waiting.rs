@@ -123,7 +123,7 @@ impl Services {
         });
         if matches!(output, Output::End(_)) {
             self.end_course(handle, Unary::Abandoned);
-            self.calls.remove(handle as usize);
+            self.free(handle);
         }
         output
     }

@@ -1,0 +1,153 @@
+//! Locks: how long the next of very many waiters waits once a lock is let go.
+//!
+//! All wait for one lock, each with a lease of its own, and one connection carries many of them. The clock of a handover
+//! starts when the unlock is sent and stops when the next call is answered; the one that was answered lets go in its turn,
+//! so nobody ever waits for anything but the server. That two hold the lock at once ends the scene.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use clap::Args;
+use tarsier_proto::etcdserverpb as pb;
+use tarsier_proto::v3lockpb;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use crate::caller::Caller;
+use crate::fault::{Fault, Result};
+use crate::leases;
+use crate::link::Windows;
+use crate::load::{latencies, record};
+use crate::meter::Meter;
+use crate::report::Measured;
+use crate::screen::count;
+use crate::server::Server;
+use crate::wire;
+
+const NAME: &str = "line";
+/// Waiters on the first connection, and on each of the others.
+const WAITERS_TOGETHER: u32 = 500;
+const WAITERS_APART: u32 = 50;
+const LEASE_TTL: Duration = Duration::from_secs(7_200);
+const LOOK: Duration = Duration::from_millis(100);
+
+#[derive(Args, Clone, Debug)]
+pub struct LockArgs {
+    /// Calls that wait for one lock
+    #[arg(long, default_value_t = 5_000)]
+    lock_waiters: u32,
+    /// How often it is handed over
+    #[arg(long, default_value_t = 1_000)]
+    handovers: u32,
+}
+
+/// How large the scene is.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    waiters: u32,
+    handovers: u32,
+    patience: Duration,
+}
+
+impl LockArgs {
+    pub fn sizes(&self, quick: bool, patience: Duration) -> Sizes {
+        let part = if quick { 10 } else { 1 };
+        let waiters = (self.lock_waiters / part).max(1);
+        Sizes { waiters, handovers: (self.handovers / part).clamp(1, waiters), patience }
+    }
+}
+
+/// A call that was answered.
+struct Held {
+    key: Bytes,
+    at: Instant,
+}
+
+/// Wants a fresh server.
+pub async fn locks(server: &mut Server, sizes: Sizes) -> Result<Measured> {
+    let scene = format!("a lock with {} waiters", count(u64::from(sizes.waiters)));
+    let mut measured = Measured::default();
+    // The leases have the numbers from 1 on; the last is that of whoever holds first.
+    leases::grant(&server.endpoint, sizes.waiters + 1, LEASE_TTL).await?;
+    let main = Caller::connect(&server.endpoint, Windows::SMALL).await?;
+    let mut held = lock(&main, sizes.waiters + 1).await?;
+
+    let (begun, meter) = (Instant::now(), Meter::start(server.process)?);
+    let (told, mut holders) = mpsc::unbounded_channel();
+    // The calls end with the scene.
+    let _waiters = line_up(server, sizes.waiters, &told).await?;
+    wait_for_line(&main, sizes).await?;
+    measured.add(&scene, "all in line within, s", begun.elapsed().as_secs_f64());
+    server.wait_until_quiet().await?;
+    let spent = meter.read()?;
+    measured.add(
+        &scene,
+        "server CPU to stand in line, us each",
+        spent.cpu.as_secs_f64() * 1e6 / f64::from(sizes.waiters),
+    );
+
+    let (meter, mut took) = (Meter::start(server.process)?, latencies());
+    for _ in 0..sizes.handovers {
+        if holders.try_recv().is_ok() {
+            return Err(Fault::Refused("two hold one lock".to_owned()));
+        }
+        let begun = Instant::now();
+        let unlock = v3lockpb::UnlockRequest { key: held.key };
+        main.call_message(wire::PATH_UNLOCK, &unlock).await?;
+        let next = tokio::time::timeout(sizes.patience, holders.recv()).await.map_err(|_| Fault::Stalled {
+            waiting_for: "the next holder of the lock".to_owned(),
+            seconds: sizes.patience.as_secs(),
+        })?;
+        held = next.ok_or(Fault::Refused("nobody waits any more".to_owned()))??;
+        record(&mut took, held.at - begun);
+    }
+    let spent = meter.read()?;
+    let milliseconds = |quantile| took.value_at_quantile(quantile) as f64 / 1e3;
+    measured.add(&scene, "handover, ms, p50", milliseconds(0.5));
+    measured.add(&scene, "handover, ms, p99", milliseconds(0.99));
+    measured.add(&scene, "handover, ms, max", took.max() as f64 / 1e3);
+    spent.figures(&format!("{scene}: handovers"), u64::from(sizes.handovers), &mut measured);
+    Ok(measured)
+}
+
+async fn lock(caller: &Caller, lease: u32) -> Result<Held> {
+    let request = v3lockpb::LockRequest { name: NAME.as_bytes().into(), lease: i64::from(lease) };
+    let answer: v3lockpb::LockResponse = caller.ask(wire::PATH_LOCK, &request).await?;
+    Ok(Held { key: answer.key, at: Instant::now() })
+}
+
+/// Starts all calls.
+async fn line_up(server: &Server, waiters: u32, told: &mpsc::UnboundedSender<Result<Held>>) -> Result<JoinSet<()>> {
+    let (mut calls, mut lease) = (JoinSet::new(), 0);
+    while lease < waiters {
+        let caller = Caller::connect(&server.endpoint, Windows::SMALL).await?;
+        let together = if lease == 0 { WAITERS_TOGETHER } else { WAITERS_APART };
+        for _ in 0..together.min(waiters - lease) {
+            lease += 1;
+            let (caller, told, lease) = (caller.clone(), told.clone(), lease);
+            calls.spawn_local(async move {
+                // Whoever listens is gone when the scene is over.
+                let _ = told.send(lock(&caller, lease).await);
+            });
+        }
+    }
+    Ok(calls)
+}
+
+/// Until the key of each stands below the name.
+async fn wait_for_line(caller: &Caller, sizes: Sizes) -> Result<()> {
+    let (key, range_end) = (format!("{NAME}/").into_bytes().into(), format!("{NAME}0").into_bytes().into());
+    let request = pb::RangeRequest { key, range_end, count_only: true, ..Default::default() };
+    let (mut there, mut last) = (0, Instant::now());
+    while there <= i64::from(sizes.waiters) {
+        let answer: pb::RangeResponse = caller.ask(wire::PATH_RANGE, &request).await?;
+        if answer.count > there {
+            (there, last) = (answer.count, Instant::now());
+        } else if last.elapsed() > sizes.patience {
+            let waiting_for = format!("{} keys in line, of which {there} are there", sizes.waiters + 1);
+            return Err(Fault::Stalled { waiting_for, seconds: sizes.patience.as_secs() });
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    Ok(())
+}
