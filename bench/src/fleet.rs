@@ -27,6 +27,7 @@ use crate::check::{Checker, Put, Verdict};
 use crate::fault::{Fault, Result};
 use crate::keys::Plan;
 use crate::link::{self, Answer, Calls, Link, Piece, Turn, Windows};
+use crate::process;
 use crate::wire::{self, Deframer, WatchReply};
 
 /// Streams of one connection that create their watches at the same time.
@@ -46,6 +47,9 @@ pub struct Pace {
     /// Unanswered creates of one stream
     #[arg(long, default_value_t = 128)]
     pub window: u32,
+    /// Niceness of the load threads; 19 leaves the cores to the server that shares them
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(i32).range(0..=19))]
+    pub nice: i32,
 }
 
 /// What the load threads tell while they work.
@@ -108,6 +112,8 @@ impl Fleet {
         let head = link::call_head(endpoint, wire::PATH_WATCH)?;
         let plan = Arc::new(plan);
         let progress = Arc::new(Progress::default());
+        // Until events are waited for, nobody is woken for each.
+        progress.wanted.store(u64::MAX, Ordering::Relaxed);
         let threads = pace.threads.clamp(1, plan.connections);
         let mut fleet = Fleet { plan: plan.clone(), progress, orders: Vec::new(), threads: Vec::new() };
         for thread in 0..threads {
@@ -118,6 +124,7 @@ impl Fleet {
                 endpoint: endpoint.clone(),
                 head: head.clone(),
                 window: pace.window.max(1),
+                nice: pace.nice,
                 ramp: (pace.ramp / threads).max(1),
                 connections: start(thread)..start(thread + 1),
                 base_revision,
@@ -228,6 +235,7 @@ struct Crew {
     endpoint: Arc<str>,
     head: Request<()>,
     window: u32,
+    nice: i32,
     ramp: u32,
     connections: Range<u32>,
     base_revision: i64,
@@ -237,6 +245,11 @@ struct Crew {
 
 impl Crew {
     fn run(self, mut inbox: mpsc::UnboundedReceiver<Order>) {
+        if self.nice > 0
+            && let Err(cause) = process::set_niceness(self.nice)
+        {
+            return self.progress.fail(Fault::Refused(format!("niceness {} is refused: {cause}", self.nice)));
+        }
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
             Err(cause) => return self.progress.fail(Fault::Refused(format!("no event loop: {cause}"))),

@@ -112,6 +112,11 @@ pub fn raise_files_limit() {
     let _ = setrlimit(Resource::Nofile, limit);
 }
 
+/// Sets how the calling thread, and no other, stands against those that want the same core.
+pub fn set_niceness(niceness: i32) -> std::io::Result<()> {
+    Ok(rustix::process::setpriority_process(None, niceness)?)
+}
+
 /// This machine, as far as it says what it is.
 pub fn machine() -> Machine {
     let text = |path| fs::read_to_string(path).unwrap_or_default();

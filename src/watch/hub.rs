@@ -24,8 +24,8 @@ use super::refusal::{Refusal, RefusalCounts, Refusals, Why};
 use super::stream::Streams;
 use crate::types::{Batch, KeyRange, Revision, Time, WatchLimits};
 
-/// Work on requests, late watchers and removals between two batches while more batches wait. Without it a steady stream of
-/// writes would starve them.
+/// Requests that are answered, and the work on late watchers and removals, between two batches while more batches wait. Without
+/// it a steady stream of writes would starve them; without a bound a million creates would keep an event back.
 const WORK_BETWEEN_BATCHES: usize = 256;
 /// Shared events that are looked at each time.
 const SHARED_LOOKS: usize = 1_000;
@@ -210,6 +210,7 @@ pub struct Hub {
     joining: bool,
     /// What may still be done between batches before the next one is in turn.
     work_left: usize,
+    answers_left: usize,
     pub(super) events_sent: u64,
     pub(super) slow_events: u64,
     pub(super) refusals: Refusals,
@@ -247,6 +248,7 @@ impl Hub {
             with_progress: VecDeque::new(),
             joining: false,
             work_left: WORK_BETWEEN_BATCHES,
+            answers_left: WORK_BETWEEN_BATCHES,
             events_sent: 0,
             slow_events: 0,
             refusals: Refusals::default(),
@@ -392,14 +394,16 @@ impl Hub {
         self.future.first_key_value().is_some_and(|((start, ..), _)| *start <= self.revision.next())
     }
 
-    /// First who asked at this revision, then, for a while, who is late or gone, then who starts with the next batch; then
-    /// that batch.
+    /// For a while, first who asked at this revision and then who is late or gone; then who starts with the next batch; then
+    /// that batch. Whoever asked and has not been answered by then is answered at a later revision.
     fn step_between_batches(&mut self, budget: usize) -> usize {
         if self.joining {
             self.join_or_start();
             return 1;
         }
-        if self.waiting.front().is_some_and(|waiting| waiting.committed <= self.revision) {
+        let may_answer = self.intake.is_empty() || self.answers_left > 0;
+        if may_answer && self.waiting.front().is_some_and(|waiting| waiting.committed <= self.revision) {
+            self.answers_left = self.answers_left.saturating_sub(1);
             let Waiting { stream, request, .. } = self.waiting.pop_front().expect("looked at above");
             let weight = request.weight();
             self.waiting_weight -= weight as usize;
@@ -434,7 +438,7 @@ impl Hub {
         self.joining = false;
         self.intake_bytes -= batch.bytes();
         self.fan_out.start(batch);
-        self.work_left = WORK_BETWEEN_BATCHES;
+        (self.work_left, self.answers_left) = (WORK_BETWEEN_BATCHES, WORK_BETWEEN_BATCHES);
     }
 
     fn background_step(&mut self, budget: usize) -> usize {

@@ -44,6 +44,8 @@ pub struct Sizes {
     pub patience: Duration,
     /// Puts of the witness.
     pub puts_a_second: u32,
+    /// Niceness of the clients that come back.
+    pub nice: i32,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -81,9 +83,18 @@ pub struct HarmArgs {
     /// Puts a second of the witness beside those that do harm
     #[arg(long, default_value_t = 500)]
     pub witness_rate: u32,
+    /// Niceness of the clients that come back: a real million of them does not compute on the server's cores
+    #[arg(long, default_value_t = 19, value_parser = clap::value_parser!(i32).range(0..=19))]
+    client_nice: i32,
 }
 
 impl HarmArgs {
+    /// What a reader of the figures should know.
+    pub fn notes(&self) -> [String; 2] {
+        let clients = format!("the clients of the storm run at niceness {}", self.client_nice);
+        [witness::note(), clients]
+    }
+
     pub fn sizes(&self, side: Side, quick: bool, window: Duration, threads: u32, patience: Duration) -> Sizes {
         let part = if quick { 10 } else { 1 };
         let of_side = |etcd: u32, tarsier: u32| (if side == Side::Etcd { etcd } else { tarsier } / part).max(1);
@@ -99,6 +110,7 @@ impl HarmArgs {
             threads,
             patience,
             puts_a_second: self.witness_rate,
+            nice: self.client_nice,
         }
     }
 }

@@ -3,6 +3,9 @@
 //! Both latencies count from the time at which a put was due, so a stall counts with all the puts that it delayed. A put
 //! belongs to the phase in which it was due, whenever it is answered. Each put must have exactly one event: what comes
 //! twice or not at all is a fault and no figure.
+//!
+//! It stands for a client on another machine, so it must not wait for a core that the load client holds: its thread is
+//! preferred, where that is allowed. The server's are not.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -21,6 +24,7 @@ use crate::harm::call::WatchCall;
 use crate::link::Windows;
 use crate::load::{latencies, record};
 use crate::open_loop::{finished, on_thread, start_pacer};
+use crate::process;
 use crate::report::Measured;
 
 const PREFIX: &str = "witness/";
@@ -118,11 +122,25 @@ impl Book {
     }
 }
 
+/// The best there is.
+const NICENESS: i32 = -20;
+
+/// What the report says of it.
+pub fn note() -> String {
+    let preferred = std::thread::spawn(|| process::set_niceness(NICENESS)).join();
+    match preferred {
+        Ok(Ok(())) => format!("the witness runs at niceness {NICENESS}: it waits for the server, not for a core"),
+        _ => "the witness may not be preferred (that takes CAP_SYS_NICE), so its waits for a core count".to_owned(),
+    }
+}
+
 async fn bear_witness(
     endpoint: Arc<str>,
     schedule: mpsc::UnboundedReceiver<Instant>,
     phase: Arc<AtomicUsize>,
 ) -> Result<Vec<Tails>> {
+    // The report says when that is refused.
+    let _ = process::set_niceness(NICENESS);
     let book = Rc::new(RefCell::new(Book::default()));
     let mut watch = WatchCall::open(&Caller::connect(&endpoint, Windows::SMALL).await?).await?;
     watch.watch(PREFIX.as_bytes(), PREFIX_END, 0).await?;

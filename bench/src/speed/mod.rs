@@ -234,9 +234,7 @@ pub async fn run(args: SpeedArgs) -> Result<()> {
     match (run.report.voids(), run.report.failures()) {
         (0, 0) => Ok(()),
         (0, failures) => Err(Fault::Refused(format!("{failures} scenes were not measured; the report says why"))),
-        (voids, _) => {
-            Err(Fault::Refused(format!("{voids} figures are void: events were lost, doubled or out of order")))
-        }
+        (voids, _) => Err(Fault::Refused(format!("{voids} figures are void, and the report says why"))),
     }
 }
 
@@ -299,8 +297,12 @@ impl Run<'_> {
         self.scene(Group::Windows, program, async |server| harm::windows(server, sizes).await).await?;
         self.scene(Group::Churn, program, async |server| harm::churn(server, sizes).await).await?;
         if self.args.has(Group::Stuck) {
-            let outcome = harm::stuck(program, sizes).await;
-            self.keep(Group::Stuck, program.side, outcome)?;
+            match harm::stuck(program, sizes).await {
+                Ok(all) => {
+                    all.into_iter().try_for_each(|measured| self.keep(Group::Stuck, program.side, Ok(measured)))?
+                }
+                Err(fault) => self.keep(Group::Stuck, program.side, Err(fault))?,
+            }
         }
         Ok(())
     }
@@ -363,6 +365,9 @@ impl Run<'_> {
             Ok(disk) => format!("the data lies on {}; all that is written to it is counted", disk.name),
             Err(fault) => format!("what puts write was not counted, and nothing was synced to a disk: {fault}"),
         });
+        if [Group::Storm, Group::Teardown, Group::Windows, Group::Stuck].iter().any(|group| args.has(*group)) {
+            notes.extend(args.harm.notes());
+        }
         if args.quick {
             notes.push("--quick: a tenth of the load".to_owned());
         }

@@ -37,7 +37,7 @@ pub struct Scale {
 
 impl Scale {
     fn pace(&self) -> Pace {
-        Pace { threads: self.threads, ramp: 64, window: 128 }
+        Pace { threads: self.threads, ramp: 64, window: 128, nice: 0 }
     }
 }
 
