@@ -67,13 +67,14 @@ impl Listing {
         }
     }
 
-    /// Looks at so many rows, or puts so many leases in their order. True once that was the rest.
+    /// Looks at rows and then puts leases in their order, so many of both together. True once that was the rest.
     pub fn step(&mut self, rows: &Arena<Row>, visits: usize) -> bool {
+        let first = self.next;
+        self.walk(rows, visits);
         if self.next < self.end {
-            self.walk(rows, visits);
             return false;
         }
-        for _ in 0..visits {
+        for _ in (self.next - first) as usize..visits {
             let Some(Reverse(((_, id), run))) = self.heads.pop() else { return true };
             self.listed.push(id);
             self.heads.extend(self.runs[run].next().map(|found| Reverse((found, run))));
@@ -82,6 +83,9 @@ impl Listing {
     }
 
     fn walk(&mut self, rows: &Arena<Row>, visits: usize) {
+        if self.next == self.end {
+            return;
+        }
         let end = self.end.min(self.next.saturating_add(u32::try_from(visits).unwrap_or(u32::MAX)));
         let found = (self.next..end).filter(|at| !self.newcomers.remove(at));
         let mut found: Vec<Found> = found.filter_map(|at| rows.get(at)).map(|row| (row.deadline, row.id)).collect();

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
-use crate::backend::{AlarmFilter, Command, HistoryError, LeaseAnswer, LeaseCommand, LeaseOutcome, Reply};
+use crate::backend::{AlarmFilter, Command, HistoryError, LeaseCommand, Reply};
 use crate::lease::Lessor;
 use crate::random::Random;
 use crate::shard::clock;
@@ -303,9 +303,6 @@ impl World {
         match (due, reply) {
             (Due::Answer(expected), Reply::Answer(answer)) => assert_eq!(answer, expected),
             (Due::Lease(expected), Reply::Lease(answer)) => assert_eq!(answer, expected),
-            (Due::Leases(first), Reply::Lease(LeaseAnswer { revision, outcome: LeaseOutcome::List(listed) })) => {
-                self.truth.check_list(first, revision, listed);
-            }
             (Due::Read(asked), Reply::Answer(answer)) => self.truth.check_read(asked, answer),
             (Due::History(from), Reply::History(batches)) => {
                 let batches = batches.map_err(|HistoryError::Compacted(revision)| revision);

@@ -87,7 +87,12 @@ impl Writer {
             return self.outbox.push_back((origin, Reply::Answer(Err(Error::LogRefused))));
         }
         if command == LeaseCommand::List {
-            return self.leases.lists.push_back(origin);
+            self.leases.lists.push_back(origin);
+            if self.leases.lists.len() == 1 {
+                // It begins here, and a short one ends here.
+                self.step_list();
+            }
+            return;
         }
         let before = self.store.revision();
         let reply = match self.lease_outcome(command, time) {
@@ -129,7 +134,11 @@ impl Writer {
         if let Some(result) = result.transpose() {
             self.leases.lists.pop_front();
             let reply = result.map_or_else(|error| Reply::Answer(Err(error)), Reply::Lease);
-            self.reply_to_reader(origin, reply, true);
+            if self.has_unreleased() {
+                self.unreleased().replies.push(Waiting { origin, reply, after_removal: false });
+            } else {
+                self.outbox.push_back((origin, reply));
+            }
         }
     }
 

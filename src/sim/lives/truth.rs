@@ -1,7 +1,7 @@
 //! What must be true of a server that has lived several times: the slow model of the store, leases as a plain map, and what
 //! both were behind each group of the log. A crash takes back to one of those moments, and the rules say to which.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
@@ -27,8 +27,6 @@ const GRANT_BYTES: u64 = 64;
 pub enum Due {
     Answer(Result<Answer, Error>),
     Lease(LeaseAnswer),
-    /// The leases behind this group or a later one: a list is made in turns.
-    Leases(Position),
     /// A range over all keys at this revision, 0 for the newest.
     Read(i64),
     /// Batches from this revision on.
@@ -152,7 +150,7 @@ impl Truth {
                 Due::Answer(_) | Due::Lease(_) if entries.is_empty() => before,
                 Due::Answer(_) | Due::Lease(_) => position,
                 // What is looked at where it may be told says by itself how new it is.
-                Due::Leases(_) | Due::Read(_) | Due::History(_) | Due::Alarms | Due::Defragmented => Position(0),
+                Due::Read(_) | Due::History(_) | Due::Alarms | Due::Defragmented => Position(0),
             };
             owed.push(Owed { due, position });
         }
@@ -191,7 +189,6 @@ impl Truth {
             Command::CompactPhysical(revision) => {
                 Due::Answer(self.write(&Write::Compact(*revision), is_short, at.0, entries))
             }
-            Command::Lease(LeaseCommand::List) => Due::Leases(self.last()),
             Command::Lease(command) => {
                 let before = self.model.revision();
                 match self.lease(*command, is_short, at, entries) {
@@ -274,7 +271,11 @@ impl Truth {
                 });
                 Ok(LeaseOutcome::TimeToLive { id, standing, keys: if keys { self.keys_of(id) } else { Vec::new() } })
             }
-            LeaseCommand::List => unreachable!("it is no command that changes anything"),
+            LeaseCommand::List => {
+                let mut leases: Vec<_> = self.leases.iter().map(|(id, held)| (held.deadline, *id)).collect();
+                leases.sort_unstable();
+                Ok(LeaseOutcome::List(leases.into_iter().map(|(_, id)| id).collect()))
+            }
         }
     }
 
@@ -320,16 +321,6 @@ impl Truth {
             }
             answer => panic!("no answer to a range: {answer:?}"),
         }
-    }
-
-    /// The leases that are listed are those behind one of the groups from `first` on. Their order is for the tests of the
-    /// lessor: a lease that is kept alive meanwhile changes it.
-    pub fn check_list(&mut self, first: Position, revision: Revision, listed: Vec<LeaseId>) {
-        let listed: BTreeSet<LeaseId> = listed.into_iter().collect();
-        let is_it = |mark: &Mark| mark.revision == revision && mark.leases.keys().eq(&listed);
-        let at = self.marks[first.0 as usize..].iter().position(is_it);
-        let at = at.unwrap_or_else(|| panic!("{listed:?} are listed at {revision}"));
-        self.tell(Position(first.0 + at as u64));
     }
 
     fn tell_compacted(&mut self, compacted: Revision) {
@@ -419,8 +410,7 @@ impl Truth {
     }
 
     fn check_leases(&self, lessor: &mut Lessor, mark: &Mark) -> Result<(), String> {
-        let listed = std::iter::repeat_with(|| lessor.list(usize::MAX)).find_map(|listed| listed);
-        let listed = listed.ok_or("a list without a bound has an end")?;
+        let listed = lessor.list(usize::MAX).ok_or("a list without a bound has an end")?;
         let granted = |id| lessor.standing(id, Uptime(0)).map_or(-1, |standing| standing.granted);
         let found: BTreeMap<LeaseId, i64> = listed.into_iter().map(|id| (id, granted(id))).collect();
         if found != mark.leases {
