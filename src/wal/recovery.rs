@@ -4,6 +4,7 @@
 //! DATA/tarsier           format and ids; made first
 //! DATA/lock              held by the process that uses the directory
 //! DATA/checkpoint.redb   rows up to a position of the log; made second
+//! DATA/checkpoint.compacting  is there while the file above is compacted
 //! DATA/wal/*.wal         the log; may lie elsewhere
 //! DATA/reserve           space for a full disk
 //! ```
@@ -318,6 +319,7 @@ fn take_group(
 fn open_checkpoint<D: Disk>(files: &Files<D>) -> Result<Checkpoint<D>, Refused> {
     let names = files.data.names().map_err(|error| cannot("read", &files.path, &error))?;
     if names.iter().any(|name| name == checkpoint::FILE_NAME) {
+        Checkpoint::end_compaction(&*files.data)?;
         let opened = match Checkpoint::open(files.data.clone()) {
             // A full disk must not keep a server down that has a reserve for this.
             Err(CheckpointError::Full(_)) if files.data.remove(RESERVE_NAME).is_ok() => {
