@@ -267,10 +267,24 @@ impl<D: SegmentDisk> Keeper<D> {
         if self.ready.is_abandoned() {
             return Ok(Step::Over);
         }
-        let stepped = self.try_step();
+        let stepped = match self.try_step() {
+            Err(error) if !is_refusal(&error) && self.has_turned_read_only() => Ok(Step::ShortOfSpace),
+            stepped => stepped,
+        };
+        if let Ok(Step::ShortOfSpace) = stepped {
+            self.shared.is_short_of_space.store(true, Ordering::Relaxed);
+            return stepped;
+        }
         let is_short = matches!(&stepped, Err(error) if is_refusal(error));
         self.shared.is_short_of_space.store(is_short, Ordering::Relaxed);
         if is_short { Ok(Step::ShortOfSpace) } else { stepped }
+    }
+
+    /// A file system that turns read-only over an error of its own may answer the call that meets it with another one. What
+    /// was told does not depend on that call, and reads go on over such a disk.
+    fn has_turned_read_only(&mut self) -> bool {
+        let name = self.new_spare_name();
+        matches!(self.disk.create(&name), Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem)
     }
 
     fn sync_names(&self) -> io::Result<()> {
@@ -531,6 +545,21 @@ mod tests {
         bench.disk.set_faults(Faults { capacity_bytes, ..Faults::default() });
         assert_eq!(bench.keeper.step().unwrap(), Step::Idle);
         assert_eq!(bench.spares(), SPARES_MIN);
+    }
+
+    #[test]
+    fn a_failed_call_ends_it_unless_the_disk_has_turned_read_only() {
+        for turns_read_only in [false, true] {
+            for call in 1..9 {
+                let mut bench = bench();
+                bench.disk.set_faults(Faults { fail_call: Some(call), turns_read_only, ..Faults::default() });
+                match bench.keeper.step() {
+                    Ok(step) => assert_eq!((step, turns_read_only), (Step::ShortOfSpace, true), "call {call}"),
+                    Err(_) => assert!(!turns_read_only, "call {call}"),
+                }
+                assert_eq!(bench.supply.is_short_of_space(), turns_read_only);
+            }
+        }
     }
 
     #[test]
