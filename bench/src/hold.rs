@@ -57,7 +57,7 @@ pub struct HoldArgs {
     #[arg(long, requires = "tarsier", default_value = "", allow_hyphen_values = true)]
     tarsier_flags: String,
     /// Port of 127.0.0.1 for it
-    #[arg(long, default_value_t = 23500)]
+    #[arg(long, default_value_t = 23500, value_parser = clap::value_parser!(u16).range(1..))]
     port: u16,
     /// Where its data directory is made
     #[arg(long)]

@@ -138,3 +138,36 @@ async fn interrupted() -> Result<()> {
     }
     Err(Fault::Refused("interrupted".to_owned()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> std::result::Result<Arguments, clap::Error> {
+        Arguments::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_commands_of_the_readme_are_commands_of_this_program() {
+        let readme = include_str!("../../README.md");
+        let shown: Vec<&str> =
+            readme.lines().filter(|line| line.starts_with("target/release/tarsier-bench ")).collect();
+        assert!(shown.len() >= 5, "the README shows commands: {shown:?}");
+        for line in shown {
+            assert!(parse(line).is_ok(), "{line}: {}", parse(line).unwrap_err());
+        }
+    }
+
+    #[test]
+    fn ports_that_do_not_exist_are_refused() {
+        for command in ["table", "speed --etcd x", "check --etcd x", "hold --tarsier x", "soak --server x"] {
+            assert!(parse(&format!("bench {command} --port 23400")).is_ok(), "{command}");
+            assert!(parse(&format!("bench {command} --port 0")).is_err(), "{command}");
+        }
+        // The first of four.
+        for command in ["table", "speed --etcd x", "check --etcd x"] {
+            assert!(parse(&format!("bench {command} --port 65532")).is_ok(), "{command}");
+            assert!(parse(&format!("bench {command} --port 65533")).is_err(), "{command}");
+        }
+    }
+}

@@ -91,7 +91,7 @@ pub struct TableArgs {
     #[command(flatten)]
     pace: Pace,
     /// First of four ports on 127.0.0.1 for the servers that are started
-    #[arg(long, default_value_t = 23600)]
+    #[arg(long, default_value_t = 23600, value_parser = clap::value_parser!(u16).range(1..=65532))]
     port: u16,
     #[command(flatten)]
     started: ProgramFlags,
