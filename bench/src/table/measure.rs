@@ -78,12 +78,14 @@ pub struct Measured {
     pub version: String,
     pub empty_resident_bytes: u64,
     pub limit_bytes: Option<u64>,
+    /// Skipped for want of open files. What memory does not hold is left out by rule; this is for the user to mend.
+    pub lacks_files: bool,
     pub outcome: Outcome,
 }
 
 impl Measured {
     fn ended(outcome: Outcome) -> Measured {
-        Measured { version: String::new(), empty_resident_bytes: 0, limit_bytes: None, outcome }
+        Measured { version: String::new(), empty_resident_bytes: 0, limit_bytes: None, lacks_files: false, outcome }
     }
 }
 
@@ -96,7 +98,7 @@ pub async fn measure(subject: &Subject, shape: Shape, circumstances: &Circumstan
         return skip(reason);
     }
     if let Err(fault) = process::check_files(u64::from(shape.clients), "this row") {
-        return skip(fault.to_string());
+        return Measured { lacks_files: true, ..skip(fault.to_string()) };
     }
     let room = process::memory_available().saturating_sub(client_bytes(shape) + RESERVE_BYTES);
     if room == 0 {
@@ -134,6 +136,7 @@ async fn hold(
     if let Some(limit) = process.files_max().ok().filter(|limit| *limit < u64::from(plan.connections) + 20) {
         let connections = plan.connections;
         let text = format!("the server may open {limit} files, too few for {connections} connections: raise ulimit -n");
+        measured.lacks_files = true;
         return Ok(Outcome::Skipped { reason: text });
     }
     measured.empty_resident_bytes = process.memory()?.resident;

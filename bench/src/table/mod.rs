@@ -208,7 +208,8 @@ pub async fn run(args: TableArgs) -> Result<()> {
             let measured = measure::measure(subject, shape, &circumstances, guess).await;
             let outcome = measured.outcome;
             eprintln!("  {}", page::sentence(&outcome));
-            troubles += u32::from(matches!(outcome, Outcome::Void { .. } | Outcome::Failed { .. }));
+            let is_bad = matches!(outcome, Outcome::Void { .. } | Outcome::Failed { .. });
+            troubles += u32::from(is_bad || measured.lacks_files);
             measured_rows += u32::from(!matches!(outcome, Outcome::Skipped { .. }));
             report.add(Sample {
                 server: subject.name().to_owned(),
@@ -230,7 +231,10 @@ pub async fn run(args: TableArgs) -> Result<()> {
     match troubles {
         0 if measured_rows == 0 => Err(Fault::Refused("every row was skipped; the reasons stand above".to_owned())),
         0 => Ok(()),
-        rows => Err(Fault::Refused(format!("{rows} rows are void or have failed; their reasons stand above"))),
+        rows => {
+            let what = "void, have failed or found too few open files";
+            Err(Fault::Refused(format!("{rows} rows are {what}; their reasons stand above")))
+        }
     }
 }
 
