@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use hdrhistogram::Histogram;
-use prost::Message;
 use tarsier_proto::etcdserverpb as pb;
 use tokio::task::JoinSet;
 
@@ -184,10 +183,7 @@ pub async fn grant(endpoint: &Arc<str>, leases: u32, ttl: Duration) -> Result<Ve
             asked.borrow_mut().push(Instant::now());
             let request = pb::LeaseGrantRequest { ttl: ttl.as_secs() as i64, id: i64::from(id) };
             async move {
-                let path = wire::PATH_LEASE_GRANT;
-                let body = caller.call_message(path, &request).await?;
-                let malformed = |_| Fault::Malformed { path, cause: wire::Malformed("no LeaseGrantResponse") };
-                match pb::LeaseGrantResponse::decode(&body[..]).map_err(malformed)?.ttl {
+                match caller.ask::<pb::LeaseGrantResponse>(wire::PATH_LEASE_GRANT, &request).await?.ttl {
                     granted if granted == request.ttl => Ok(()),
                     other => Err(Fault::Refused(format!("{} s were asked for and {other} granted", request.ttl))),
                 }
