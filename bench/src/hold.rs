@@ -9,10 +9,10 @@ use clap::Args;
 
 use crate::caller::{self, Caller};
 use crate::cgroup::{self, MemoryGroup};
-use crate::check::{Verdict, events_due};
 use crate::delivery::put_all;
 use crate::fault::{Fault, Result};
 use crate::fleet::{Fleet, Pace, Progress};
+use crate::judge::{Verdict, events_due};
 use crate::keys::{KeyChoice, Plan};
 use crate::process::{self, Process};
 use crate::screen::{Bar, count, megabytes};

@@ -15,30 +15,14 @@ use crate::keys::{KeyChoice, Plan};
 use crate::link::Windows;
 use crate::process::{self, Process};
 use crate::screen::Bar;
-use crate::server::{Program, Server};
+use crate::server::Server;
+use crate::subject::{Named, Subject};
 
 /// What the load client takes at most: for a connection, for a further stream, for a watching. Measured on 2026-11-25: 22.7 KB,
 /// nearly all of it h2's, 0.8 KB and 10 bytes.
 pub const CLIENT_BYTES: [u64; 3] = [23_000, 1_000, 100];
 /// Left to the rest of the machine beside server and client.
 const RESERVE_BYTES: u64 = 512 << 20;
-
-/// A server of the table.
-pub enum Subject {
-    /// Started for each row, on an empty directory.
-    Program(Program),
-    /// Runs already, and goes on.
-    Running { name: String, endpoint: Arc<str>, process: Option<Process> },
-}
-
-impl Subject {
-    pub fn name(&self) -> &str {
-        match self {
-            Subject::Program(program) => program.side.name(),
-            Subject::Running { name, .. } => name,
-        }
-    }
-}
 
 /// What all rows of a run share.
 pub struct Circumstances {
@@ -198,7 +182,7 @@ impl Target {
         guess: u64,
     ) -> Result<std::result::Result<Target, String>> {
         let program = match subject {
-            Subject::Running { endpoint, process, .. } => {
+            Subject::Running(Named { endpoint, process, .. }) => {
                 let process = process.or_else(|| Process::serving(endpoint));
                 return Ok(Ok(Target { endpoint: endpoint.clone(), process, server: None }));
             }
