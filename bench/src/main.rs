@@ -15,7 +15,7 @@
 //!      ─► speed ───┤   load (calls in a loop)  │
 //!                  │   caller (single calls) ──┘
 //!                  └─► delivery ─► judge  keys (who watches what)  process (what the kernel knows)
-//!          speed ──► open_loop, bystander, leases ─► server (started and stopped)  cgroup  meter (what it cost)  disk  report
+//!          speed ──► open_loop, bystander, leases, lanes ─► server (started and stopped)  cgroup  meter (what it cost)  disk  report
 //!          speed ──► harm (who asks for everything, and what others feel) ─► plot (pictures)
 //!      ─► table ─────► subject (what is asked), server, fleet, delivery  cgroup  plot (pictures)
 //!      ─► check ─────► subject, fleet, load, harm, delivery (the proof beside every kind of load)
@@ -38,6 +38,7 @@ mod harm;
 mod hold;
 mod judge;
 mod keys;
+mod lanes;
 mod leases;
 mod link;
 mod load;
