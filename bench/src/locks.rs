@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use clap::Args;
 use tarsier_proto::etcdserverpb as pb;
-use tarsier_proto::v3lockpb;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -92,8 +91,7 @@ pub async fn locks(server: &mut Server, sizes: Sizes) -> Result<Measured> {
             return Err(Fault::Refused("two hold one lock".to_owned()));
         }
         let begun = Instant::now();
-        let unlock = v3lockpb::UnlockRequest { key: held.key };
-        main.call_message(wire::PATH_UNLOCK, &unlock).await?;
+        main.unlock(held.key).await?;
         let next = tokio::time::timeout(sizes.patience, holders.recv()).await.map_err(|_| Fault::Stalled {
             waiting_for: "the next holder of the lock".to_owned(),
             seconds: sizes.patience.as_secs(),
@@ -111,9 +109,8 @@ pub async fn locks(server: &mut Server, sizes: Sizes) -> Result<Measured> {
 }
 
 async fn lock(caller: &Caller, lease: u32) -> Result<Held> {
-    let request = v3lockpb::LockRequest { name: NAME.as_bytes().into(), lease: i64::from(lease) };
-    let answer: v3lockpb::LockResponse = caller.ask(wire::PATH_LOCK, &request).await?;
-    Ok(Held { key: answer.key, at: Instant::now() })
+    let key = caller.lock(NAME, i64::from(lease)).await?;
+    Ok(Held { key, at: Instant::now() })
 }
 
 /// Starts all calls.
