@@ -62,6 +62,21 @@ pub struct Create {
 }
 
 impl Create {
+    /// Asks for nothing special: from now on, under an id that the hub chooses.
+    #[cfg(test)]
+    pub fn plain(range: KeyRange) -> Create {
+        Create {
+            range,
+            start: 0,
+            watch_id: 0,
+            no_put: false,
+            no_delete: false,
+            prev_kv: false,
+            progress_notify: false,
+            fragment: false,
+        }
+    }
+
     pub(super) fn options(&self) -> Options {
         Options::default()
             .with(Options::NO_PUT, self.no_put)
