@@ -198,6 +198,8 @@ pub struct Keeper<D: SegmentDisk> {
     shared: Arc<Shared>,
     checkpointed: Arc<AtomicU64>,
     salt: Box<dyn FnMut() -> u64 + Send>,
+    /// A call failed over a disk that has become read-only: the files are left as they are until the next start.
+    has_turned_read_only: bool,
 }
 
 struct Spare {
@@ -254,6 +256,7 @@ pub fn open<D: SegmentDisk>(
         shared,
         checkpointed,
         salt,
+        has_turned_read_only: false,
     };
     Ok((keeper, supply))
 }
@@ -267,24 +270,23 @@ impl<D: SegmentDisk> Keeper<D> {
         if self.ready.is_abandoned() {
             return Ok(Step::Over);
         }
-        let stepped = match self.try_step() {
-            Err(error) if !is_refusal(&error) && self.has_turned_read_only() => Ok(Step::ShortOfSpace),
-            stepped => stepped,
-        };
-        if let Ok(Step::ShortOfSpace) = stepped {
-            self.shared.is_short_of_space.store(true, Ordering::Relaxed);
-            return stepped;
+        if self.has_turned_read_only {
+            return Ok(Step::ShortOfSpace);
         }
-        let is_short = matches!(&stepped, Err(error) if is_refusal(error));
+        let stepped = self.try_step();
+        let is_short = stepped.as_ref().is_err_and(|error| is_refusal(error) || self.look_whether_read_only());
         self.shared.is_short_of_space.store(is_short, Ordering::Relaxed);
         if is_short { Ok(Step::ShortOfSpace) } else { stepped }
     }
 
     /// A file system that turns read-only over an error of its own may answer the call that meets it with another one. What
-    /// was told does not depend on that call, and reads go on over such a disk.
-    fn has_turned_read_only(&mut self) -> bool {
+    /// was told does not depend on that call, and reads go on over such a disk. But what the call left is open, as it is
+    /// with every failed call: should the disk take writes again, the next start must look at it first.
+    fn look_whether_read_only(&mut self) -> bool {
         let name = self.new_spare_name();
-        matches!(self.disk.create(&name), Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem)
+        let changed = self.disk.create(&name).and_then(|_| self.disk.remove(&name));
+        self.has_turned_read_only = changed.is_err_and(|error| error.kind() == io::ErrorKind::ReadOnlyFilesystem);
+        self.has_turned_read_only
     }
 
     fn sync_names(&self) -> io::Result<()> {
@@ -548,7 +550,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_call_ends_it_unless_the_disk_has_turned_read_only() {
+    fn a_failed_call_ends_it_and_if_the_disk_has_turned_read_only_only_its_work() {
         for turns_read_only in [false, true] {
             for call in 1..9 {
                 let mut bench = bench();
@@ -558,6 +560,13 @@ mod tests {
                     Err(_) => assert!(!turns_read_only, "call {call}"),
                 }
                 assert_eq!(bench.supply.is_short_of_space(), turns_read_only);
+                let spares = bench.spares();
+                assert!(spares <= 1, "call {call} leaves {spares} spares of one segment");
+                bench.disk.set_faults(Faults::default());
+                if turns_read_only {
+                    let step = bench.keeper.step().unwrap();
+                    assert_eq!(step, Step::ShortOfSpace, "nobody knows what call {call} left, and a start will look");
+                }
             }
         }
     }
