@@ -234,10 +234,11 @@ impl<D: Disk> Mover<D> {
             self.reserve_at = now + RETRY;
             result = self.checkpoint.commit(&mut self.gathered, true);
         }
+        // Also when the disk has no room for the rest: what it took frees segments of the log, and these make room.
+        self.checkpointed.position.store(self.checkpoint.meta().position.0, Ordering::Release);
         match result {
             Ok(()) => {
                 (self.since, self.retry_at) = (None, None);
-                self.checkpointed.position.store(self.checkpoint.meta().position.0, Ordering::Release);
                 self.checkpointed.meter.checkpointed(clock::wall(), self.gathered.bytes());
                 Ok(())
             }
