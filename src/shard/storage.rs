@@ -27,6 +27,7 @@ use crate::wal::checkpoint_thread::{self, CheckpointHandle, Checkpointed, Mover}
 use crate::wal::disk::Disk;
 use crate::wal::file_disk;
 use crate::wal::log::{Device, Log};
+use crate::wal::newest::Newest;
 use crate::wal::recovery::{self, Claimed, Files, Rebuild, Recovered, Refused, Stage};
 use crate::wal::ring_device::RingDevice;
 use crate::wal::segments::{self, SegmentsHandle, Supply};
@@ -121,7 +122,8 @@ pub fn open(config: &Config, bell: &Doorbell) -> Result<Opened, StorageError> {
     let checkpointed = mover.checkpointed();
     let checkpoint = checkpoint_thread::spawn(mover, Box::new(|error| end_process(&error)))?;
     let salt = Box::new(file_disk::random_salt);
-    let (keeper, supply) = segments::open(files.wal.clone(), resume, checkpointed.position.clone(), salt)?;
+    let newest = Newest::open(files.data.clone())?;
+    let (keeper, supply) = segments::open(files.wal.clone(), newest, resume, checkpointed.position.clone(), salt)?;
     let bell = bell.clone();
     let broken =
         |error: &io::Error| end_process(&format_args!("a segment of the log cannot be made or given up: {error}"));

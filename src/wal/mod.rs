@@ -14,6 +14,7 @@ pub mod file_disk;
 pub mod identity;
 pub mod log;
 pub mod meter;
+pub mod newest;
 mod overlay;
 pub mod record;
 pub mod recovery;
