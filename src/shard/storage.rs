@@ -112,6 +112,7 @@ pub fn open(config: &Config, bell: &Doorbell) -> Result<Opened, StorageError> {
     let lessor = Lessor::new(file_disk::random_salt());
     let Restored { store, lessor, recovered } = restore(&claimed.files, lessor, &mut log_stage)?;
     let Recovered { checkpoint, gathered, meta, resume, torn } = recovered;
+    claimed.has_room_for(&resume)?;
     log_recovered(&store, &lessor, &meta, torn.as_ref(), clock::now() - start);
     // What it took to put the store together is not needed again.
     memory::collect();

@@ -20,6 +20,7 @@ pub mod record;
 pub mod recovery;
 pub mod replay;
 pub mod ring_device;
+pub mod room;
 pub mod salvage;
 pub mod segments;
 

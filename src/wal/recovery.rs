@@ -35,6 +35,7 @@ use super::file_disk::FileDisk;
 use super::identity::{self, Identity, IdentityError};
 use super::newest;
 use super::replay::{Replay, TornTail};
+use super::room;
 use super::segments::{Resume, SEGMENT_BLOCKS};
 
 pub(super) const LOCK_NAME: &str = "lock";
@@ -109,6 +110,19 @@ pub enum Stage {
 pub struct Claimed {
     pub files: Files<FileDisk>,
     _lock: File,
+}
+
+impl Claimed {
+    /// Before the threads of a log that was never begun take what it needs: see [`room`].
+    ///
+    /// # Errors
+    /// When there is no room for it.
+    pub fn has_room_for(&self, resume: &Resume) -> Result<(), Refused> {
+        if resume.next_sequence > 1 {
+            return Ok(());
+        }
+        room::for_first_files(&self.files.path, &self.files.wal_path)
+    }
 }
 
 /// The two directories of one store, and whose they are.
@@ -188,9 +202,12 @@ pub fn claim(data: &Path, wal: Option<&Path>, new_identity: impl FnOnce() -> Ide
         };
         return Err(Refused(advice));
     }
+    let wal_path = wal.map_or_else(|| data.join(WAL_NAME), Path::to_owned);
+    if !has(identity::FILE_NAME) {
+        room::for_first_files(data, &wal_path)?;
+    }
     let lock = lock(data)?;
     let identity = identify(&disk, data, new_identity)?;
-    let wal_path = wal.map_or_else(|| data.join(WAL_NAME), Path::to_owned);
     make_directory(&wal_path)?;
     let wal = FileDisk::open(&wal_path).map_err(|error| cannot("open", &wal_path, &error))?;
     let files = Files::new((Arc::new(disk), Arc::new(wal)), identity, data, &wal_path);

@@ -181,9 +181,9 @@ fn a_quota_without_room_refuses_puts_until_the_runbook_is_done() {
 }
 
 /// A disk for this test, or `None` with a word about it.
-fn image(test: &str) -> Option<Image> {
+pub fn image(test: &str, bytes: u64) -> Option<Image> {
     let folder = std::env::temp_dir().join(format!("tarsier-durability-{}-{test}", std::process::id()));
-    match Image::new(&folder, IMAGE_BYTES) {
+    match Image::new(&folder, bytes) {
         Ok(image) => Some(image),
         Err(reason) => {
             say(&format!("{test}: skipped, this machine mounts no image: {reason}"));
@@ -195,7 +195,7 @@ fn image(test: &str) -> Option<Image> {
 #[test]
 fn a_disk_without_space_refuses_puts_until_the_runbook_is_done() {
     let Some(mut program) = tarsier("full-disk") else { return };
-    let Some(image) = image("full-disk") else { return };
+    let Some(image) = image("full-disk", IMAGE_BYTES) else { return };
     program.data_root = image.mount.clone();
     scene::run(async {
         let mut alone = Alone::start(&program).await?;
@@ -236,7 +236,7 @@ fn turn_read_only(mount: &Path) -> std::io::Result<()> {
 #[test]
 fn a_disk_that_turns_read_only_leaves_reads_and_watches() {
     let Some(mut program) = tarsier("read-only-disk") else { return };
-    let Some(image) = image("read-only-disk") else { return };
+    let Some(image) = image("read-only-disk", IMAGE_BYTES) else { return };
     program.data_root = image.mount.clone();
     scene::run(async {
         let mut alone = Alone::start(&program).await?;
