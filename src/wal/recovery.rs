@@ -123,6 +123,12 @@ impl Claimed {
         }
         room::for_first_files(&self.files.path, &self.files.wal_path)
     }
+
+    /// Says how much is free where, whenever it is asked.
+    pub fn free_space(&self) -> Box<dyn Fn() -> String + Send> {
+        let (data, wal) = (self.files.path.clone(), self.files.wal_path.clone());
+        Box::new(move || room::in_words(&data, &wal))
+    }
 }
 
 /// The two directories of one store, and whose they are.
