@@ -14,11 +14,13 @@ pub mod file_disk;
 pub mod identity;
 pub mod log;
 pub mod meter;
+pub mod newest;
 mod overlay;
 pub mod record;
 pub mod recovery;
 pub mod replay;
 pub mod ring_device;
+pub mod room;
 pub mod salvage;
 pub mod segments;
 

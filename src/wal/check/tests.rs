@@ -35,6 +35,7 @@ fn leases(data: &Path) -> Vec<(i64, i64)> {
 fn filled(data: &Path, seed: u64) -> Store {
     let claimed = claim(data, None, || IDENTITY).unwrap();
     let mut checkpoint = Checkpoint::create(claimed.files.data.clone(), Meta::new(5, 6)).unwrap();
+    Identity::settle(&*claimed.files.data).unwrap();
     let mut random = Random::new(seed);
     let (mut store, mut gathered) = (Store::new(), Gathered::default());
     let header = SegmentHeader { cluster_id: 5, sequence: 1, salt: seed, blocks: 256 };
