@@ -35,7 +35,9 @@ pub async fn stuck(program: &Program, sizes: Sizes) -> Result<Vec<Measured>> {
     for stuck in counts {
         let mut server = program.start().await?;
         let mut measured = Measured::default();
-        match beside(&mut server, sizes, stuck, &mut measured).await {
+        let rate = beside(&mut server, sizes, stuck, &mut measured).await;
+        // What a server measured that has died meanwhile is no figure.
+        match rate.and_then(|rate| server.check_alive().map(|()| rate)) {
             Ok(rate) if stuck == 0 => control = Some(rate),
             Ok(rate) => {
                 if let Some(control) = control {
@@ -84,7 +86,7 @@ async fn beside(server: &mut Server, sizes: Sizes, stuck: u32, measured: &mut Me
     let latency = load.finish()?;
     measured.add(&scene, "revisions behind when measured", behind as f64);
     measured.add(&scene, RATE, rate);
-    measured.add(&scene, "p99 of these, ms", latency.value_at_quantile(0.99) as f64 / 1e3);
+    measured.tail(&scene, &latency);
     measured.add(&scene, "VmRSS, MB", server.process.memory()?.resident as f64 / 1e6);
 
     let witness = Witness::start(&server.endpoint, sizes.puts_a_second)?;

@@ -13,6 +13,7 @@ use crate::fault::{Fault, Result};
 use crate::fleet::{Fleet, Pace, Progress};
 use crate::keys::{KeyChoice, Plan};
 use crate::link::Windows;
+use crate::numbers;
 use crate::process::{self, Process};
 use crate::screen::Bar;
 use crate::server::Server;
@@ -115,7 +116,7 @@ async fn hold(
     created: &mut u64,
 ) -> Result<Outcome> {
     let caller = Caller::connect(&target.endpoint, Windows::SMALL).await?;
-    measured.version = caller.version().await?;
+    measured.version = numbers::version(&caller).await?;
     let process = target.process.ok_or_else(no_process)?;
     if let Some(limit) = process.files_max().ok().filter(|limit| *limit < u64::from(plan.connections) + 20) {
         let connections = plan.connections;
