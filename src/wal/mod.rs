@@ -54,6 +54,12 @@ fn is_refusal(error: &io::Error) -> bool {
     matches!(error.kind(), StorageFull | QuotaExceeded | ReadOnlyFilesystem)
 }
 
+/// A sync that failed, for whatever reason: nobody knows what it left, and the page cache may show what the disk lacks. Want
+/// of space would be taken for a call that did nothing and can be tried again.
+fn failed_sync(error: io::Error) -> io::Error {
+    io::Error::other(format!("a sync failed: {error}"))
+}
+
 impl fmt::Display for LogFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
