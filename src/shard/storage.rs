@@ -27,6 +27,7 @@ use crate::wal::checkpoint_thread::{self, CheckpointHandle, Checkpointed, Mover}
 use crate::wal::disk::Disk;
 use crate::wal::file_disk;
 use crate::wal::log::{Device, Log};
+use crate::wal::newest::Newest;
 use crate::wal::recovery::{self, Claimed, Files, Rebuild, Recovered, Refused, Stage};
 use crate::wal::ring_device::RingDevice;
 use crate::wal::segments::{self, SegmentsHandle, Supply};
@@ -81,6 +82,7 @@ pub struct Primed {
     progress: Sender<Progress>,
     pub checkpointed: Checkpointed,
     segments: SegmentsHandle,
+    disks: Box<dyn Fn() -> String + Send>,
     is_durable: bool,
 }
 
@@ -111,6 +113,7 @@ pub fn open(config: &Config, bell: &Doorbell) -> Result<Opened, StorageError> {
     let lessor = Lessor::new(file_disk::random_salt());
     let Restored { store, lessor, recovered } = restore(&claimed.files, lessor, &mut log_stage)?;
     let Recovered { checkpoint, gathered, meta, resume, torn } = recovered;
+    claimed.has_room_for(&resume)?;
     log_recovered(&store, &lessor, &meta, torn.as_ref(), clock::now() - start);
     // What it took to put the store together is not needed again.
     memory::collect();
@@ -121,7 +124,8 @@ pub fn open(config: &Config, bell: &Doorbell) -> Result<Opened, StorageError> {
     let checkpointed = mover.checkpointed();
     let checkpoint = checkpoint_thread::spawn(mover, Box::new(|error| end_process(&error)))?;
     let salt = Box::new(file_disk::random_salt);
-    let (keeper, supply) = segments::open(files.wal.clone(), resume, checkpointed.position.clone(), salt)?;
+    let newest = Newest::open(files.data.clone())?;
+    let (keeper, supply) = segments::open(files.wal.clone(), newest, resume, checkpointed.position.clone(), salt)?;
     let bell = bell.clone();
     let broken =
         |error: &io::Error| end_process(&format_args!("a segment of the log cannot be made or given up: {error}"));
@@ -140,6 +144,7 @@ pub fn open(config: &Config, bell: &Doorbell) -> Result<Opened, StorageError> {
             progress: progress.clone(),
             checkpointed,
             segments,
+            disks: claimed.free_space(),
             is_durable: config.fsync,
         },
         storage: Storage { _claimed: claimed, progress, checkpoint },
@@ -282,6 +287,8 @@ pub struct Logged<D: Device> {
     progress: Sender<Progress>,
     checkpointed: Checkpointed,
     segments: SegmentsHandle,
+    /// What is free where, in words.
+    disks: Box<dyn Fn() -> String>,
     defragmenting: Option<Defragmenting>,
 }
 
@@ -302,18 +309,19 @@ impl<D: Device> Logged<D> {
         progress: Sender<Progress>,
         checkpointed: Checkpointed,
         segments: SegmentsHandle,
+        disks: Box<dyn Fn() -> String>,
     ) -> Logged<D> {
-        Logged { log, progress, checkpointed, segments, defragmenting: None }
+        Logged { log, progress, checkpointed, segments, disks, defragmenting: None }
     }
 }
 
 impl Primed {
     /// Takes it apart on the thread it was made for, inside of its ring. `wake` makes the shard take another turn.
     pub fn into_parts(self, wake: Rc<dyn Fn()>) -> (Store, Lessor, Position, u64, Logged<RingDevice>) {
-        let Primed { store, lessor, next, term, supply, progress, checkpointed, segments, is_durable } = self;
+        let Primed { store, lessor, next, term, supply, progress, checkpointed, segments, disks, is_durable } = self;
         let device = RingDevice::new(wake, is_durable, checkpointed.meter.clone());
         let log = Log::new(device, supply, progress.clone());
-        (store, lessor, next, term, Logged::new(log, progress, checkpointed, segments))
+        (store, lessor, next, term, Logged::new(log, progress, checkpointed, segments, disks))
     }
 }
 
@@ -332,6 +340,10 @@ impl<D: Device> Durability for Logged<D> {
 
     fn is_short_of_space(&self) -> bool {
         self.log.is_short_of_space() || self.checkpointed.is_short_of_space.load(Ordering::Acquire)
+    }
+
+    fn disks(&self) -> String {
+        (self.disks)()
     }
 
     fn defragment(&mut self) {

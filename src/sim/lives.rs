@@ -41,6 +41,7 @@ use crate::wal::checkpoint_thread::{self, Mover, Next};
 use crate::wal::disk::Disk;
 use crate::wal::identity::{self, Identity};
 use crate::wal::log::{self, Log};
+use crate::wal::newest::Newest;
 use crate::wal::recovery::{Files, Refused, identify};
 use crate::wal::segments::{self, Keeper, SegmentsHandle};
 use crate::wal::{LogFailure, Progress, replay};
@@ -97,6 +98,10 @@ impl Durability for Watched {
 
     fn removed(&mut self, changes: Vec<ChangeId>) {
         self.0.borrow_mut().logged.removed(changes);
+    }
+
+    fn disks(&self) -> String {
+        self.0.borrow().logged.disks()
     }
 
     fn is_short_of_space(&self) -> bool {
@@ -204,12 +209,19 @@ impl World {
         let checkpointed = mover.checkpointed();
         let mut salts = Random::new(self.random.next());
         let salt = Box::new(move || salts.next());
-        let opened = segments::open(disk, recovered.resume, checkpointed.position.clone(), salt);
+        let opened = segments::open(
+            disk.clone(),
+            Newest::open(disk).expect("looking never fails"),
+            recovered.resume,
+            checkpointed.position.clone(),
+            salt,
+        );
         let (keeper, supply) = opened.expect("what was just read can be opened");
         let device = FakeDevice::default();
         let mut log = Log::new(device.clone(), supply, progress.clone());
         log.planted = self.planted.log;
-        let logged = Logged::new(log, progress.clone(), checkpointed, SegmentsHandle::of(&keeper));
+        let disks = Box::new(|| "it is in memory".to_owned());
+        let logged = Logged::new(log, progress.clone(), checkpointed, SegmentsHandle::of(&keeper), disks);
         let log = Watched(Rc::new(RefCell::new(Inner { logged, appended: None })));
         let appender = Appender::new(store.revision(), store.compacted());
         let (link, port) = mesh::pair();
@@ -474,6 +486,20 @@ impl World {
         panic!("{:?} are not answered, {} leases never end", server.owed, self.truth.leases());
     }
 
+    /// Without the newest file of the log there is no start, once it may hold anything that was told.
+    fn lose_newest(&mut self) -> Result<(), String> {
+        let disk = self.disk.copy(self.random.next());
+        let names = disk.names().expect("looking never fails");
+        let Some(newest) = names.iter().rfind(|name| name.ends_with(".wal")) else { return Ok(()) };
+        disk.remove(newest).expect("nothing fails");
+        let Ok(restored) = self.read_back(&disk) else { return Ok(()) };
+        let position = restored.recovered.meta.position;
+        if position < self.truth.told() {
+            return Err(format!("{newest} is lost, and the server goes on from {position:?}"));
+        }
+        Ok(())
+    }
+
     /// One bit of a copy rots. A start from it is refused, or is right; and only damage to the last frame of the log may be
     /// taken for its end.
     fn rot(&mut self) -> Result<(), String> {
@@ -509,6 +535,10 @@ impl World {
             drop(server);
             if world.random.one_in(3) {
                 world.rot()?;
+            }
+            // What is noted of the newest segment is there a moment later than the segment.
+            if !with_power && world.random.one_in(3) {
+                world.lose_newest()?;
             }
         }
         let mut server = world.start()?;

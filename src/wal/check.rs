@@ -19,9 +19,10 @@ use super::disk::Disk;
 use super::examine::{Finding, examine};
 use super::file_disk::FileDisk;
 use super::identity::{self, Identity, IdentityError};
+use super::newest;
 use super::overlay::Overlay;
-use super::recovery::{LOCK_NAME, Refused, WAL_NAME, cannot, identity_refused};
-use super::replay::ReplayError;
+use super::recovery::{LOCK_NAME, Refused, WAL_NAME, cannot, identity_refused, is_etcds};
+use super::replay::{ReplayError, missing_newest};
 
 /// More lines about one file tell nothing new.
 const LINES_MAX: usize = 20;
@@ -46,9 +47,16 @@ pub(super) struct Opened {
 }
 
 pub(super) fn open(data: &Path, wal: Option<&Path>) -> Result<Opened, Refused> {
+    let disk = |path: &Path| FileDisk::open(path).map(Arc::new).map_err(|error| cannot("open", path, &error));
+    let names = disk(data)?.names().map_err(|error| cannot("read", data, &error))?;
+    if is_etcds(&names) {
+        return Err(Refused(format!(
+            "{} is a data directory of etcd itself: etcdutl looks at those, not tarsier",
+            data.display()
+        )));
+    }
     let lock = lock(data)?;
     let wal = wal.map_or_else(|| data.join(WAL_NAME), Path::to_owned);
-    let disk = |path: &Path| FileDisk::open(path).map(Arc::new).map_err(|error| cannot("open", path, &error));
     let opened = Opened { data: disk(data)?, wal: disk(&wal)?, wal_path: wal, _lock: lock };
     // Another version is no damage, and what this one would make of it no truth.
     match Identity::read(&*opened.data) {
@@ -118,7 +126,7 @@ fn check_disks<D: Disk, W: Disk>(data: &Arc<D>, wal: &W, report: &mut Report<'_>
     {
         report.damage(&format!("{} belongs to another data directory", checkpoint::FILE_NAME))?;
     }
-    check_log(wal, meta, report)?;
+    check_log(wal, meta, newest::read(&data.names()?), report)?;
     if report.damages == 0 {
         report.say("everything is whole")?;
     } else {
@@ -188,7 +196,7 @@ fn check_checkpoint<D: Disk>(data: &Arc<D>, report: &mut Report<'_>) -> io::Resu
     Ok(Some(meta))
 }
 
-fn check_log<W: Disk>(wal: &W, meta: Option<Meta>, report: &mut Report<'_>) -> io::Result<()> {
+fn check_log<W: Disk>(wal: &W, meta: Option<Meta>, noted: Option<u64>, report: &mut Report<'_>) -> io::Result<()> {
     let damages = report.damages;
     let mut end = meta.as_ref().map(|meta| (meta.position, meta.revision));
     let (mut told, mut torn) = (Ok(()), None);
@@ -213,6 +221,9 @@ fn check_log<W: Disk>(wal: &W, meta: Option<Meta>, report: &mut Report<'_>) -> i
         }
     })?;
     told?;
+    if let Some(file) = missing_newest(examined.newest, noted) {
+        report.log_damage(ReplayError::Missing { file })?;
+    }
     if let Some(meta) = meta
         && examined.last.unwrap_or_default() < meta.position
     {

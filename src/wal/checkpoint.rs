@@ -30,6 +30,7 @@ use super::checkpoint_load;
 use super::checkpoint_pages::{self, Page};
 use super::checkpoint_rows::{Meta, decode_lease, decode_row, encode_lease, encode_row, is_whole, stored_crc};
 use super::disk::{Disk, DiskFile};
+use super::failed_sync;
 
 pub const FILE_NAME: &str = "checkpoint.redb";
 /// Is there while the file is compacted. redb does that in single steps: pages and the pointer to them in one sync. When it
@@ -188,7 +189,7 @@ impl<D: Disk> Checkpoint<D> {
         let meta = checkpoint.meta.clone();
         checkpoint.write(&Additions::default(), &[], meta)?;
         checkpoint.disk.rename(NEW_FILE_NAME, FILE_NAME).map_err(CheckpointError::io)?;
-        checkpoint.disk.sync_names().map_err(CheckpointError::io)?;
+        checkpoint.disk.sync_names().map_err(failed_sync).map_err(CheckpointError::io)?;
         Ok(checkpoint)
     }
 
@@ -212,9 +213,8 @@ impl<D: Disk> Checkpoint<D> {
                 file.write_at(offset, piece)?;
                 offset += piece.len() as u64;
             }
-            file.sync_data()?;
-            disk.remove(COMPACTING_NAME)?;
-            disk.sync_names()
+            file.sync_data().map_err(failed_sync)?;
+            forget_compaction(disk)
         })();
         cured.map_err(CheckpointError::io)
     }
@@ -331,10 +331,12 @@ impl<D: Disk> Checkpoint<D> {
             self.database = Some(database(&*self.disk, FILE_NAME, &self.shared, false)?);
         }
         let result = self.write(additions, removed, meta);
-        if result.is_err() {
-            self.database = None;
-        }
-        result
+        result.map_err(|error| self.close_over(error))
+    }
+
+    fn close_over(&mut self, error: CheckpointError) -> CheckpointError {
+        self.database = None;
+        self.shared.error_behind_close(error)
     }
 
     /// One transaction.
@@ -547,23 +549,31 @@ impl<D: Disk> Checkpoint<D> {
             redb::CompactionError::Storage(error) => self.shared.error(error),
             error => CheckpointError::Damaged(error.to_string()),
         });
-        if let Err(error) = result {
-            self.database = None;
-            return Err(error);
-        }
-        // A compaction leaves a file that a crash would have repaired in full; a commit makes the next start quick again.
         let meta = self.meta.clone();
-        self.write(&Additions::default(), &[], meta)?;
-        self.disk.remove(COMPACTING_NAME).and_then(|()| self.disk.sync_names()).map_err(CheckpointError::io)
+        // A compaction leaves a file that a crash would have repaired in full; a commit makes the next start quick again.
+        let result = match result {
+            Ok(_) => self.write_or_close(&Additions::default(), &[], meta),
+            Err(error) => Err(self.close_over(error)),
+        };
+        // Where there was only no space, no sync has failed: the page cache shows nothing as clean that the disk lacks.
+        if let Ok(()) | Err(CheckpointError::Full(_)) = result {
+            forget_compaction(&*self.disk).map_err(CheckpointError::io)?;
+        }
+        result
     }
 }
 
-/// An earlier compaction that found no space may have left its note.
+/// An earlier compaction may have left its note, when the disk let nobody remove it.
 fn note_compaction<D: Disk>(disk: &D) -> io::Result<()> {
     match disk.create(COMPACTING_NAME) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-        Ok(_) | Err(_) => disk.sync_names(),
+        Ok(_) | Err(_) => disk.sync_names().map_err(failed_sync),
     }
+}
+
+fn forget_compaction<D: Disk>(disk: &D) -> io::Result<()> {
+    disk.remove(COMPACTING_NAME)?;
+    disk.sync_names().map_err(failed_sync)
 }
 
 fn row_key(id: ChangeId) -> (u64, u32) {

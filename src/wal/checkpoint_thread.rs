@@ -28,7 +28,7 @@ use super::meter::Meter;
 /// Space that is kept for redb's next commit on a full disk.
 pub const RESERVE_NAME: &str = "reserve";
 /// A commit of deletes writes the pages that they touch: 16 MiB are 4,000 of them.
-const RESERVE_BYTES: u64 = 16 << 20;
+pub const RESERVE_BYTES: u64 = 16 << 20;
 
 /// A commit is due when the log holds this much behind the checkpoint: two segments, 0.2 s of replay.
 const COMMIT_BYTES: usize = 32 << 20;
@@ -291,7 +291,11 @@ impl<D: Disk> Mover<D> {
                 tracing::info!("the disk has space again");
             }
         } else {
-            self.checkpointed.is_short_of_space.store(true, Ordering::Release);
+            if let Err(error) = made
+                && !self.checkpointed.is_short_of_space.swap(true, Ordering::AcqRel)
+            {
+                tracing::warn!(%error, "the disk has no room for the checkpoint's reserve: puts are refused until it has");
+            }
             // What a failed attempt took goes back to those who need it now.
             let _ = self.disk.remove(RESERVE_NAME);
         }

@@ -31,6 +31,8 @@ pub struct Examined {
     /// The first and the last whole group.
     pub first: Option<Position>,
     pub last: Option<Position>,
+    /// The last segment, by its name.
+    pub newest: Option<u64>,
     /// Of the segments that say so; all of one log are the same.
     pub cluster_id: Option<u64>,
 }
@@ -53,6 +55,7 @@ pub fn examine<D: Disk>(disk: &D, on_finding: &mut dyn FnMut(Finding)) -> std::i
             walk.lose_chain();
         }
         before = Some(sequence);
+        walk.examined.newest = before;
         walk.segment(disk, &name, sequence);
     }
     walk.end();

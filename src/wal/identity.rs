@@ -8,8 +8,9 @@
 //! checksum 1b2c3d4e
 //! ```
 //!
-//! The checksum is the CRC32C of the lines above it. The file is written beside its name, synced and renamed, before
-//! anything else is put into the directory.
+//! The checksum is the CRC32C of the lines above it. The file is written under the name `tarsier.new` before anything else
+//! is put into the directory, and gets its own once the checkpoint is there. So a directory with `tarsier` and without a
+//! checkpoint has lost it, and one with `tarsier.new` has never been served.
 
 use std::io;
 
@@ -79,24 +80,48 @@ impl Identity {
     /// # Errors
     /// When it cannot be read or is not whole.
     pub fn read<D: Disk>(disk: &D) -> Result<Identity, IdentityError> {
-        let file = disk.open(FILE_NAME).map_err(IdentityError::Io)?;
+        Identity::of(&disk.open(FILE_NAME).map_err(IdentityError::Io)?)
+    }
+
+    fn of(file: &impl DiskFile) -> Result<Identity, IdentityError> {
         let length = file.len().map_err(IdentityError::Io)?;
         let mut bytes = vec![0; length.min(BYTES_MAX) as usize];
         file.read_at(0, &mut bytes).map_err(IdentityError::Io)?;
         Identity::decode(std::str::from_utf8(&bytes).map_err(|_| IdentityError::Damaged)?)
     }
 
-    /// Makes the file, whole or not at all.
+    /// Begins a directory. One that a start began and did not end goes on with its ids, which a checkpoint may have.
     ///
     /// # Errors
     /// What the disk says.
-    pub fn write<D: Disk>(&self, disk: &D) -> io::Result<()> {
+    pub fn begin<D: Disk>(disk: &D, new: impl FnOnce() -> Identity) -> io::Result<Identity> {
         if disk.names()?.iter().any(|name| name == NEW_FILE_NAME) {
+            let file = disk.open(NEW_FILE_NAME)?;
+            if let Ok(identity) = Identity::of(&file) {
+                // It is what the page cache shows, and may have missed the medium.
+                file.write_at(0, identity.encode().as_bytes())?;
+                file.sync_data()?;
+                disk.sync_names()?;
+                return Ok(identity);
+            }
             disk.remove(NEW_FILE_NAME)?;
         }
+        let identity = new();
         let file = disk.create(NEW_FILE_NAME)?;
-        file.write_at(0, self.encode().as_bytes())?;
+        file.write_at(0, identity.encode().as_bytes())?;
         file.sync_data()?;
+        disk.sync_names()?;
+        Ok(identity)
+    }
+
+    /// The directory holds its checkpoint, and can be served from here on.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn settle<D: Disk>(disk: &D) -> io::Result<()> {
+        if !disk.names()?.iter().any(|name| name == NEW_FILE_NAME) {
+            return Ok(());
+        }
         disk.rename(NEW_FILE_NAME, FILE_NAME)?;
         disk.sync_names()
     }

@@ -16,11 +16,13 @@ pub mod file_disk;
 pub mod identity;
 pub mod log;
 pub mod meter;
+pub mod newest;
 mod overlay;
 pub mod record;
 pub mod recovery;
 pub mod replay;
 pub mod ring_device;
+pub mod room;
 pub mod salvage;
 pub mod segments;
 
@@ -52,6 +54,12 @@ impl LogFailure {
 fn is_refusal(error: &io::Error) -> bool {
     use io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
     matches!(error.kind(), StorageFull | QuotaExceeded | ReadOnlyFilesystem)
+}
+
+/// A sync that failed, for whatever reason: nobody knows what it left, and the page cache may show what the disk lacks. Want
+/// of space would be taken for a call that did nothing and can be tried again.
+fn failed_sync(error: io::Error) -> io::Error {
+    io::Error::other(format!("a sync failed: {error}"))
 }
 
 impl fmt::Display for LogFailure {

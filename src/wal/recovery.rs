@@ -1,12 +1,13 @@
 //! From a data directory to a store that may be served: the order in which files are made, checked, read and joined.
 //!
 //! ```text
-//! DATA/tarsier           format and ids; made first
+//! DATA/tarsier           format and ids; made first, and named so once the checkpoint is there
 //! DATA/lock              held by the process that uses the directory
 //! DATA/checkpoint.redb   rows up to a position of the log; made second
 //! DATA/checkpoint.compacting  is there while the file above is compacted
 //! DATA/wal/*.wal         the log; may lie elsewhere
 //! DATA/reserve           space for a full disk
+//! DATA/newest-*          which segment of the log must be there at the least
 //! ```
 //!
 //! All of it happens before any shard starts, and it blocks. What is wrong ends the start in one line that says what to do;
@@ -32,16 +33,19 @@ use super::checkpoint_thread::RESERVE_NAME;
 use super::disk::Disk;
 use super::file_disk::FileDisk;
 use super::identity::{self, Identity, IdentityError};
+use super::newest;
 use super::replay::{Replay, TornTail};
+use super::room;
 use super::segments::{Resume, SEGMENT_BLOCKS};
 
 pub(super) const LOCK_NAME: &str = "lock";
 pub(super) const WAL_NAME: &str = "wal";
 /// The folder in which etcd keeps everything.
 const ETCD_NAME: &str = "member";
-/// What may lie in a directory that is still to become ours: what a start that was cut short leaves, and what a new file
-/// system has.
+/// What may lie in a directory that is still to become ours: what a new file system has, and what a start that was cut short
+/// leaves, first these and then those.
 const EMPTY_NAMES: [&str; 3] = [LOCK_NAME, identity::NEW_FILE_NAME, "lost+found"];
+const BEGUN_NAMES: [&str; 3] = [WAL_NAME, checkpoint::NEW_FILE_NAME, checkpoint::FILE_NAME];
 
 const TELL_EVERY: Duration = Duration::from_secs(1);
 
@@ -108,6 +112,25 @@ pub struct Claimed {
     _lock: File,
 }
 
+impl Claimed {
+    /// Before the threads of a log that was never begun take what it needs: see [`room`].
+    ///
+    /// # Errors
+    /// When there is no room for it.
+    pub fn has_room_for(&self, resume: &Resume) -> Result<(), Refused> {
+        if resume.next_sequence > 1 {
+            return Ok(());
+        }
+        room::for_first_files(&self.files.path, &self.files.wal_path)
+    }
+
+    /// Says how much is free where, whenever it is asked.
+    pub fn free_space(&self) -> Box<dyn Fn() -> String + Send> {
+        let (data, wal) = (self.files.path.clone(), self.files.wal_path.clone());
+        Box::new(move || room::in_words(&data, &wal))
+    }
+}
+
 /// The two directories of one store, and whose they are.
 #[derive(Debug)]
 pub struct Files<D> {
@@ -167,28 +190,42 @@ pub fn claim(data: &Path, wal: Option<&Path>, new_identity: impl FnOnce() -> Ide
     let names = disk.names().map_err(|error| cannot("read", data, &error))?;
     let shown = data.display();
     let has = |name: &str| names.iter().any(|other| other == name);
-    if has(ETCD_NAME) && !has(identity::FILE_NAME) {
+    if is_etcds(&names) {
         return Err(Refused(format!(
             "{shown} is a data directory of etcd itself: name another with --data-dir; etcdctl and a client copy the keys"
         )));
     }
     if !has(identity::FILE_NAME)
-        && let Some(foreign) = names.iter().find(|name| !EMPTY_NAMES.contains(&&***name))
+        && let Some(foreign) = names.iter().find(|name| {
+            let is_begun = has(identity::NEW_FILE_NAME) && BEGUN_NAMES.contains(&&***name);
+            !EMPTY_NAMES.contains(&&***name) && !is_begun
+        })
     {
         let advice = if [checkpoint::FILE_NAME, WAL_NAME].contains(&&**foreign) {
-            format!("the file {} is missing in {shown}: put it back", identity::FILE_NAME)
+            format!(
+                "the file {} is missing in {shown}: put it back, or keep the rest with tarsier salvage",
+                identity::FILE_NAME
+            )
         } else {
             format!("{shown} holds {foreign}, which is not tarsier's: name an empty directory with --data-dir")
         };
         return Err(Refused(advice));
     }
+    let wal_path = wal.map_or_else(|| data.join(WAL_NAME), Path::to_owned);
+    if !has(identity::FILE_NAME) {
+        room::for_first_files(data, &wal_path)?;
+    }
     let lock = lock(data)?;
     let identity = identify(&disk, data, new_identity)?;
-    let wal_path = wal.map_or_else(|| data.join(WAL_NAME), Path::to_owned);
     make_directory(&wal_path)?;
     let wal = FileDisk::open(&wal_path).map_err(|error| cannot("open", &wal_path, &error))?;
     let files = Files::new((Arc::new(disk), Arc::new(wal)), identity, data, &wal_path);
     Ok(Claimed { files, _lock: lock })
+}
+
+pub(super) fn is_etcds(names: &[String]) -> bool {
+    let has = |name: &str| names.iter().any(|other| other == name);
+    has(ETCD_NAME) && !has(identity::FILE_NAME)
 }
 
 /// Reads whose directory it is, or makes it ours.
@@ -204,16 +241,20 @@ pub(crate) fn identify<D: Disk>(
     if names.iter().any(|name| name == identity::FILE_NAME) {
         return Identity::read(disk).map_err(|error| identity_refused(path, &error));
     }
-    let identity = new_identity();
-    identity.write(disk).map_err(|error| cannot("write to", path, &error))?;
-    Ok(identity)
+    Identity::begin(disk, new_identity).map_err(|error| cannot("write to", path, &error))
 }
 
 pub(super) fn cannot(what: &str, path: &Path, error: &io::Error) -> Refused {
-    Refused(format!(
-        "cannot {what} {}: {error}; let the user of this process do so, or name another path",
-        path.display()
-    ))
+    use io::ErrorKind::{NotADirectory, NotFound, PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    let advice = match error.kind() {
+        PermissionDenied => "let the user of this process do so, or name another path",
+        NotFound => "name a path that exists",
+        NotADirectory => "name a directory",
+        StorageFull | QuotaExceeded => "make room, or name another path",
+        ReadOnlyFilesystem => "mount it so that it can be written, or name another path",
+        _ => "cure the disk, or name another path",
+    };
+    Refused(format!("cannot {what} {}: {error}; {advice}", path.display()))
 }
 
 pub(super) fn identity_refused(data: &Path, error: &IdentityError) -> Refused {
@@ -236,6 +277,9 @@ pub(super) fn identity_refused(data: &Path, error: &IdentityError) -> Refused {
 fn make_directory(path: &Path) -> Result<(), Refused> {
     if path.is_dir() {
         return Ok(());
+    }
+    if path.exists() {
+        return Err(Refused(format!("{} is a file: name a directory", path.display())));
     }
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|error| cannot("make", path, &error))?;
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -273,12 +317,12 @@ pub fn recover<D: Disk>(
     gathered.remove(load(&checkpoint, rebuild, on_stage)?);
 
     let mut refused = None;
-    #[cfg_attr(not(test), expect(unused_mut, reason = "tests plant bugs in it"))]
     let mut replay = Replay::new(&*files.wal, files.identity.cluster_id, meta.position, files.segment_blocks);
     #[cfg(test)]
     {
         replay.planted = files.planted;
     }
+    replay.newest = newest::read(&files.data.names().map_err(|error| cannot("read", &files.path, &error))?);
     let mut teller = Teller::new();
     let replayed = replay.run(
         &mut |position, entries| {
@@ -316,9 +360,17 @@ fn take_group(
     Ok(())
 }
 
+/// Opens the checkpoint, or makes that of a new directory.
 fn open_checkpoint<D: Disk>(files: &Files<D>) -> Result<Checkpoint<D>, Refused> {
     let names = files.data.names().map_err(|error| cannot("read", &files.path, &error))?;
-    if names.iter().any(|name| name == checkpoint::FILE_NAME) {
+    let has = |name: &str| names.iter().any(|other| other == name);
+    let checkpoint = find_checkpoint(files, &has)?;
+    Identity::settle(&*files.data).map_err(|error| cannot("write to", &files.path, &error))?;
+    Ok(checkpoint)
+}
+
+fn find_checkpoint<D: Disk>(files: &Files<D>, has: &dyn Fn(&str) -> bool) -> Result<Checkpoint<D>, Refused> {
+    if has(checkpoint::FILE_NAME) {
         let open = || {
             Checkpoint::end_compaction(&*files.data)?;
             Checkpoint::open(files.data.clone())
@@ -342,6 +394,14 @@ fn open_checkpoint<D: Disk>(files: &Files<D>) -> Result<Checkpoint<D>, Refused> 
     if segments.iter().any(|name| name.ends_with(".wal")) {
         return Err(Refused(format!(
             "{} is missing in {} and there is a log: put it back, or keep what is whole with tarsier salvage",
+            checkpoint::FILE_NAME,
+            files.path.display()
+        )));
+    }
+    if has(identity::FILE_NAME) {
+        return Err(Refused(format!(
+            "{} and the log are missing in {}, which has been in use: put them back from a copy, or remove the directory to \
+             begin with an empty store",
             checkpoint::FILE_NAME,
             files.path.display()
         )));
@@ -472,12 +532,26 @@ mod tests {
     }
 
     #[test]
+    fn a_path_that_cannot_be_a_directory_is_named_with_what_to_do() {
+        let data = Folder::new("recovery-path");
+        std::fs::create_dir_all(&data.0).unwrap();
+        let file = data.0.join("file");
+        std::fs::write(&file, "mine").unwrap();
+        assert!(refusal(&file).ends_with("/file is a file: name a directory"), "{}", refusal(&file));
+        let below = refusal(&file.join("data"));
+        assert!(below.ends_with("name a directory"), "{below}");
+        let missing = cannot("open", &file, &io::ErrorKind::NotFound.into());
+        assert!(missing.0.ends_with("name a path that exists"), "{missing}");
+    }
+
+    #[test]
     fn each_missing_or_damaged_file_is_named() {
         let data = Folder::new("recovery-damaged");
         drop(start(&data.0));
         let identity = std::fs::read(data.0.join(identity::FILE_NAME)).unwrap();
         std::fs::remove_file(data.0.join(identity::FILE_NAME)).unwrap();
-        assert!(refusal(&data.0).contains("the file tarsier is missing"), "{}", refusal(&data.0));
+        let line = refusal(&data.0);
+        assert!(line.contains("the file tarsier is missing") && line.ends_with("tarsier salvage"), "{line}");
         std::fs::write(data.0.join(identity::FILE_NAME), &identity[..40]).unwrap();
         assert!(refusal(&data.0).contains("tarsier is damaged"));
         std::fs::write(data.0.join(identity::FILE_NAME), &identity).unwrap();
@@ -486,15 +560,59 @@ mod tests {
         let whole = std::fs::read(&checkpoint).unwrap();
         std::fs::write(&checkpoint, b"").unwrap();
         assert!(refusal(&data.0).contains("checkpoint.redb is damaged: it is empty"));
-        std::fs::write(&checkpoint, &whole[..5_000]).unwrap();
-        assert!(refusal(&data.0).contains("checkpoint.redb is damaged"));
+        for length in [1, 100, 5_000, whole.len() / 2, whole.len() - 1] {
+            std::fs::write(&checkpoint, &whole[..length]).unwrap();
+            let line = refusal(&data.0);
+            assert!(
+                line.contains("checkpoint.redb is damaged") && line.contains("tarsier salvage"),
+                "{length}: {line}"
+            );
+        }
         std::fs::write(&checkpoint, [b'#'; 9_000]).unwrap();
         assert!(refusal(&data.0).contains("checkpoint.redb is damaged"));
         std::fs::remove_file(&checkpoint).unwrap();
         std::fs::write(data.0.join(WAL_NAME).join("0000000000000001.wal"), b"log").unwrap();
         assert!(refusal(&data.0).contains("checkpoint.redb is missing"));
         std::fs::remove_file(data.0.join(WAL_NAME).join("0000000000000001.wal")).unwrap();
-        start(&data.0);
+        // What it held was told to somebody, so an empty store is no answer.
+        assert!(refusal(&data.0).contains("checkpoint.redb and the log are missing"), "{}", refusal(&data.0));
+    }
+
+    #[test]
+    fn a_first_start_that_was_cut_short_anywhere_is_begun_again() {
+        let start = |disk: &Arc<FakeDisk>| {
+            let identity = identify(&**disk, Path::new("data"), || IDENTITY)?;
+            let files = Files::new((disk.clone(), disk.clone()), identity, Path::new("data"), Path::new("wal"));
+            recover(&files, &mut Nothing, &mut |_| {}).map(drop)
+        };
+        for call in 1.. {
+            let disk = Arc::new(FakeDisk::new(call));
+            disk.set_faults(Faults { cut_call: Some(call), ..Faults::default() });
+            let is_cut = start(&disk).is_err();
+            disk.power_cut();
+            start(&disk).unwrap_or_else(|refused| panic!("cut at call {call}: {refused}"));
+            assert_eq!(disk.names().unwrap(), [checkpoint::FILE_NAME, identity::FILE_NAME]);
+            if !is_cut {
+                break;
+            }
+        }
+    }
+
+    #[test]
+    fn a_directory_that_was_begun_and_not_served_is_ours() {
+        let data = Folder::new("recovery-begun");
+        drop(claim(&data.0, None, || IDENTITY).unwrap());
+        std::fs::write(data.0.join(checkpoint::NEW_FILE_NAME), b"half").unwrap();
+        let claimed = claim(&data.0, None, || panic!("it has ids")).unwrap();
+        recover(&claimed.files, &mut Nothing, &mut |_| {}).unwrap();
+    }
+
+    #[test]
+    fn the_newest_file_of_the_log_is_missed_and_named() {
+        let data = Folder::new("recovery-newest");
+        drop(start(&data.0));
+        File::create(data.0.join("newest-0000000000000002")).unwrap();
+        assert!(refusal(&data.0).contains("wal/0000000000000002.wal is missing"), "{}", refusal(&data.0));
     }
 
     #[test]

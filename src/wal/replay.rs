@@ -56,7 +56,7 @@ pub enum ReplayError {
         offset: u64,
         flaw: Flaw,
     },
-    /// The first group that is left comes too late.
+    /// The first group that is left comes too late: this file, in front of it, is missing, or the checkpoint is an old one.
     Gap {
         file: String,
         after: Position,
@@ -152,7 +152,7 @@ impl fmt::Display for ReplayError {
             ),
             ReplayError::Gap { file, after, checkpointed } => write!(
                 f,
-                "the log begins in {file} behind group {} and the checkpoint ends at group {}: put the older log files or the newer checkpoint back",
+                "the log file {file} is missing: the log begins behind it after group {}, and the checkpoint ends at group {}; put it and those before it back, or the newer checkpoint, or keep what is whole with tarsier salvage",
                 after.0, checkpointed.0
             ),
             ReplayError::Behind { last, checkpointed } => write!(
@@ -194,6 +194,8 @@ pub struct Replay<'a, D> {
     pub checkpointed: Position,
     /// The length of segments in a log that has none yet; one that has keeps its own.
     pub blocks: u32,
+    /// The segment that must be there at the least, when that was noted.
+    pub newest: Option<u64>,
     #[cfg(test)]
     pub(crate) planted: Planted,
 }
@@ -308,6 +310,7 @@ impl<'a, D: Disk> Replay<'a, D> {
             cluster_id,
             checkpointed,
             blocks,
+            newest: None,
             #[cfg(test)]
             planted: Planted::default(),
         }
@@ -367,7 +370,10 @@ impl<'a, D: Disk> Replay<'a, D> {
             }
             headers.push(header);
         }
-        Ok(headers)
+        match missing_newest(headers.last().map(|header| header.sequence), self.newest) {
+            Some(file) => Err(ReplayError::Missing { file }),
+            None => Ok(headers),
+        }
     }
 
     fn read(&self, header: &SegmentHeader) -> Result<Vec<u8>, ReplayError> {
@@ -398,6 +404,7 @@ impl<'a, D: Disk> Replay<'a, D> {
                 || (!frame.header.begins_group && frame.header.last > self.checkpointed);
             if joiner.chain.is_none() && starts_late && bad.is_none() {
                 let (after, checkpointed) = (frame.header.after, self.checkpointed);
+                let file = segment_name(header.sequence.saturating_sub(1));
                 return Err(ReplayError::Gap { file, after, checkpointed });
             }
             let is_cut_off = joiner.chain.is_none() && bad.is_some();
@@ -516,6 +523,12 @@ impl<'a, D: Disk> Replay<'a, D> {
         }
         Ok(())
     }
+}
+
+/// The first segment behind the last one that is there, or the last of all when none is, if it was noted that it must be.
+pub(crate) fn missing_newest(last: Option<u64>, noted: Option<u64>) -> Option<String> {
+    let noted = noted.filter(|&noted| noted > last.unwrap_or(0))?;
+    Some(segment_name(last.map_or(noted, |last| last + 1)))
 }
 
 /// Reads and checks block 0 of a segment, and that the file is as long as it says.

@@ -84,6 +84,7 @@ mod tests {
     use crate::wal::disk::Disk;
     use crate::wal::file_disk::{FileDisk, random_salt};
     use crate::wal::log::Log;
+    use crate::wal::newest::Newest;
     use crate::wal::replay::{Recovered, Replay};
     use crate::wal::segments;
     use std::sync::atomic::{AtomicU64, Ordering};
@@ -103,7 +104,9 @@ mod tests {
         let (recovered, _) = recover(disk, checkpointed.load(Ordering::Relaxed));
         let mut position = recovered.last;
         let salt = Box::new(random_salt);
-        let (keeper, supply) = segments::open(disk.clone(), recovered.resume, checkpointed.clone(), salt).unwrap();
+        let newest = Newest::open(disk.clone()).unwrap();
+        let (keeper, supply) =
+            segments::open(disk.clone(), newest, recovered.resume, checkpointed.clone(), salt).unwrap();
         let far = bell.clone();
         let broken = Box::new(|error: &std::io::Error| panic!("{error}"));
         let handle = segments::spawn(keeper, Box::new(move || far.ring()), broken).unwrap();

@@ -23,8 +23,10 @@ use super::checkpoint_rows::Meta;
 use super::disk::Disk;
 use super::examine::{Finding, examine};
 use super::identity::{self, Identity};
+use super::newest;
 use super::overlay::Overlay;
-use super::recovery::{Refused, claim};
+use super::recovery::{Refused, cannot, claim};
+use super::replay::{ReplayError, missing_newest};
 
 /// Writes a new directory from what is whole in an old one. True: nothing was left out. `new_identity` is for a directory
 /// of which nobody knows any more who it was.
@@ -48,6 +50,7 @@ pub fn salvage(
     let identity = saved.identity.unwrap_or_else(new_identity);
     let claimed = claim(new, None, || identity)?;
     saved.write(claimed.files.data.clone(), identity)?;
+    Identity::settle(&*claimed.files.data).map_err(|error| cannot("write to", new, &error))?;
     let history = saved.meta.compacted.map_or("all history".to_owned(), |at| format!("history from revision {at} on"));
     let said = report.say(&format!(
         "{}: {} changes up to revision {}, {history}",
@@ -85,7 +88,7 @@ fn gather<D: Disk, W: Disk>(data: &Arc<D>, wal: &W, report: &mut Report<'_>) -> 
             None
         }
     };
-    let log = read_log(wal, report)?;
+    let log = read_log(wal, newest::read(&data.names()?), report)?;
     let (meta, rows, leases) = match read_checkpoint(data, report)? {
         Some(read) => read,
         None if log.batches.is_empty() => {
@@ -107,7 +110,7 @@ fn gather<D: Disk, W: Disk>(data: &Arc<D>, wal: &W, report: &mut Report<'_>) -> 
     })
 }
 
-fn read_log<W: Disk>(wal: &W, report: &mut Report<'_>) -> io::Result<FromLog> {
+fn read_log<W: Disk>(wal: &W, noted: Option<u64>, report: &mut Report<'_>) -> io::Result<FromLog> {
     let mut log = FromLog::default();
     let (mut told, mut damages) = (Ok(()), 0);
     let examined = examine(wal, &mut |finding| match finding {
@@ -128,6 +131,9 @@ fn read_log<W: Disk>(wal: &W, report: &mut Report<'_>) -> io::Result<FromLog> {
         }
     })?;
     told?;
+    if let Some(file) = missing_newest(examined.newest, noted) {
+        report.log_damage(ReplayError::Missing { file })?;
+    }
     log.cluster_id = examined.cluster_id;
     Ok(log)
 }

@@ -26,8 +26,9 @@ use std::time::Duration;
 
 use crate::types::Position;
 use crate::wal::disk::{DiskFile, SegmentDisk};
-use crate::wal::is_refusal;
+use crate::wal::newest::Newest;
 use crate::wal::record::{BLOCK_BYTES, SegmentHeader};
+use crate::wal::{failed_sync, is_refusal};
 
 /// The length of a segment: 16 MiB, some 0.1 s of the fastest log, so that what is held beyond need stays small.
 pub const SEGMENT_BLOCKS: u32 = 4_096;
@@ -199,6 +200,7 @@ pub struct Keeper<D: SegmentDisk> {
     shared: Arc<Shared>,
     checkpointed: Arc<AtomicU64>,
     salt: Box<dyn FnMut() -> u64 + Send>,
+    newest: Newest<D>,
     /// A call failed over a disk that has become read-only: the files are left as they are until the next start.
     has_turned_read_only: bool,
 }
@@ -209,17 +211,24 @@ struct Spare {
     is_filled: bool,
 }
 
-/// Opens what recovery found and makes the two ends. `checkpointed` is the last position that the checkpoint holds; `salt`
-/// draws random numbers.
+/// Opens what recovery found and makes the two ends. `newest` is told of each segment; `checkpointed` is the last position
+/// that the checkpoint holds; `salt` draws random numbers.
 ///
 /// # Errors
-/// When a file that recovery just read cannot be opened.
+/// When a file that recovery just read cannot be opened, or the newest one not be noted.
 pub fn open<D: SegmentDisk>(
     disk: Arc<D>,
+    mut newest: Newest<D>,
     resume: Resume,
     checkpointed: Arc<AtomicU64>,
     salt: Box<dyn FnMut() -> u64 + Send>,
 ) -> io::Result<(Keeper<D>, Supply<D::Segment>)> {
+    // Recovery has made the names durable, and a power cut may have come before the last of them was noted.
+    match newest.note(resume.next_sequence.wrapping_sub(1)) {
+        // The thread tries again, and makes no further segment before.
+        Err(error) if is_refusal(&error) => {}
+        noted => noted?,
+    }
     let (to_log, ready) = rtrb::RingBuffer::new(1);
     let (closed, newly_closed) = rtrb::RingBuffer::new(64);
     let shared = Arc::new(Shared::default());
@@ -257,6 +266,7 @@ pub fn open<D: SegmentDisk>(
         shared,
         checkpointed,
         salt,
+        newest,
         has_turned_read_only: false,
     };
     Ok((keeper, supply))
@@ -294,14 +304,14 @@ impl<D: SegmentDisk> Keeper<D> {
     }
 
     fn sync_names(&self) -> io::Result<()> {
-        // Whatever the reason, nobody knows what a failed sync left. Want of space would be tried again.
-        self.disk.sync_names().map_err(io::Error::other)
+        self.disk.sync_names().map_err(failed_sync)
     }
 
     fn try_step(&mut self) -> io::Result<Step> {
         while let Ok(closed) = self.newly_closed.pop() {
             self.closed.push_back(closed);
         }
+        self.newest.note(self.next_sequence.wrapping_sub(1))?;
         let given_up = given_up(&self.closed, Position(self.checkpointed.load(Ordering::Acquire)));
         if given_up > 0 {
             self.spares_wanted = self.closed.len().max(SPARES_MIN);
@@ -412,6 +422,7 @@ impl<D: SegmentDisk> Keeper<D> {
         self.next_sequence += 1;
         self.sync_names()?;
         self.prepared.push_back(header);
+        self.newest.note(sequence)?;
         Ok(header)
     }
 }
@@ -510,7 +521,9 @@ mod tests {
             chain: 0,
             last: Position(0),
         };
-        let (keeper, supply) = open(Arc::new(disk.clone()), resume, checkpointed.clone(), Box::new(|| 7)).unwrap();
+        let newest = Newest::open(Arc::new(disk.clone())).unwrap();
+        let (keeper, supply) =
+            open(Arc::new(disk.clone()), newest, resume, checkpointed.clone(), Box::new(|| 7)).unwrap();
         Bench { disk, keeper, supply, checkpointed, closed: 0 }
     }
 

@@ -82,6 +82,12 @@ impl Alone {
         Err(Fault::Broken(format!("{puts_max} puts of {VALUE_BYTES} bytes fit")))
     }
 
+    /// The last line of the server's log with these words.
+    fn logged(&self, words: &str) -> String {
+        let log = self.server.log();
+        log.lines().rfind(|line| line.contains(words)).unwrap_or_default().to_owned()
+    }
+
     async fn put_is_refused(&mut self) -> Result<()> {
         match self.put().await {
             Err(fault) if says(&fault, NO_SPACE) => Ok(()),
@@ -175,15 +181,27 @@ fn a_quota_without_room_refuses_puts_until_the_runbook_is_done() {
         let mut alone = Alone::start(&program).await?;
         let puts = alone.fill(2_000).await?;
         say(&format!("a quota of 16 MiB took {puts} puts of {VALUE_BYTES} bytes"));
+        let raised = alone.logged("alarm raised");
+        assert!(
+            raised.contains("the space quota is reached: ") && raised.contains(" of the 16777216 bytes"),
+            "{raised}"
+        );
         let lived = alone.live_without_space(|| {}).await;
-        with_log(&alone.server, lived)
+        with_log(&alone.server, lived)?;
+        let stands = alone.logged("an alarm stands");
+        assert!(
+            stands.contains("bytes of the quota are used") || stands.contains("the space quota is reached"),
+            "{stands}"
+        );
+        assert!(stands.contains("bytes are free in") && stands.contains("etcdctl alarm disarm"), "{stands}");
+        Ok(())
     });
 }
 
 /// A disk for this test, or `None` with a word about it.
-fn image(test: &str) -> Option<Image> {
+pub fn image(test: &str, bytes: u64) -> Option<Image> {
     let folder = std::env::temp_dir().join(format!("tarsier-durability-{}-{test}", std::process::id()));
-    match Image::new(&folder, IMAGE_BYTES) {
+    match Image::new(&folder, bytes) {
         Ok(image) => Some(image),
         Err(reason) => {
             say(&format!("{test}: skipped, this machine mounts no image: {reason}"));
@@ -195,7 +213,7 @@ fn image(test: &str) -> Option<Image> {
 #[test]
 fn a_disk_without_space_refuses_puts_until_the_runbook_is_done() {
     let Some(mut program) = tarsier("full-disk") else { return };
-    let Some(image) = image("full-disk") else { return };
+    let Some(image) = image("full-disk", IMAGE_BYTES) else { return };
     program.data_root = image.mount.clone();
     scene::run(async {
         let mut alone = Alone::start(&program).await?;
@@ -210,6 +228,8 @@ fn a_disk_without_space_refuses_puts_until_the_runbook_is_done() {
             "the full disk took {puts} puts of {VALUE_BYTES} bytes; {} bytes are free",
             free_bytes(&image.mount)
         ));
+        let raised = alone.logged("alarm raised");
+        assert!(raised.contains("the disk is full: ") && raised.contains(&*image.mount.to_string_lossy()), "{raised}");
         // Whatever is left, somebody else takes it.
         let rest = image.mount.join("rest");
         // It fails where the blocks that a file needs for itself are counted as free.
@@ -236,7 +256,7 @@ fn turn_read_only(mount: &Path) -> std::io::Result<()> {
 #[test]
 fn a_disk_that_turns_read_only_leaves_reads_and_watches() {
     let Some(mut program) = tarsier("read-only-disk") else { return };
-    let Some(image) = image("read-only-disk") else { return };
+    let Some(image) = image("read-only-disk", IMAGE_BYTES) else { return };
     program.data_root = image.mount.clone();
     scene::run(async {
         let mut alone = Alone::start(&program).await?;

@@ -29,6 +29,9 @@ mod full;
 #[path = "../../src/link.rs"]
 #[allow(dead_code, reason = "the load generator uses the rest")]
 mod link;
+#[path = "../../src/numbers.rs"]
+#[allow(dead_code, reason = "the load generator uses the rest")]
+mod numbers;
 #[path = "../../src/process.rs"]
 #[allow(dead_code, reason = "the load generator uses the rest")]
 mod process;

@@ -35,6 +35,7 @@ fn leases(data: &Path) -> Vec<(i64, i64)> {
 fn filled(data: &Path, seed: u64) -> Store {
     let claimed = claim(data, None, || IDENTITY).unwrap();
     let mut checkpoint = Checkpoint::create(claimed.files.data.clone(), Meta::new(5, 6)).unwrap();
+    Identity::settle(&*claimed.files.data).unwrap();
     let mut random = Random::new(seed);
     let (mut store, mut gathered) = (Store::new(), Gathered::default());
     let header = SegmentHeader { cluster_id: 5, sequence: 1, salt: seed, blocks: 256 };
@@ -254,6 +255,19 @@ fn a_directory_without_a_checkpoint_is_salvaged_from_a_log_that_begins_at_the_be
     let (is_whole, text) = salvaged(&data.0, &new.0);
     assert!(!is_whole, "{text}");
     assert_eq!(live(&restored(&new.0)), live(&store));
+}
+
+#[test]
+fn what_is_etcds_own_is_neither_checked_nor_salvaged() {
+    let (data, new) = (Folder::new("check-etcd"), Folder::new("check-etcd-new"));
+    std::fs::create_dir_all(data.0.join("member/snap")).unwrap();
+    let mut out = Vec::new();
+    let checked = check(&data.0, None, &mut out).unwrap_err();
+    let salvaged = salvage(&data.0, None, &new.0, || IDENTITY, &mut out).unwrap_err();
+    for refused in [checked, salvaged] {
+        assert!(refused.0.contains("is a data directory of etcd itself"), "{refused}");
+    }
+    assert!(out.is_empty() && !new.0.exists());
 }
 
 #[test]
