@@ -20,13 +20,14 @@ use tokio::sync::{mpsc, oneshot};
 use crate::caller::Caller;
 use crate::fault::{Fault, Result};
 use crate::lanes::in_lanes;
+use crate::latency::{latencies, milliseconds, record};
 use crate::link::Windows;
-use crate::load::{latencies, record};
 use crate::meter::Meter;
-use crate::open_loop::{begin_when_due, finished, on_thread, start_pacer};
+use crate::open_loop::{begin_when_due, start_pacer};
 use crate::report::Measured;
 use crate::screen::count;
 use crate::server::{Server, Side};
+use crate::threads::{finished, on_thread};
 use crate::wire;
 
 /// Puts of one transaction while the keys are loaded; etcd allows 128 operations.
@@ -62,7 +63,7 @@ pub async fn run(server: &mut Server, sizes: Bystander) -> Result<Measured> {
     let putter = start_putter(&endpoint, sizes, &stops)?;
     tokio::time::sleep(sizes.alone).await;
     stops.store(true, Ordering::Relaxed);
-    add_tail(&mut measured, &scene, &finished(putter).await?);
+    measured.tail(&scene, &finished(putter).await?);
 
     let stops = Arc::new(AtomicBool::new(false));
     let meter = Meter::start(server.process)?;
@@ -81,9 +82,9 @@ pub async fn run(server: &mut Server, sizes: Bystander) -> Result<Measured> {
     let spent = meter.read()?;
 
     let scene = format!("{scene}: others range, write and compact");
-    add_tail(&mut measured, &scene, &tail);
+    measured.tail(&scene, &tail);
     measured.add(&scene, "ranges of all keys done", ranges.len() as f64);
-    measured.add(&scene, "one range, s (median)", ranges.value_at_quantile(0.5) as f64 / 1e6);
+    measured.add(&scene, "one range, s (median)", milliseconds(&ranges, 2.0) / 1e3);
     measured.add(&scene, "revisions written a second", f64::from(sizes.revisions) / written.writing.as_secs_f64());
     measured.add(&scene, "compaction, s", written.compacting.as_secs_f64());
     measured.add(&scene, "server CPU, s", spent.cpu.as_secs_f64());
@@ -100,7 +101,7 @@ pub async fn beside_upkeep(server: &mut Server, sizes: Bystander) -> Result<Meas
     let mut measured = Measured::default();
     let scene = format!("puts, {} a second", sizes.puts_a_second);
     let quiet = beside(&endpoint, sizes, async { Ok(()) }).await?;
-    add_tail(&mut measured, &format!("{scene}: quiet control"), &quiet);
+    measured.tail(&format!("{scene}: quiet control"), &quiet);
 
     let revisions = count(u64::from(sizes.revisions));
     let newest = finished({
@@ -109,7 +110,7 @@ pub async fn beside_upkeep(server: &mut Server, sizes: Bystander) -> Result<Meas
     })
     .await?;
     let kept = beside(&endpoint, sizes, async { Ok(()) }).await?;
-    add_tail(&mut measured, &format!("{scene}: right behind {revisions} revisions"), &kept);
+    measured.tail(&format!("{scene}: right behind {revisions} revisions"), &kept);
 
     server.wait_until_quiet().await?;
     let caller = Caller::connect(&endpoint, Windows::SMALL).await?;
@@ -122,7 +123,7 @@ pub async fn beside_upkeep(server: &mut Server, sizes: Bystander) -> Result<Meas
         Ok(())
     };
     let compacted = beside(&endpoint, sizes, compact).await?;
-    add_tail(&mut measured, &scene, &compacted);
+    measured.tail(&scene, &compacted);
     measured.add(&scene, "compaction, s", compacting.as_secs_f64());
     if server.side == Side::Tarsier {
         // It reads its checkpoint once a day; here, again and again.
@@ -135,7 +136,7 @@ pub async fn beside_upkeep(server: &mut Server, sizes: Bystander) -> Result<Meas
             ended = wait_for_scrub(server).await?;
             Ok(())
         });
-        add_tail(&mut measured, &scene, &scrubbed.await?);
+        measured.tail(&scene, &scrubbed.await?);
         measured.add(&scene, "scrubs that ended meanwhile", ended.len() as f64);
         measured.add(&scene, "the longest of them, s", ended.iter().max().map_or(0.0, |longest| *longest as f64 / 1e3));
     }
@@ -180,15 +181,6 @@ async fn beside(
     done.map(|()| tail)
 }
 
-fn add_tail(measured: &mut Measured, scene: &str, latency: &Histogram<u64>) {
-    let millis = |microseconds: u64| microseconds as f64 / 1e3;
-    measured.add(scene, "p50, ms", millis(latency.value_at_quantile(0.5)));
-    measured.add(scene, "p99, ms", millis(latency.value_at_quantile(0.99)));
-    measured.add(scene, "p99.9, ms", millis(latency.value_at_quantile(0.999)));
-    measured.add(scene, "max, ms", millis(latency.max()));
-    measured.add(scene, "puts", latency.len() as f64);
-}
-
 /// Puts every key once, many to a transaction.
 pub async fn load(endpoint: &Arc<str>, keys: u32, value: &'static [u8]) -> Result<()> {
     let caller = Caller::connect(endpoint, Windows::SMALL).await?;
@@ -196,7 +188,7 @@ pub async fn load(endpoint: &Arc<str>, keys: u32, value: &'static [u8]) -> Resul
         let first = txn * PUTS_A_TXN;
         let puts = (first..keys.min(first.saturating_add(PUTS_A_TXN))).map(|index| {
             let put = pb::PutRequest { key: key(index).into(), value: value.into(), ..Default::default() };
-            pb::RequestOp { request: Some(pb::request_op::Request::RequestPut(put)) }
+            wire::operation(pb::request_op::Request::RequestPut(put))
         });
         let request = pb::TxnRequest { success: puts.collect(), ..Default::default() };
         async move { caller.call_message(wire::PATH_TXN, &request).await.map(drop) }

@@ -124,8 +124,8 @@ impl Caller {
         self.call_message(wire::PATH_COMPACT, &request).await.map(drop)
     }
 
-    /// What the server says its version is; empty if it does not know the call.
-    pub async fn version(&self) -> Result<String> {
+    /// The version of etcd whose API the server speaks; empty if it does not know the call.
+    pub async fn api_version(&self) -> Result<String> {
         let path = wire::PATH_STATUS;
         match self.ask::<pb::StatusResponse>(path, &pb::StatusRequest::default()).await {
             Err(Fault::Status { code, .. }) if code == "12" => Ok(String::new()),

@@ -1,5 +1,7 @@
 //! The proof behind a figure: what was put came to every watch that was due, or the figure is void.
 
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::time::Duration;
 
 use crate::caller::Caller;
@@ -7,6 +9,7 @@ use crate::fault::{Fault, Result};
 use crate::fleet::Fleet;
 use crate::judge::{Put, events_due};
 use crate::keys::{KeyChoice, Plan};
+use crate::lanes::in_lanes;
 use crate::screen::count;
 
 pub const EVENT_VALUE_BYTES: usize = 64;
@@ -54,7 +57,7 @@ pub async fn judge(caller: &Caller, fleet: &Fleet, puts: &[Put], complete: Resul
     Ok(Some(format!("{received} of {expected} events, {} differences, first: {first}", verdict.differences)))
 }
 
-/// Puts each key once over one connection, `in_flight` at a time. The result is in the order of `keys`' lanes.
+/// Puts each key once over one connection, `in_flight` at a time. The result is in the order of the answers.
 pub async fn put_all(
     caller: &Caller,
     plan: &Plan,
@@ -62,24 +65,21 @@ pub async fn put_all(
     value_bytes: usize,
     in_flight: u32,
 ) -> Result<Vec<Put>> {
-    let lanes = (in_flight.max(1) as usize).min(keys.len());
-    let mut tasks = Vec::new();
-    for lane in 0..lanes {
-        let keys: Vec<u32> = keys.iter().copied().skip(lane).step_by(lanes).collect();
-        let (caller, plan) = (caller.clone(), plan.clone());
-        tasks.push(tokio::task::spawn_local(async move {
-            let (value, mut key) = (vec![b'v'; value_bytes], Vec::new());
-            let mut puts = Vec::with_capacity(keys.len());
-            for index in keys {
-                plan.write_key(index, &mut key);
-                puts.push(Put { key: index, revision: caller.put(&key, &value).await? });
+    let puts = Rc::new(RefCell::new(Vec::with_capacity(keys.len())));
+    let calls = u32::try_from(keys.len()).expect("no plan has so many keys");
+    let begin = {
+        let (puts, plan, keys, value) = (puts.clone(), plan.clone(), keys.to_vec(), vec![b'v'; value_bytes]);
+        let value: Rc<[u8]> = value.into();
+        move |caller: Caller, call: u32| {
+            let (puts, value, index, mut key) = (puts.clone(), value.clone(), keys[call as usize], Vec::new());
+            plan.write_key(index, &mut key);
+            async move {
+                let revision = caller.put(&key, &value).await?;
+                puts.borrow_mut().push(Put { key: index, revision });
+                Ok(())
             }
-            Ok::<_, Fault>(puts)
-        }));
-    }
-    let mut puts = Vec::with_capacity(keys.len());
-    for task in tasks {
-        puts.extend(task.await.map_err(|cause| Fault::Refused(format!("a put ended badly: {cause}")))??);
-    }
-    Ok(puts)
+        }
+    };
+    in_lanes(std::slice::from_ref(caller), in_flight.max(1).min(calls), calls, begin).await?;
+    Ok(puts.take())
 }

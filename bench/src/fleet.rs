@@ -28,6 +28,7 @@ use crate::judge::{Checker, Put, Verdict};
 use crate::keys::Plan;
 use crate::link::{self, Answer, Calls, Link, Piece, Turn, Windows};
 use crate::process;
+use crate::threads;
 use crate::wire::{self, Deframer, WatchReply};
 
 /// Streams of one connection that create their watches at the same time.
@@ -114,10 +115,10 @@ impl Fleet {
         let progress = Arc::new(Progress::default());
         // Until events are waited for, nobody is woken for each.
         progress.wanted.store(u64::MAX, Ordering::Relaxed);
-        let threads = pace.threads.clamp(1, plan.connections);
+        let count = pace.threads.clamp(1, plan.connections);
         let mut fleet = Fleet { plan: plan.clone(), progress, orders: Vec::new(), threads: Vec::new() };
-        for thread in 0..threads {
-            let start = |thread: u32| (u64::from(plan.connections) * u64::from(thread) / u64::from(threads)) as u32;
+        for thread in 0..count {
+            let start = |thread: u32| (u64::from(plan.connections) * u64::from(thread) / u64::from(count)) as u32;
             let crew = Crew {
                 plan: plan.clone(),
                 progress: fleet.progress.clone(),
@@ -125,15 +126,13 @@ impl Fleet {
                 head: head.clone(),
                 window: pace.window.max(1),
                 nice: pace.nice,
-                ramp: (pace.ramp / threads).max(1),
+                ramp: (pace.ramp / count).max(1),
                 connections: start(thread)..start(thread + 1),
                 base_revision,
                 start_revision,
             };
             let (orders, inbox) = mpsc::unbounded_channel();
-            let named = std::thread::Builder::new().name(format!("watches-{thread}"));
-            let spawned = named.spawn(move || crew.run(inbox));
-            fleet.threads.push(spawned.map_err(|cause| Fault::Refused(format!("no thread for the load: {cause}")))?);
+            fleet.threads.push(threads::spawn(format!("watches-{thread}"), move || crew.run(inbox))?);
             fleet.orders.push(orders);
         }
         Ok(fleet)
@@ -250,9 +249,9 @@ impl Crew {
         {
             return self.progress.fail(Fault::Refused(format!("niceness {} is refused: {cause}", self.nice)));
         }
-        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        let runtime = match threads::event_loop() {
             Ok(runtime) => runtime,
-            Err(cause) => return self.progress.fail(Fault::Refused(format!("no event loop: {cause}"))),
+            Err(fault) => return self.progress.fail(fault),
         };
         let crew = Rc::new(self);
         LocalSet::new().block_on(&runtime, async move {

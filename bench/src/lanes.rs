@@ -48,7 +48,7 @@ mod tests {
         // Nobody answers here; a connection is open all the same.
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let endpoint = listener.local_addr().unwrap().to_string().into();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = crate::threads::event_loop().unwrap();
         let begun = Rc::new(RefCell::new(Vec::new()));
         let (under_way, most) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
         let (noted, seen) = (begun.clone(), most.clone());

@@ -18,9 +18,10 @@ use crate::caller::Caller;
 use crate::fault::{Fault, Result};
 use crate::harm::{WatchCall, Witness};
 use crate::lanes::in_lanes;
+use crate::latency::{latencies, record};
 use crate::link::Windows;
-use crate::load::{latencies, record};
 use crate::meter::Meter;
+use crate::quick::Quick;
 use crate::report::Measured;
 use crate::screen::count;
 use crate::server::{Server, Side};
@@ -38,21 +39,21 @@ const LOOK: Duration = Duration::from_millis(25);
 
 #[derive(Args, Clone, Debug)]
 pub struct LeaseArgs {
-    /// Leases that are held
-    #[arg(long, default_value_t = 1_000_000)]
-    held_leases: u32,
-    /// Leases without keys that expire at a time
-    #[arg(long, default_value_t = 1_000_000)]
-    expiring_leases: u32,
-    /// The same for etcd, which revokes at most 1,000 a second
-    #[arg(long, default_value_t = 20_000)]
-    expiring_leases_etcd: u32,
-    /// Leases with a key each that expire at a time
-    #[arg(long, default_value_t = 100_000)]
-    expiring_keys: u32,
-    /// The same for etcd
-    #[arg(long, default_value_t = 5_000)]
-    expiring_keys_etcd: u32,
+    /// Leases that are held [default: 1,000,000, or a tenth with --quick]
+    #[arg(long)]
+    held_leases: Option<u32>,
+    /// Leases without keys that expire at a time [default: 1,000,000, or a tenth with --quick]
+    #[arg(long)]
+    expiring_leases: Option<u32>,
+    /// The same for etcd, which revokes at most 1,000 a second [default: 20,000, or a tenth with --quick]
+    #[arg(long)]
+    expiring_leases_etcd: Option<u32>,
+    /// Leases with a key each that expire at a time [default: 100,000, or a tenth with --quick]
+    #[arg(long)]
+    expiring_keys: Option<u32>,
+    /// The same for etcd [default: 5,000, or a tenth with --quick]
+    #[arg(long)]
+    expiring_keys_etcd: Option<u32>,
     /// Time to live of those that expire, in seconds: all must be granted before the first is due
     #[arg(long, default_value_t = 60)]
     lease_ttl: u32,
@@ -72,13 +73,12 @@ pub struct Sizes {
 }
 
 impl LeaseArgs {
-    pub fn sizes(&self, side: Side, quick: bool, window: Duration, patience: Duration, puts_a_second: u32) -> Sizes {
-        let part = if quick { 10 } else { 1 };
-        let of_side = |etcd: u32, tarsier: u32| (if side == Side::Etcd { etcd } else { tarsier } / part).max(1);
+    pub fn sizes(&self, side: Side, quick: Quick, window: Duration, patience: Duration, puts_a_second: u32) -> Sizes {
+        let of_side = |etcd, tarsier| quick.size_of_side(side, etcd, tarsier);
         Sizes {
-            held: (self.held_leases / part).max(1),
-            expiring: of_side(self.expiring_leases_etcd, self.expiring_leases),
-            expiring_keys: of_side(self.expiring_keys_etcd, self.expiring_keys),
+            held: quick.size(self.held_leases, 1_000_000),
+            expiring: of_side((self.expiring_leases_etcd, 20_000), (self.expiring_leases, 1_000_000)),
+            expiring_keys: of_side((self.expiring_keys_etcd, 5_000), (self.expiring_keys, 100_000)),
             ttl: Duration::from_secs(u64::from(self.lease_ttl.max(2))),
             window,
             patience,
@@ -329,10 +329,7 @@ impl Seen {
     }
 
     fn add(&self, measured: &mut Measured, scene: &str) {
-        let seconds = |microseconds: u64| microseconds as f64 / 1e6;
-        measured.add(scene, "gone behind its time, s, p50", seconds(self.late.value_at_quantile(0.5)));
-        measured.add(scene, "gone behind its time, s, p99", seconds(self.late.value_at_quantile(0.99)));
-        measured.add(scene, "gone behind its time, s, max", seconds(self.late.max()));
+        measured.tail_of(scene, "gone behind its time, ", &self.late);
         measured.add(scene, "first to last gone, s", self.took().as_secs_f64());
     }
 }

@@ -11,30 +11,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use hdrhistogram::Histogram;
 use http::Request;
 use tokio::task::{JoinSet, LocalSet};
 
 use crate::fault::{Fault, Result};
+use crate::latency::{latencies, record};
 use crate::link::{self, Answer, Calls, Link, Piece, Turn, Windows};
 use crate::random::Random;
+use crate::threads;
 use crate::wire::Deframer;
 use crate::work::Work;
-
-/// Latencies are kept in microseconds up to this, with three digits.
-const LATENCY_MAX: Duration = Duration::from_secs(600);
-
-/// An empty histogram of microseconds.
-pub fn latencies() -> Histogram<u64> {
-    Histogram::new_with_bounds(1, LATENCY_MAX.as_micros() as u64, 3).expect("the bounds are constants and in order")
-}
-
-/// Records a latency; what is longer than the longest counts as that.
-pub fn record(histogram: &mut Histogram<u64>, latency: Duration) {
-    histogram.saturating_record(latency.as_micros().max(1) as u64);
-}
 
 /// How many clients, over what.
 #[derive(Clone, Copy, Debug)]
@@ -61,9 +50,9 @@ impl Load {
     pub fn launch(endpoint: &Arc<str>, shape: Shape, work: Work) -> Result<Load> {
         let head = link::call_head(endpoint, work.path())?;
         let mut load = Load { shared: Arc::default(), threads: Vec::new() };
-        let threads = shape.threads.clamp(1, shape.connections);
-        for thread in 0..threads {
-            let start = |thread: u32| shape.connections * thread / threads;
+        let count = shape.threads.clamp(1, shape.connections);
+        for thread in 0..count {
+            let start = |thread: u32| shape.connections * thread / count;
             let crew = Crew {
                 endpoint: endpoint.clone(),
                 shape,
@@ -73,9 +62,7 @@ impl Load {
                 connections: start(thread)..start(thread + 1),
                 latency: RefCell::new(latencies()),
             };
-            let named = std::thread::Builder::new().name(format!("load-{thread}"));
-            let spawned = named.spawn(move || crew.run());
-            load.threads.push(spawned.map_err(|cause| Fault::Refused(format!("no thread for the load: {cause}")))?);
+            load.threads.push(threads::spawn(format!("load-{thread}"), move || crew.run())?);
         }
         Ok(load)
     }
@@ -126,8 +113,7 @@ struct Crew {
 
 impl Crew {
     fn run(self) -> Result<Histogram<u64>> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(|cause| Fault::Refused(format!("no event loop: {cause}")))?;
+        let runtime = threads::event_loop()?;
         let crew = Rc::new(self);
         LocalSet::new().block_on(&runtime, async {
             let mut tasks = JoinSet::new();

@@ -14,10 +14,11 @@ use tokio::task::JoinSet;
 
 use crate::caller::Caller;
 use crate::fault::{Fault, Result};
+use crate::latency::{latencies, record};
 use crate::leases;
 use crate::link::Windows;
-use crate::load::{latencies, record};
 use crate::meter::Meter;
+use crate::quick::Quick;
 use crate::report::Measured;
 use crate::screen::count;
 use crate::server::Server;
@@ -32,12 +33,12 @@ const LOOK: Duration = Duration::from_millis(10);
 
 #[derive(Args, Clone, Debug)]
 pub struct LockArgs {
-    /// Calls that wait for one lock
-    #[arg(long, default_value_t = 5_000)]
-    lock_waiters: u32,
-    /// How often it is handed over
-    #[arg(long, default_value_t = 1_000)]
-    handovers: u32,
+    /// Calls that wait for one lock [default: 5,000, or a tenth with --quick]
+    #[arg(long)]
+    lock_waiters: Option<u32>,
+    /// How often it is handed over [default: 1,000, or a tenth with --quick]
+    #[arg(long)]
+    handovers: Option<u32>,
 }
 
 /// How large the scene is.
@@ -49,10 +50,9 @@ pub struct Sizes {
 }
 
 impl LockArgs {
-    pub fn sizes(&self, quick: bool, patience: Duration) -> Sizes {
-        let part = if quick { 10 } else { 1 };
-        let waiters = (self.lock_waiters / part).max(1);
-        Sizes { waiters, handovers: (self.handovers / part).clamp(1, waiters), patience }
+    pub fn sizes(&self, quick: Quick, patience: Duration) -> Sizes {
+        let waiters = quick.size(self.lock_waiters, 5_000);
+        Sizes { waiters, handovers: quick.size(self.handovers, 1_000).min(waiters), patience }
     }
 }
 
@@ -100,10 +100,7 @@ pub async fn locks(server: &mut Server, sizes: Sizes) -> Result<Measured> {
         record(&mut took, held.at - begun);
     }
     let spent = meter.read()?;
-    let milliseconds = |quantile| took.value_at_quantile(quantile) as f64 / 1e3;
-    measured.add(&scene, "handover, ms, p50", milliseconds(0.5));
-    measured.add(&scene, "handover, ms, p99", milliseconds(0.99));
-    measured.add(&scene, "handover, ms, max", took.max() as f64 / 1e3);
+    measured.tail_of(&scene, "handover ", &took);
     spent.figures(&format!("{scene}: handovers"), u64::from(sizes.handovers), &mut measured);
     Ok(measured)
 }

@@ -39,15 +39,18 @@ mod hold;
 mod judge;
 mod keys;
 mod lanes;
+mod latency;
 mod leases;
 mod link;
 mod load;
 mod locks;
 mod meter;
+mod numbers;
 mod open_loop;
 mod plot;
 mod process;
 mod proof;
+mod quick;
 mod random;
 mod report;
 mod screen;
@@ -57,6 +60,7 @@ mod soak;
 mod speed;
 mod subject;
 mod table;
+mod threads;
 mod wire;
 mod work;
 
@@ -107,8 +111,7 @@ fn main() -> ExitCode {
 
 fn run(arguments: Arguments) -> Result<()> {
     process::raise_files_limit();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|cause| Fault::Refused(format!("no event loop: {cause}")))?;
+    let runtime = threads::event_loop()?;
     LocalSet::new().block_on(&runtime, async {
         let work = async {
             match arguments.command {

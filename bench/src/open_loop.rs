@@ -11,15 +11,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
-use tokio::sync::oneshot::error::RecvError;
-use tokio::sync::{mpsc, oneshot};
-use tokio::task::{JoinSet, LocalSet};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 use crate::caller::Caller;
 use crate::fault::{Fault, Result};
+use crate::latency::{latencies, record};
 use crate::link::Windows;
-use crate::load::{latencies, record};
 use crate::random::Random;
+use crate::threads::{self, finished, on_thread};
 use crate::work::Work;
 
 /// Calls that may be unanswered; past it the server is taken for stuck.
@@ -117,42 +117,19 @@ pub fn start_pacer(calls_a_second: u32, stops: &Arc<AtomicBool>) -> Result<mpsc:
             at += pause;
         }
     };
-    let spawned = std::thread::Builder::new().name("pacer".to_owned()).spawn(pacer);
-    spawned.map_err(|cause| Fault::Refused(format!("no thread for the load: {cause}")))?;
+    threads::spawn("pacer".to_owned(), pacer)?;
     Ok(schedule)
-}
-
-/// Runs `work` on a thread with an event loop of its own.
-pub fn on_thread<T, F>(name: &str, work: impl FnOnce() -> F + Send + 'static) -> Result<oneshot::Receiver<Result<T>>>
-where
-    T: Send + 'static,
-    F: Future<Output = Result<T>>,
-{
-    let (sender, receiver) = oneshot::channel();
-    let body = move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let outcome = match runtime {
-            Ok(runtime) => LocalSet::new().block_on(&runtime, work()),
-            Err(cause) => Err(Fault::Refused(format!("no event loop: {cause}"))),
-        };
-        // Nobody listens any more after another part has failed.
-        let _ = sender.send(outcome);
-    };
-    let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(body);
-    spawned.map(|_| receiver).map_err(|cause| Fault::Refused(format!("no thread for the load: {cause}")))
-}
-
-pub async fn finished<T>(answer: impl Future<Output = std::result::Result<Result<T>, RecvError>>) -> Result<T> {
-    answer.await.map_err(|_| Fault::Refused("a load thread panicked".to_owned()))?
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::sync::oneshot;
+    use tokio::task::LocalSet;
 
     #[test]
     fn a_call_that_hangs_keeps_no_other_from_its_time() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = threads::event_loop().unwrap();
         let begun = Rc::new(RefCell::new(Vec::new()));
         let noted = begun.clone();
         LocalSet::new().block_on(&runtime, async move {
@@ -183,7 +160,7 @@ mod tests {
 
     #[test]
     fn a_refused_call_ends_the_schedule() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = threads::event_loop().unwrap();
         let outcome = LocalSet::new().block_on(&runtime, async {
             let (due, schedule) = mpsc::unbounded_channel();
             due.send(Instant::now()).unwrap();

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::net::TcpListener;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -10,13 +11,12 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use rustix::process::Signal;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 use crate::caller::{self, Caller};
 use crate::cgroup::MemoryGroup;
 use crate::disk::Disk;
 use crate::fault::{Fault, Result};
+use crate::numbers;
 use crate::process::Process;
 
 /// From the start of the process to its first answer.
@@ -220,14 +220,15 @@ impl Server {
     pub fn check_alive(&mut self) -> Result<()> {
         match self.child.try_wait() {
             Ok(None) => Ok(()),
-            Ok(Some(status)) => {
-                let log = self.log();
-                let words = log.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("nothing");
-                let text = format!("{} has ended ({status}); its last words: {words}", self.side.name());
-                Err(Fault::ServerDied(text))
-            }
+            Ok(Some(status)) => Err(self.died(status)),
             Err(cause) => Err(Fault::ServerDied(format!("{} cannot be waited for: {cause}", self.side.name()))),
         }
+    }
+
+    fn died(&self, status: ExitStatus) -> Fault {
+        let log = self.log();
+        let words = log.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("nothing");
+        Fault::ServerDied(format!("{} has ended ({status}); its last words: {words}", self.side.name()))
     }
 
     /// The memory cgroup it runs in, if it was given one.
@@ -259,19 +260,7 @@ impl Server {
 
     /// A number of its page of numbers that has no labels.
     pub async fn number(&self, name: &str) -> Result<u64> {
-        let failed = |cause| Fault::Refused(format!("http://{}/metrics cannot be read: {cause}", self.endpoint));
-        let mut socket = TcpStream::connect(&*self.endpoint).await.map_err(failed)?;
-        socket.write_all(b"GET /metrics HTTP/1.0\r\nhost: bench\r\n\r\n").await.map_err(failed)?;
-        let mut page = String::new();
-        tokio::time::timeout(START_PATIENCE, socket.read_to_string(&mut page))
-            .await
-            .map_err(|_| Fault::Stalled {
-                waiting_for: "the page of numbers".to_owned(),
-                seconds: START_PATIENCE.as_secs(),
-            })?
-            .map_err(failed)?;
-        number_in(&page, name)
-            .ok_or_else(|| Fault::Refused(format!("http://{}/metrics names no {name}", self.endpoint)))
+        numbers::number(&self.endpoint, name).await
     }
 
     /// Its data directory, which lasts over restarts.
@@ -303,6 +292,22 @@ impl Server {
             }
         }
         Err(Fault::Stalled { waiting_for: "the end of the server".to_owned(), seconds: STOP_PATIENCE.as_secs() })
+    }
+
+    /// Ends it as an operator would. Our connections hear its farewell meanwhile and close: while they did not, since dropping
+    /// blocks their thread, a tarsier waited 5 s for them.
+    ///
+    /// # Errors
+    /// When it has ended in another way than by being asked to: then what it did before counts for nothing.
+    pub async fn stop(mut self) -> Result<()> {
+        match self.end().await {
+            // An etcd that was asked to end kills itself with the same signal when it has done so.
+            Ok(status) if status.success() || status.signal() == Some(Signal::TERM.as_raw()) => Ok(()),
+            Ok(status) => Err(self.died(status)),
+            // It is killed when it is dropped.
+            Err(Fault::Stalled { .. }) => Ok(()),
+            Err(fault) => Err(fault),
+        }
     }
 
     /// Sends a signal, unless the process has ended: then there is nothing to ask for.
@@ -363,12 +368,6 @@ impl Drop for Server {
     }
 }
 
-/// The number of that name, which has no labels, on a page of numbers. Go writes a million as `1e+06`.
-fn number_in(page: &str, name: &str) -> Option<u64> {
-    let text = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
-    text.trim().parse::<f64>().ok().map(|number| number as u64)
-}
-
 /// Removed with all that is in it.
 struct TemporaryDirectory {
     path: PathBuf,
@@ -406,15 +405,6 @@ mod tests {
         fs::write(path.join("file"), "x").unwrap();
         drop(directory);
         assert!(!path.exists());
-    }
-
-    #[test]
-    fn a_number_is_found_by_its_whole_name() {
-        let page =
-            "# TYPE limit_bytes gauge\r\nlimit_bytes_total 1\r\nlimit_bytes{a=\"b\"} 2\r\nlimit_bytes 858993459\r\n";
-        assert_eq!(number_in(page, "limit_bytes"), Some(858_993_459));
-        assert_eq!(number_in(page, "bytes"), None);
-        assert_eq!(number_in("count 1.234567e+06\n", "count"), Some(1_234_567));
     }
 
     #[test]

@@ -8,6 +8,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;
+use tarsier_proto::etcdserverpb as pb;
 
 /// The gRPC prefix in front of each message.
 pub const PREFIX_BYTES: usize = 5;
@@ -42,6 +43,11 @@ pub fn message(out: &mut BytesMut, body: impl FnOnce(&mut BytesMut)) {
 /// Appends a generated message, for what is sent too seldom to be written by hand.
 pub fn encode(out: &mut BytesMut, request: &impl Message) {
     message(out, |out| request.encode(out).expect("a BytesMut grows as needed"));
+}
+
+/// One operation of a transaction.
+pub fn operation(request: pb::request_op::Request) -> pb::RequestOp {
+    pb::RequestOp { request: Some(request) }
 }
 
 /// The same as a message of its own.
@@ -361,7 +367,6 @@ fn body_len(bytes: &[u8]) -> Result<Option<usize>, Malformed> {
 mod tests {
     use super::*;
     use crate::random::Random;
-    use tarsier_proto::etcdserverpb as pb;
     use tarsier_proto::mvccpb;
 
     /// The one message of `framed`, prefix checked and removed.

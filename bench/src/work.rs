@@ -137,7 +137,7 @@ fn compare_and_put(key: Vec<u8>, value: Vec<u8>) -> pb::TxnRequest {
         ..Default::default()
     };
     let put = pb::PutRequest { key, value: value.into(), ..Default::default() };
-    let put = pb::RequestOp { request: Some(pb::request_op::Request::RequestPut(put)) };
+    let put = wire::operation(pb::request_op::Request::RequestPut(put));
     pb::TxnRequest { compare: vec![compare], success: vec![put], ..Default::default() }
 }
 

@@ -241,6 +241,9 @@ impl fmt::Display for ConfigError {
                 write!(f, "unknown flag {name}, did you mean {nearest}?")
             }
             ConfigError::UnknownFlag { name, nearest: None } => write!(f, "unknown flag {name}, see --help"),
+            ConfigError::NotAFlag { word } if !word.starts_with('-') => {
+                write!(f, "{word:?} is neither a flag nor one of the commands check and salvage, see --help")
+            }
             ConfigError::NotAFlag { word } => write!(f, "{word:?} is not a valid flag, see --help"),
             ConfigError::MissingValue { name } => write!(f, "{name} needs a value"),
             ConfigError::NotText { written_as } => write!(f, "{written_as} is not valid UTF-8"),
@@ -389,7 +392,10 @@ fn memory_limit(text: &str) -> Result<Option<MemoryLimit>, String> {
         let percent = value::whole(percent, 1, 100)?;
         return Ok(Some(MemoryLimit::Percent(percent as u8)));
     }
-    match value::whole(text, 0, i64::MAX as u64)? {
+    let bytes = value::whole(text, 0, i64::MAX as u64).map_err(|_| {
+        "expected bytes as a whole number without a unit, such as 4294967296, or percent of what there is, such as 80%"
+    })?;
+    match bytes {
         0 => Ok(None),
         bytes if bytes < MEMORY_BYTES_MIN => Err(format!("expected at least {MEMORY_BYTES_MIN} bytes")),
         bytes => Ok(Some(MemoryLimit::Bytes(bytes))),

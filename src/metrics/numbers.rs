@@ -110,6 +110,7 @@ numbers! {
 
     NoSpaceAlarms Sum Gauge One "tarsier_alarms" "alarm=\"NOSPACE\"" "Active alarms, by kind.";
     CorruptAlarms Sum Gauge One "tarsier_alarms" "alarm=\"CORRUPT\"" "";
+    DiskShort Sum Gauge One "tarsier_disk_short_of_space" "" "Whether the disk lacks room for the log or the checkpoint: while it is 1, puts are refused and raise the alarm.";
 
     BaseBytes Sum Gauge One "tarsier_memory_bytes" "class=\"base\"" "Memory held, by class, as the server counts it.";
     ConnectionBytes Sum Gauge One "tarsier_memory_bytes" "class=\"connections\"" "";

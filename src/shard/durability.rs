@@ -19,6 +19,9 @@ pub trait Durability {
     /// The disk has no room for the log to grow into; what is set aside is for deletes and compactions.
     fn is_short_of_space(&self) -> bool;
 
+    /// What is free on which disk, in words.
+    fn disks(&self) -> String;
+
     /// Begins to give back the space of the disk that nothing uses any more. It is called again only after
     /// [`Durability::defragmented`] has told of the end.
     fn defragment(&mut self);
@@ -49,6 +52,10 @@ impl Durability for InMemory {
 
     fn is_short_of_space(&self) -> bool {
         false
+    }
+
+    fn disks(&self) -> String {
+        "there is no disk".to_owned()
     }
 
     /// Memory that is freed has been given back already.

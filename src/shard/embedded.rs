@@ -7,9 +7,10 @@ use crate::backend::{Command, Reply};
 use crate::shard::durability::Durability;
 use crate::shard::history::Appender;
 use crate::shard::mesh::{Port, Request, Response};
+use crate::shard::space::RUNBOOK;
 use crate::shard::writer::{Origin, Writer};
 use crate::store::command::{Read, Write};
-use crate::types::{Alarm, Batch, Change, Entry, Time, Uptime};
+use crate::types::{Alarm, AlarmKind, Batch, Change, Entry, Time, Uptime};
 use crate::wal::LogFailure;
 
 pub struct Embedded {
@@ -142,7 +143,7 @@ impl Embedded {
             match completed {
                 Ok(position) => {
                     if let Some(release) = self.writer.durable(position) {
-                        release.alarms.iter().for_each(log_alarm);
+                        release.alarms.iter().for_each(|(alarm, active)| self.log_alarm(*alarm, *active));
                         self.put_bytes += release.batches.iter().map(|batch| put_bytes(batch)).sum::<u64>();
                         self.appender.publish(release.batches.into_iter(), release.revision, release.compacted);
                         self.told.fill(true);
@@ -153,6 +154,35 @@ impl Embedded {
                     self.failure = Some(failure);
                     return;
                 }
+            }
+        }
+    }
+
+    /// An operator looks here for the reason when writes are refused.
+    fn log_alarm(&mut self, Alarm { member, kind }: Alarm, active: bool) {
+        if !active {
+            return tracing::info!(member, alarm = ?kind, "alarm disarmed");
+        }
+        let raised_for = match kind {
+            AlarmKind::NoSpace => self.writer.take_raised_for(&self.durability.disks()),
+            AlarmKind::Corrupt => None,
+        };
+        match raised_for {
+            Some(reason) => tracing::warn!(member, alarm = ?kind, reason, runbook = RUNBOOK, "alarm raised"),
+            None => tracing::warn!(member, alarm = ?kind, reason = "a call has raised it", "alarm raised"),
+        }
+    }
+
+    /// At a start: which alarms stand, and how it looks now. Nobody knows any more why they were raised.
+    pub fn log_standing_alarms(&mut self) {
+        self.writer.set_short_of_space(self.durability.is_short_of_space());
+        for Alarm { member, kind } in self.writer.store().alarms() {
+            match kind {
+                AlarmKind::NoSpace => {
+                    let now = self.writer.explain_space(&self.durability.disks());
+                    tracing::warn!(member, alarm = ?kind, now, runbook = RUNBOOK, "an alarm stands and refuses writes");
+                }
+                AlarmKind::Corrupt => tracing::warn!(member, alarm = ?kind, "an alarm stands and refuses writes"),
             }
         }
     }
@@ -200,16 +230,6 @@ fn put_bytes(batch: &Batch) -> u64 {
         Change::Delete { .. } => 0,
     });
     puts.sum::<usize>() as u64
-}
-
-/// An operator looks here for the reason when writes are refused.
-fn log_alarm((alarm, active): &(Alarm, bool)) {
-    let Alarm { member, kind } = alarm;
-    if *active {
-        tracing::warn!(member, alarm = ?kind, "alarm raised");
-    } else {
-        tracing::info!(member, alarm = ?kind, "alarm disarmed");
-    }
 }
 
 /// How many plain commands the work of this one is worth.
@@ -262,6 +282,10 @@ mod tests {
         }
 
         fn removed(&mut self, _changes: Vec<ChangeId>) {}
+
+        fn disks(&self) -> String {
+            "5 bytes are free in /data".to_owned()
+        }
 
         fn is_short_of_space(&self) -> bool {
             self.0.borrow().is_short

@@ -185,6 +185,7 @@ impl Shard {
             (Number::Defragmenting, u64::from(embedded.is_defragmenting())),
             (Number::NoSpaceAlarms, alarms(AlarmKind::NoSpace)),
             (Number::CorruptAlarms, alarms(AlarmKind::Corrupt)),
+            (Number::DiskShort, u64::from(embedded.writer().is_short_of_space())),
         ] {
             numbers.set(number, value);
         }

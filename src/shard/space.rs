@@ -14,21 +14,41 @@ pub struct Space {
     /// What the store may hold before there is no memory left for the process, and what reads may hold beside it.
     memory: Quota,
     scratch_bytes_max: usize,
+    /// Why the alarm was raised, for the line in the log behind it.
+    raised_for: Option<Shortage>,
 }
+
+/// What there is too little of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Shortage {
+    Quota,
+    Disk,
+}
+
+/// What an operator does about the alarm for space, in a line.
+pub const RUNBOOK: &str = "make room (for the quota: etcdctl compact; for the disk: delete other files, or etcdctl compact \
+                           and defrag), then etcdctl alarm disarm";
 
 /// What becomes of a write.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Verdict {
     Admitted,
     /// Refused, and the alarm for space is raised.
-    Alarm,
+    Alarm(Shortage),
     /// Refused for now.
     NoMemory,
 }
 
 impl Space {
     pub fn new(quota: Quota, member: u64) -> Space {
-        Space { quota, member, is_short: false, memory: Quota::default(), scratch_bytes_max: usize::MAX }
+        Space {
+            quota,
+            member,
+            is_short: false,
+            memory: Quota::default(),
+            scratch_bytes_max: usize::MAX,
+            raised_for: None,
+        }
     }
 
     /// From here on store and scratch may each grow by so many bytes.
@@ -39,12 +59,37 @@ impl Space {
 
     /// What costs nothing, a delete or a compaction, is always admitted: it is the way out.
     pub fn judge(&self, used_bytes: u64, cost_bytes: u64) -> Verdict {
-        if !self.quota.admits(used_bytes, cost_bytes) || (cost_bytes > 0 && self.is_short) {
-            Verdict::Alarm
+        if !self.quota.admits(used_bytes, cost_bytes) {
+            Verdict::Alarm(Shortage::Quota)
+        } else if cost_bytes > 0 && self.is_short {
+            Verdict::Alarm(Shortage::Disk)
         } else if !self.memory.admits(used_bytes, cost_bytes) {
             Verdict::NoMemory
         } else {
             Verdict::Admitted
+        }
+    }
+
+    /// The alarm is raised, for this.
+    pub fn note_raised(&mut self, shortage: Shortage) {
+        self.raised_for = Some(shortage);
+    }
+
+    /// Why it was raised, once; nothing when a call has raised it.
+    pub fn take_raised_for(&mut self) -> Option<Shortage> {
+        self.raised_for.take()
+    }
+
+    /// What there is too little of, with the numbers to it. `disks` says what is free where.
+    pub fn explain(&self, shortage: Option<Shortage>, used_bytes: u64, disks: &str) -> String {
+        let quota = match self.quota.bytes {
+            Some(quota) => format!("{used_bytes} of the {quota} bytes of the quota are used"),
+            None => format!("{used_bytes} bytes are used, and there is no quota"),
+        };
+        match shortage {
+            Some(Shortage::Quota) => format!("the space quota is reached: {quota}"),
+            Some(Shortage::Disk) => format!("the disk is full: {disks}"),
+            None => format!("a small put would fit at the moment: {quota}; {disks}"),
         }
     }
 
@@ -69,10 +114,20 @@ mod tests {
         assert_eq!(space.judge(400, 300), Verdict::Admitted);
         space.set_memory_room(400, 0, 300);
         assert_eq!((space.judge(400, 300), space.judge(400, 299)), (Verdict::NoMemory, Verdict::Admitted));
-        assert_eq!(space.judge(400, 600), Verdict::Alarm, "the quota is asked first");
+        assert_eq!(space.judge(400, 600), Verdict::Alarm(Shortage::Quota), "the quota is asked first");
         assert_eq!(space.judge(5_000, 0), Verdict::Admitted, "the way out stays open");
         space.is_short = true;
-        assert_eq!((space.judge(400, 1), space.judge(400, 0)), (Verdict::Alarm, Verdict::Admitted));
+        assert_eq!((space.judge(400, 1), space.judge(400, 0)), (Verdict::Alarm(Shortage::Disk), Verdict::Admitted));
+    }
+
+    #[test]
+    fn the_reason_of_an_alarm_names_the_quota_or_the_disk_with_their_numbers() {
+        let space = Space::new(Quota { bytes: Some(1_000) }, 1);
+        let explained = |shortage| space.explain(shortage, 990, "5 bytes are free in /data");
+        let quota = "990 of the 1000 bytes of the quota are used";
+        assert_eq!(explained(Some(Shortage::Quota)), format!("the space quota is reached: {quota}"));
+        assert_eq!(explained(Some(Shortage::Disk)), "the disk is full: 5 bytes are free in /data");
+        assert!(explained(None).ends_with(&format!("at the moment: {quota}; 5 bytes are free in /data")));
     }
 
     #[test]

@@ -399,7 +399,9 @@ fn shard(plan: Plan, ready: Ready, itself: Weak<Shard>) -> Shard {
         let writer = Writer::new(store, Pace::default(), next).with_quota(quota, plan.identity.member_id);
         let mut writer = writer.with_leases(lessor, clock::uptime());
         writer.note(Entry::Start { term });
-        Embedded::new(writer, Box::new(logged), appender, ports).with_clock(clock::uptime)
+        let mut embedded = Embedded::new(writer, Box::new(logged), appender, ports).with_clock(clock::uptime);
+        embedded.log_standing_alarms();
+        embedded
     });
     // The writer's shard asks, as clients do.
     let auto_compact = config.auto_compaction.filter(|_| embedded.is_some());

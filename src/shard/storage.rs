@@ -82,6 +82,7 @@ pub struct Primed {
     progress: Sender<Progress>,
     pub checkpointed: Checkpointed,
     segments: SegmentsHandle,
+    disks: Box<dyn Fn() -> String + Send>,
     is_durable: bool,
 }
 
@@ -143,6 +144,7 @@ pub fn open(config: &Config, bell: &Doorbell) -> Result<Opened, StorageError> {
             progress: progress.clone(),
             checkpointed,
             segments,
+            disks: claimed.free_space(),
             is_durable: config.fsync,
         },
         storage: Storage { _claimed: claimed, progress, checkpoint },
@@ -294,6 +296,8 @@ pub struct Logged<D: Device> {
     progress: Sender<Progress>,
     checkpointed: Checkpointed,
     segments: SegmentsHandle,
+    /// What is free where, in words.
+    disks: Box<dyn Fn() -> String>,
     defragmenting: Option<Defragmenting>,
 }
 
@@ -314,18 +318,19 @@ impl<D: Device> Logged<D> {
         progress: Sender<Progress>,
         checkpointed: Checkpointed,
         segments: SegmentsHandle,
+        disks: Box<dyn Fn() -> String>,
     ) -> Logged<D> {
-        Logged { log, progress, checkpointed, segments, defragmenting: None }
+        Logged { log, progress, checkpointed, segments, disks, defragmenting: None }
     }
 }
 
 impl Primed {
     /// Takes it apart on the thread it was made for, inside of its ring. `wake` makes the shard take another turn.
     pub fn into_parts(self, wake: Rc<dyn Fn()>) -> (Store, Lessor, Position, u64, Logged<RingDevice>) {
-        let Primed { store, lessor, next, term, supply, progress, checkpointed, segments, is_durable } = self;
+        let Primed { store, lessor, next, term, supply, progress, checkpointed, segments, disks, is_durable } = self;
         let device = RingDevice::new(wake, is_durable, checkpointed.meter.clone());
         let log = Log::new(device, supply, progress.clone());
-        (store, lessor, next, term, Logged::new(log, progress, checkpointed, segments))
+        (store, lessor, next, term, Logged::new(log, progress, checkpointed, segments, disks))
     }
 }
 
@@ -344,6 +349,10 @@ impl<D: Device> Durability for Logged<D> {
 
     fn is_short_of_space(&self) -> bool {
         self.log.is_short_of_space() || self.checkpointed.is_short_of_space.load(Ordering::Acquire)
+    }
+
+    fn disks(&self) -> String {
+        (self.disks)()
     }
 
     fn defragment(&mut self) {

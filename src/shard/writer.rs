@@ -186,6 +186,26 @@ impl Writer {
         self.space.is_short = is_short;
     }
 
+    pub fn is_short_of_space(&self) -> bool {
+        self.space.is_short
+    }
+
+    /// Why the alarm for space was raised just now, in words; nothing when a call has raised it.
+    pub fn take_raised_for(&mut self, disks: &str) -> Option<String> {
+        let shortage = self.space.take_raised_for()?;
+        Some(self.space.explain(Some(shortage), self.held_bytes() as u64, disks))
+    }
+
+    /// What there is too little of now, in words.
+    pub fn explain_space(&self, disks: &str) -> String {
+        let used_bytes = self.held_bytes() as u64;
+        let shortage = match self.space.judge(used_bytes, quota::PUT_OVERHEAD_BYTES) {
+            Verdict::Alarm(shortage) => Some(shortage),
+            Verdict::Admitted | Verdict::NoMemory => None,
+        };
+        self.space.explain(shortage, used_bytes, disks)
+    }
+
     /// From here on the store may grow by so many bytes, and so may what reads hold, before puts and large reads are refused.
     pub fn set_memory_room(&mut self, room: usize) {
         self.space.set_memory_room(self.held_bytes(), self.scratch_bytes(), room);
@@ -270,13 +290,17 @@ impl Writer {
 
     /// `None`: there is space for what costs so much. Else the alarm that was raised, if one was.
     fn refuse_for_space(&mut self, cost_bytes: u64, time: Time) -> Option<Option<Entry>> {
-        match self.space.judge(self.held_bytes() as u64, cost_bytes) {
+        let shortage = match self.space.judge(self.held_bytes() as u64, cost_bytes) {
             Verdict::Admitted => return None,
             Verdict::NoMemory => return Some(None),
-            Verdict::Alarm => {}
-        }
+            Verdict::Alarm(shortage) => shortage,
+        };
         let alarm = Alarm { member: self.space.member, kind: AlarmKind::NoSpace };
-        Some(self.store.apply_with(&Write::Alarm { alarm, active: true }, time, &|_| false).entry)
+        let raised = self.store.apply_with(&Write::Alarm { alarm, active: true }, time, &|_| false).entry;
+        if raised.is_some() {
+            self.space.note_raised(shortage);
+        }
+        Some(raised)
     }
 
     /// What is asked about alarms and state is answered at once, at what may be told.

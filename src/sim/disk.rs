@@ -37,6 +37,8 @@ pub struct FakeFile {
 pub struct Faults {
     /// This call fails with EIO, having done a part of its work.
     pub fail_call: Option<u64>,
+    /// It says that there is no space instead, which a sync may as well.
+    pub fails_for_space: bool,
     /// The power goes in the middle of this call. It and all later ones fail, until [`FakeDisk::power_cut`].
     pub cut_call: Option<u64>,
     /// The files together may take no more than this.
@@ -246,7 +248,8 @@ impl State {
         }
         if self.faults.fail_call == Some(self.calls) {
             self.faults.is_read_only |= self.faults.turns_read_only;
-            return Ok(Fate::Fails(error(rustix::io::Errno::IO)));
+            let errno = if self.faults.fails_for_space { rustix::io::Errno::NOSPC } else { rustix::io::Errno::IO };
+            return Ok(Fate::Fails(error(errno)));
         }
         Ok(Fate::Succeeds)
     }

@@ -103,6 +103,10 @@ impl Durability for Watched {
         self.0.borrow_mut().logged.removed(changes);
     }
 
+    fn disks(&self) -> String {
+        self.0.borrow().logged.disks()
+    }
+
     fn is_short_of_space(&self) -> bool {
         self.0.borrow().logged.is_short_of_space()
     }
@@ -224,7 +228,8 @@ impl World {
         let device = FakeDevice::default();
         let mut log = Log::new(device.clone(), supply, progress.clone());
         log.planted = self.planted.log;
-        let logged = Logged::new(log, progress.clone(), checkpointed, SegmentsHandle::of(&keeper));
+        let disks = Box::new(|| "it is in memory".to_owned());
+        let logged = Logged::new(log, progress.clone(), checkpointed, SegmentsHandle::of(&keeper), disks);
         let log = Watched(Rc::new(RefCell::new(Inner { logged, appended: None })));
         let appender = Appender::new(store.revision(), store.compacted());
         let (link, port) = mesh::pair();

@@ -7,7 +7,7 @@
 use super::command::{Op, Put, PutValue, Txn, Write};
 
 /// etcd's estimate for what stands beside a key and its value.
-const PUT_OVERHEAD_BYTES: u64 = 256;
+pub const PUT_OVERHEAD_BYTES: u64 = 256;
 
 /// etcd suggests no more, since its own work grows with the size of its file.
 pub const SUGGESTED_BYTES_MAX: u64 = 8 << 30;

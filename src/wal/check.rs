@@ -21,7 +21,7 @@ use super::file_disk::FileDisk;
 use super::identity::{self, Identity, IdentityError};
 use super::newest;
 use super::overlay::Overlay;
-use super::recovery::{LOCK_NAME, Refused, WAL_NAME, cannot, identity_refused};
+use super::recovery::{LOCK_NAME, Refused, WAL_NAME, cannot, identity_refused, is_etcds};
 use super::replay::{ReplayError, missing_newest};
 
 /// More lines about one file tell nothing new.
@@ -47,9 +47,16 @@ pub(super) struct Opened {
 }
 
 pub(super) fn open(data: &Path, wal: Option<&Path>) -> Result<Opened, Refused> {
+    let disk = |path: &Path| FileDisk::open(path).map(Arc::new).map_err(|error| cannot("open", path, &error));
+    let names = disk(data)?.names().map_err(|error| cannot("read", data, &error))?;
+    if is_etcds(&names) {
+        return Err(Refused(format!(
+            "{} is a data directory of etcd itself: etcdutl looks at those, not tarsier",
+            data.display()
+        )));
+    }
     let lock = lock(data)?;
     let wal = wal.map_or_else(|| data.join(WAL_NAME), Path::to_owned);
-    let disk = |path: &Path| FileDisk::open(path).map(Arc::new).map_err(|error| cannot("open", path, &error));
     let opened = Opened { data: disk(data)?, wal: disk(&wal)?, wal_path: wal, _lock: lock };
     // Another version is no damage, and what this one would make of it no truth.
     match Identity::read(&*opened.data) {

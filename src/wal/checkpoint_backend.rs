@@ -13,6 +13,7 @@ use crate::shard::clock;
 use super::checkpoint::FILE_NAME;
 use super::checkpoint_rows::FORMAT_VERSION;
 use super::disk::{Disk, DiskFile};
+use super::{failed_sync, is_refusal};
 
 /// What redb may hold of the file. New rows go to one end of the tree, so that a larger cache gains nothing beyond what one
 /// transaction writes.
@@ -44,9 +45,10 @@ impl fmt::Display for CheckpointError {
 
 impl CheckpointError {
     pub fn io(error: io::Error) -> CheckpointError {
-        use io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
         match error.kind() {
-            StorageFull | QuotaExceeded | ReadOnlyFilesystem => CheckpointError::Full(error),
+            // The file itself says how long it is.
+            io::ErrorKind::UnexpectedEof => CheckpointError::Damaged("it is cut short".to_owned()),
+            _ if is_refusal(&error) => CheckpointError::Full(error),
             _ => CheckpointError::Disk(error),
         }
     }
@@ -87,6 +89,24 @@ impl Shared {
         result
     }
 
+    /// A failed sync stands above whatever failed before it.
+    fn note_sync(&self, result: io::Result<()>) -> io::Result<()> {
+        result.map_err(|error| {
+            let error = failed_sync(error);
+            *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(copy(&error));
+            error
+        })
+    }
+
+    /// What an error has become once the file is closed: redb may sync it on the way, and tells nobody how that went.
+    pub fn error_behind_close(&self, error: CheckpointError) -> CheckpointError {
+        let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*failure {
+            Some(failure) if !is_refusal(failure) => CheckpointError::io(copy(failure)),
+            _ => error,
+        }
+    }
+
     pub fn error(&self, error: StorageError) -> CheckpointError {
         let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
         match (&*failure, error) {
@@ -121,7 +141,7 @@ impl<F: DiskFile> StorageBackend for Backend<F> {
         let begun = clock::now();
         let synced = self.file.sync_data();
         self.shared.syncs.observe(clock::now() - begun);
-        self.shared.note(synced)
+        self.shared.note_sync(synced)
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {

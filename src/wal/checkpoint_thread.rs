@@ -291,7 +291,11 @@ impl<D: Disk> Mover<D> {
                 tracing::info!("the disk has space again");
             }
         } else {
-            self.checkpointed.is_short_of_space.store(true, Ordering::Release);
+            if let Err(error) = made
+                && !self.checkpointed.is_short_of_space.swap(true, Ordering::AcqRel)
+            {
+                tracing::warn!(%error, "the disk has no room for the checkpoint's reserve: puts are refused until it has");
+            }
             // What a failed attempt took goes back to those who need it now.
             let _ = self.disk.remove(RESERVE_NAME);
         }

@@ -7,6 +7,8 @@ pub mod check;
 pub mod checkpoint;
 pub mod checkpoint_backend;
 mod checkpoint_leases;
+pub mod checkpoint_load;
+pub mod checkpoint_pages;
 pub mod checkpoint_rows;
 pub mod checkpoint_thread;
 pub mod disk;
@@ -53,6 +55,12 @@ impl LogFailure {
 fn is_refusal(error: &io::Error) -> bool {
     use io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
     matches!(error.kind(), StorageFull | QuotaExceeded | ReadOnlyFilesystem)
+}
+
+/// A sync that failed, for whatever reason: nobody knows what it left, and the page cache may show what the disk lacks. Want
+/// of space would be taken for a call that did nothing and can be tried again.
+fn failed_sync(error: io::Error) -> io::Error {
+    io::Error::other(format!("a sync failed: {error}"))
 }
 
 impl fmt::Display for LogFailure {

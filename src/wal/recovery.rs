@@ -123,6 +123,12 @@ impl Claimed {
         }
         room::for_first_files(&self.files.path, &self.files.wal_path)
     }
+
+    /// Says how much is free where, whenever it is asked.
+    pub fn free_space(&self) -> Box<dyn Fn() -> String + Send> {
+        let (data, wal) = (self.files.path.clone(), self.files.wal_path.clone());
+        Box::new(move || room::in_words(&data, &wal))
+    }
 }
 
 /// The two directories of one store, and whose they are.
@@ -184,7 +190,7 @@ pub fn claim(data: &Path, wal: Option<&Path>, new_identity: impl FnOnce() -> Ide
     let names = disk.names().map_err(|error| cannot("read", data, &error))?;
     let shown = data.display();
     let has = |name: &str| names.iter().any(|other| other == name);
-    if has(ETCD_NAME) && !has(identity::FILE_NAME) {
+    if is_etcds(&names) {
         return Err(Refused(format!(
             "{shown} is a data directory of etcd itself: name another with --data-dir; etcdctl and a client copy the keys"
         )));
@@ -196,7 +202,10 @@ pub fn claim(data: &Path, wal: Option<&Path>, new_identity: impl FnOnce() -> Ide
         })
     {
         let advice = if [checkpoint::FILE_NAME, WAL_NAME].contains(&&**foreign) {
-            format!("the file {} is missing in {shown}: put it back", identity::FILE_NAME)
+            format!(
+                "the file {} is missing in {shown}: put it back, or keep the rest with tarsier salvage",
+                identity::FILE_NAME
+            )
         } else {
             format!("{shown} holds {foreign}, which is not tarsier's: name an empty directory with --data-dir")
         };
@@ -212,6 +221,11 @@ pub fn claim(data: &Path, wal: Option<&Path>, new_identity: impl FnOnce() -> Ide
     let wal = FileDisk::open(&wal_path).map_err(|error| cannot("open", &wal_path, &error))?;
     let files = Files::new((Arc::new(disk), Arc::new(wal)), identity, data, &wal_path);
     Ok(Claimed { files, _lock: lock })
+}
+
+pub(super) fn is_etcds(names: &[String]) -> bool {
+    let has = |name: &str| names.iter().any(|other| other == name);
+    has(ETCD_NAME) && !has(identity::FILE_NAME)
 }
 
 /// Reads whose directory it is, or makes it ours.
@@ -231,10 +245,16 @@ pub(crate) fn identify<D: Disk>(
 }
 
 pub(super) fn cannot(what: &str, path: &Path, error: &io::Error) -> Refused {
-    Refused(format!(
-        "cannot {what} {}: {error}; let the user of this process do so, or name another path",
-        path.display()
-    ))
+    use io::ErrorKind::{NotADirectory, NotFound, PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    let advice = match error.kind() {
+        PermissionDenied => "let the user of this process do so, or name another path",
+        NotFound => "name a path that exists",
+        NotADirectory => "name a directory",
+        StorageFull | QuotaExceeded => "make room, or name another path",
+        ReadOnlyFilesystem => "mount it so that it can be written, or name another path",
+        _ => "cure the disk, or name another path",
+    };
+    Refused(format!("cannot {what} {}: {error}; {advice}", path.display()))
 }
 
 pub(super) fn identity_refused(data: &Path, error: &IdentityError) -> Refused {
@@ -257,6 +277,9 @@ pub(super) fn identity_refused(data: &Path, error: &IdentityError) -> Refused {
 fn make_directory(path: &Path) -> Result<(), Refused> {
     if path.is_dir() {
         return Ok(());
+    }
+    if path.exists() {
+        return Err(Refused(format!("{} is a file: name a directory", path.display())));
     }
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|error| cannot("make", path, &error))?;
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -509,12 +532,26 @@ mod tests {
     }
 
     #[test]
+    fn a_path_that_cannot_be_a_directory_is_named_with_what_to_do() {
+        let data = Folder::new("recovery-path");
+        std::fs::create_dir_all(&data.0).unwrap();
+        let file = data.0.join("file");
+        std::fs::write(&file, "mine").unwrap();
+        assert!(refusal(&file).ends_with("/file is a file: name a directory"), "{}", refusal(&file));
+        let below = refusal(&file.join("data"));
+        assert!(below.ends_with("name a directory"), "{below}");
+        let missing = cannot("open", &file, &io::ErrorKind::NotFound.into());
+        assert!(missing.0.ends_with("name a path that exists"), "{missing}");
+    }
+
+    #[test]
     fn each_missing_or_damaged_file_is_named() {
         let data = Folder::new("recovery-damaged");
         drop(start(&data.0));
         let identity = std::fs::read(data.0.join(identity::FILE_NAME)).unwrap();
         std::fs::remove_file(data.0.join(identity::FILE_NAME)).unwrap();
-        assert!(refusal(&data.0).contains("the file tarsier is missing"), "{}", refusal(&data.0));
+        let line = refusal(&data.0);
+        assert!(line.contains("the file tarsier is missing") && line.ends_with("tarsier salvage"), "{line}");
         std::fs::write(data.0.join(identity::FILE_NAME), &identity[..40]).unwrap();
         assert!(refusal(&data.0).contains("tarsier is damaged"));
         std::fs::write(data.0.join(identity::FILE_NAME), &identity).unwrap();
@@ -523,8 +560,14 @@ mod tests {
         let whole = std::fs::read(&checkpoint).unwrap();
         std::fs::write(&checkpoint, b"").unwrap();
         assert!(refusal(&data.0).contains("checkpoint.redb is damaged: it is empty"));
-        std::fs::write(&checkpoint, &whole[..5_000]).unwrap();
-        assert!(refusal(&data.0).contains("checkpoint.redb is damaged"));
+        for length in [1, 100, 5_000, whole.len() / 2, whole.len() - 1] {
+            std::fs::write(&checkpoint, &whole[..length]).unwrap();
+            let line = refusal(&data.0);
+            assert!(
+                line.contains("checkpoint.redb is damaged") && line.contains("tarsier salvage"),
+                "{length}: {line}"
+            );
+        }
         std::fs::write(&checkpoint, [b'#'; 9_000]).unwrap();
         assert!(refusal(&data.0).contains("checkpoint.redb is damaged"));
         std::fs::remove_file(&checkpoint).unwrap();

@@ -42,6 +42,16 @@ pub fn for_first_files(data: &Path, wal: &Path) -> Result<(), Refused> {
     judge((data, of(data)?), (wal, of(wal)?))
 }
 
+/// What is free in the two directories.
+pub fn in_words(data: &Path, wal: &Path) -> String {
+    let free = |path: &Path| match FileSystem::of(path) {
+        Ok(FileSystem { id, free_bytes }) => (Some(id), format!("{free_bytes} bytes are free in {}", path.display())),
+        Err(error) => (None, format!("the free space of {} cannot be read: {error}", path.display())),
+    };
+    let ((of_data, data), (of_wal, wal)) = (free(data), free(wal));
+    if of_data == of_wal { data } else { format!("{data}, {wal}") }
+}
+
 fn judge((data, of_data): (&Path, FileSystem), (wal, of_wal): (&Path, FileSystem)) -> Result<(), Refused> {
     if of_data.id == of_wal.id {
         return fits(data, of_data, DATA_BYTES + LOG_BYTES, "a new store");

@@ -26,9 +26,9 @@ use std::time::Duration;
 
 use crate::types::Position;
 use crate::wal::disk::{DiskFile, SegmentDisk};
-use crate::wal::is_refusal;
 use crate::wal::newest::Newest;
 use crate::wal::record::{BLOCK_BYTES, SegmentHeader};
+use crate::wal::{failed_sync, is_refusal};
 
 /// The length of a segment: 16 MiB, some 0.1 s of the fastest log, so that what is held beyond need stays small.
 pub const SEGMENT_BLOCKS: u32 = 4_096;
@@ -304,8 +304,7 @@ impl<D: SegmentDisk> Keeper<D> {
     }
 
     fn sync_names(&self) -> io::Result<()> {
-        // Whatever the reason, nobody knows what a failed sync left. Want of space would be tried again.
-        self.disk.sync_names().map_err(io::Error::other)
+        self.disk.sync_names().map_err(failed_sync)
     }
 
     fn try_step(&mut self) -> io::Result<Step> {

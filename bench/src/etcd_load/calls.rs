@@ -14,7 +14,7 @@ use super::{Common, Consistency, LeaseArgs, PutArgs, RangeArgs, SEED, TxnMixedAr
 use crate::caller::Caller;
 use crate::fault::{Fault, Result};
 use crate::random::Random;
-use crate::wire::{self, framed};
+use crate::wire::{self, framed, operation};
 
 /// Keys of one page of `range --paginate`.
 const PAGE_KEYS: i64 = 10_000;
@@ -147,10 +147,6 @@ pub async fn txn_mixed(common: &Common, args: TxnMixedArgs) -> Result<()> {
     };
     let names = &["Total Read Ops", "Total Write Ops"];
     closed_loop(common, common.callers().await?, args.writes.total, Pace::new(args.writes.rate, 1), names, begin).await
-}
-
-pub fn operation(request: pb::request_op::Request) -> pb::RequestOp {
-    pb::RequestOp { request: Some(request) }
 }
 
 pub async fn range(common: &Common, args: RangeArgs) -> Result<()> {

@@ -15,11 +15,11 @@ use tarsier_proto::etcdserverpb::range_request::{SortOrder, SortTarget};
 use tokio::task::JoinSet;
 
 use super::Locker;
-use super::calls::{after_prefix, operation};
+use super::calls::after_prefix;
 use super::stream::WatchStream;
 use crate::caller::Caller;
 use crate::fault::{Fault, Result};
-use crate::wire;
+use crate::wire::{self, operation};
 
 const NAME: &str = "stmlock";
 /// The lease of a session in etcd's library.

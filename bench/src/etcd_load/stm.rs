@@ -13,7 +13,7 @@ use bytes::Bytes;
 use tarsier_proto::etcdserverpb as pb;
 use tarsier_proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 
-use super::calls::{closed_loop, operation, put_request, wait_for};
+use super::calls::{closed_loop, put_request, wait_for};
 use super::keys::{fresh_bytes, key};
 use super::lock::Locks;
 use super::pace::Pace;
@@ -21,7 +21,7 @@ use super::{Common, Isolation, SEED, StmArgs};
 use crate::caller::Caller;
 use crate::fault::{Fault, Result};
 use crate::random::Random;
-use crate::wire;
+use crate::wire::{self, operation};
 
 const KEY_BYTES: usize = 16;
 

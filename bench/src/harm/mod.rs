@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use clap::Args;
 
+use crate::quick::Quick;
 use crate::server::Side;
 
 pub use call::{WatchCall, deaf_streams};
@@ -50,36 +51,36 @@ pub struct Sizes {
 
 #[derive(Args, Clone, Debug)]
 pub struct HarmArgs {
-    /// Watches of the storm
-    #[arg(long, default_value_t = 1_000_000)]
-    storm_watches: u32,
-    /// The same for etcd, at a size it can bear
-    #[arg(long, default_value_t = 100_000)]
-    storm_watches_etcd: u32,
-    /// Watches that are torn down
-    #[arg(long, default_value_t = 10_000_000)]
-    teardown_watches: u32,
-    /// The same for etcd, at a size it can bear
-    #[arg(long, default_value_t = 500_000)]
-    teardown_watches_etcd: u32,
-    /// Revisions that the stuck watchers are behind
-    #[arg(long, default_value_t = 524_288)]
-    behind: u32,
-    /// Seconds after which the stuck watchers are measured as far behind as they are
-    #[arg(long, default_value_t = 120)]
-    behind_seconds: u64,
-    /// Stuck watchers where there are many
-    #[arg(long, default_value_t = 10_000)]
-    stuck: u32,
-    /// The same for etcd: beside 1,000 that come back with the first revision, its puts time out
-    #[arg(long, default_value_t = 10)]
-    stuck_etcd: u32,
-    /// Streams with closed windows
-    #[arg(long, default_value_t = 5_000)]
-    closed_windows: u32,
-    /// Seconds of creates and cancels
-    #[arg(long, default_value_t = 600)]
-    churn_seconds: u64,
+    /// Watches of the storm [default: 1,000,000, or a tenth with --quick]
+    #[arg(long)]
+    storm_watches: Option<u32>,
+    /// The same for etcd, at a size it can bear [default: 100,000, or a tenth with --quick]
+    #[arg(long)]
+    storm_watches_etcd: Option<u32>,
+    /// Watches that are torn down [default: 10,000,000, or a tenth with --quick]
+    #[arg(long)]
+    teardown_watches: Option<u32>,
+    /// The same for etcd, at a size it can bear [default: 500,000, or a tenth with --quick]
+    #[arg(long)]
+    teardown_watches_etcd: Option<u32>,
+    /// Revisions that the stuck watchers are behind [default: 524,288, or a tenth with --quick]
+    #[arg(long)]
+    behind: Option<u32>,
+    /// Seconds after which the stuck watchers are measured as far behind as they are [default: 120, or a tenth with --quick]
+    #[arg(long)]
+    behind_seconds: Option<u32>,
+    /// Stuck watchers where there are many [default: 10,000, or a tenth with --quick]
+    #[arg(long)]
+    stuck: Option<u32>,
+    /// The same for etcd: beside 1,000 that come back with the first revision, its puts time out [default: 10, or a tenth with --quick]
+    #[arg(long)]
+    stuck_etcd: Option<u32>,
+    /// Streams with closed windows [default: 5,000, or a tenth with --quick]
+    #[arg(long)]
+    closed_windows: Option<u32>,
+    /// Seconds of creates and cancels [default: 600, or a tenth with --quick]
+    #[arg(long)]
+    churn_seconds: Option<u32>,
     /// Puts a second of the witness beside those that do harm
     #[arg(long, default_value_t = 500)]
     pub witness_rate: u32,
@@ -95,17 +96,17 @@ impl HarmArgs {
         [witness::note(), clients]
     }
 
-    pub fn sizes(&self, side: Side, quick: bool, window: Duration, threads: u32, patience: Duration) -> Sizes {
-        let part = if quick { 10 } else { 1 };
-        let of_side = |etcd: u32, tarsier: u32| (if side == Side::Etcd { etcd } else { tarsier } / part).max(1);
+    pub fn sizes(&self, side: Side, quick: Quick, window: Duration, threads: u32, patience: Duration) -> Sizes {
+        let seconds = |asked, usual| Duration::from_secs(u64::from(quick.size(asked, usual)));
+        let of_side = |etcd, tarsier| quick.size_of_side(side, etcd, tarsier);
         Sizes {
-            storm_watches: of_side(self.storm_watches_etcd, self.storm_watches),
-            teardown_watches: of_side(self.teardown_watches_etcd, self.teardown_watches),
-            behind: self.behind / part,
-            behind_at_most: Duration::from_secs(self.behind_seconds / u64::from(part)),
-            stuck: of_side(self.stuck_etcd, self.stuck),
-            closed_windows: (self.closed_windows / part).max(1),
-            churn: Duration::from_secs((self.churn_seconds / u64::from(part)).max(1)),
+            storm_watches: of_side((self.storm_watches_etcd, 100_000), (self.storm_watches, 1_000_000)),
+            teardown_watches: of_side((self.teardown_watches_etcd, 500_000), (self.teardown_watches, 10_000_000)),
+            behind: quick.size(self.behind, 524_288),
+            behind_at_most: seconds(self.behind_seconds, 120),
+            stuck: of_side((self.stuck_etcd, 10), (self.stuck, 10_000)),
+            closed_windows: quick.size(self.closed_windows, 5_000),
+            churn: seconds(self.churn_seconds, 600),
             window,
             threads,
             patience,

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::Sizes;
 use super::witness::Witness;
 use crate::delivery::{self, put_all};
-use crate::fault::{Fault, Result};
+use crate::fault::Result;
 use crate::fleet::{self, Fleet};
 use crate::judge::events_due;
 use crate::keys::{KeyChoice, Plan};
@@ -21,6 +21,7 @@ use crate::process;
 use crate::report::Measured;
 use crate::screen::count;
 use crate::server::Server;
+use crate::threads;
 
 /// Puts that are missed, each on a key of its own.
 const MISSED_PUTS: u32 = 10_000;
@@ -109,10 +110,7 @@ impl Burners {
                     std::thread::sleep(Self::SLICE.saturating_sub(begun.elapsed()));
                 }
             };
-            let spawned = std::thread::Builder::new().name("burner".to_owned()).spawn(burn);
-            burners
-                .threads
-                .push(spawned.map_err(|cause| Fault::Refused(format!("no thread for the control: {cause}")))?);
+            burners.threads.push(threads::spawn("burner".to_owned(), burn)?);
         }
         Ok(burners)
     }

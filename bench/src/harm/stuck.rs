@@ -35,7 +35,12 @@ pub async fn stuck(program: &Program, sizes: Sizes) -> Result<Vec<Measured>> {
     for stuck in counts {
         let mut server = program.start().await?;
         let mut measured = Measured::default();
-        match beside(&mut server, sizes, stuck, &mut measured).await {
+        let outcome = match beside(&mut server, sizes, stuck, &mut measured).await {
+            Err(fault) => Err(server.explain(fault)),
+            // What a server measured that has died meanwhile is no figure.
+            Ok(rate) => server.stop().await.map(|()| rate),
+        };
+        match outcome {
             Ok(rate) if stuck == 0 => control = Some(rate),
             Ok(rate) => {
                 if let Some(control) = control {
@@ -46,7 +51,7 @@ pub async fn stuck(program: &Program, sizes: Sizes) -> Result<Vec<Measured>> {
                 if measured.figures.is_empty() {
                     measured.add(&scene(stuck), RATE, 0.0);
                 }
-                measured.void = Some(server.explain(fault).to_string());
+                measured.void = Some(fault.to_string());
             }
         }
         all.push(measured);
@@ -84,7 +89,7 @@ async fn beside(server: &mut Server, sizes: Sizes, stuck: u32, measured: &mut Me
     let latency = load.finish()?;
     measured.add(&scene, "revisions behind when measured", behind as f64);
     measured.add(&scene, RATE, rate);
-    measured.add(&scene, "p99 of these, ms", latency.value_at_quantile(0.99) as f64 / 1e3);
+    measured.tail(&scene, &latency);
     measured.add(&scene, "VmRSS, MB", server.process.memory()?.resident as f64 / 1e6);
 
     let witness = Witness::start(&server.endpoint, sizes.puts_a_second)?;

@@ -21,11 +21,12 @@ use crate::bystander::put_on_schedule;
 use crate::caller::Caller;
 use crate::fault::{Fault, Result};
 use crate::harm::call::WatchCall;
+use crate::latency::{latencies, record};
 use crate::link::Windows;
-use crate::load::{latencies, record};
-use crate::open_loop::{finished, on_thread, start_pacer};
+use crate::open_loop::start_pacer;
 use crate::process;
 use crate::report::Measured;
+use crate::threads::{finished, on_thread};
 
 const PREFIX: &str = "witness/";
 const PREFIX_END: &[u8] = b"witness0";
@@ -40,14 +41,8 @@ pub struct Tails {
 
 impl Tails {
     pub fn add(&self, measured: &mut Measured, scene: &str) {
-        let millis = |microseconds: u64| microseconds as f64 / 1e3;
-        measured.add(scene, "put p50, ms", millis(self.puts.value_at_quantile(0.5)));
-        measured.add(scene, "put p99, ms", millis(self.puts.value_at_quantile(0.99)));
-        measured.add(scene, "put p99.9, ms", millis(self.puts.value_at_quantile(0.999)));
-        measured.add(scene, "put max, ms", millis(self.puts.max()));
-        measured.add(scene, "event p99, ms", millis(self.events.value_at_quantile(0.99)));
-        measured.add(scene, "event p99.9, ms", millis(self.events.value_at_quantile(0.999)));
-        measured.add(scene, "puts on schedule", self.puts.len() as f64);
+        measured.tail_of(scene, "put ", &self.puts);
+        measured.tail_of(scene, "event ", &self.events);
     }
 }
 

@@ -80,7 +80,7 @@ fn operation(operation: &Operation) -> pb::RequestOp {
         Operation::Put(key, mark) => pb::request_op::Request::RequestPut(put(key, mark)),
         Operation::Delete(key) => pb::request_op::Request::RequestDeleteRange(delete(key)),
     };
-    pb::RequestOp { request: Some(request) }
+    wire::operation(request)
 }
 
 pub async fn compact(caller: &Caller, revision: i64, physical: bool) -> Result<i64> {

@@ -11,6 +11,7 @@ use hdrhistogram::Histogram;
 
 use crate::fault::Result;
 use crate::files::{make_folder, write_file};
+use crate::latency::{greatest_milliseconds, is_told, milliseconds};
 use crate::server::Side;
 
 /// What one scene measured in one round. A scene that lost an event has measured nothing: then `void` says why.
@@ -28,7 +29,7 @@ pub struct Measured {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Figure {
     pub scene: String,
-    pub measure: &'static str,
+    pub measure: String,
     pub value: f64,
     /// It stands in the short table.
     is_headline: bool,
@@ -54,20 +55,44 @@ pub struct Course {
 }
 
 impl Measured {
-    pub fn add(&mut self, scene: &str, measure: &'static str, value: f64) {
-        self.figures.push(Figure { scene: scene.to_owned(), measure, value, is_headline: false });
+    pub fn add(&mut self, scene: &str, measure: impl Into<String>, value: f64) {
+        self.figures.push(Figure { scene: scene.to_owned(), measure: measure.into(), value, is_headline: false });
+    }
+
+    /// The tail of latencies, as far as there are enough of them to tell, and how many there are.
+    pub fn tail(&mut self, scene: &str, latency: &Histogram<u64>) {
+        self.tail_of(scene, "", latency);
+    }
+
+    /// The same where a scene has several, named by what was waited for: "put " is.
+    pub fn tail_of(&mut self, scene: &str, what: &str, latency: &Histogram<u64>) {
+        for (name, one_in) in [("p50", 2.0), ("p99", 100.0), ("p99.9", 1_000.0)] {
+            if is_told(latency, one_in) {
+                self.add(scene, format!("{what}{name}, ms"), milliseconds(latency, one_in));
+            }
+        }
+        if !latency.is_empty() {
+            self.add(scene, format!("{what}max, ms"), greatest_milliseconds(latency));
+        }
+        self.add(scene, format!("{what}calls"), latency.len() as f64);
+    }
+
+    /// Lets a figure that was added stand for its scene.
+    pub fn stands_for(&mut self, scene: &str, measure: &str) {
+        let is_it = |figure: &&mut Figure| figure.scene == scene && figure.measure == measure;
+        self.figures.iter_mut().filter(is_it).for_each(|figure| figure.is_headline = true);
     }
 
     /// A figure that stands for its scene.
-    pub fn headline(&mut self, scene: &str, measure: &'static str, value: f64) {
-        self.figures.push(Figure { scene: scene.to_owned(), measure, value, is_headline: true });
+    pub fn headline(&mut self, scene: &str, measure: impl Into<String>, value: f64) {
+        self.figures.push(Figure { scene: scene.to_owned(), measure: measure.into(), value, is_headline: true });
     }
 }
 
 /// One line of the table.
 struct Row {
     scene: String,
-    measure: &'static str,
+    measure: String,
     is_headline: bool,
     /// By side: etcd, tarsier.
     values: [Vec<f64>; 2],
@@ -101,6 +126,10 @@ pub struct Report {
 impl Report {
     pub fn add(&mut self, side: Side, measured: Measured) {
         let is_void = measured.void.is_some();
+        if let (Some(reason), true) = (&measured.void, measured.figures.is_empty()) {
+            // Without a figure that would stand for it in the table, nobody would hear of it.
+            self.fail(format!("{}: void: {reason}", side.name()));
+        }
         for figure in measured.figures {
             let row = self.row(&figure);
             match &measured.void {
@@ -153,7 +182,7 @@ impl Report {
         let is_it = |row: &Row| row.scene == figure.scene && row.measure == figure.measure;
         let at = self.rows.iter().position(is_it).unwrap_or_else(|| {
             let (values, voids) = Default::default();
-            let (scene, measure, is_headline) = (figure.scene.clone(), figure.measure, figure.is_headline);
+            let (scene, measure, is_headline) = (figure.scene.clone(), figure.measure.clone(), figure.is_headline);
             self.rows.push(Row { scene, measure, is_headline, values, voids });
             self.rows.len() - 1
         });
@@ -248,6 +277,27 @@ mod tests {
     }
 
     #[test]
+    fn what_is_void_before_it_has_a_figure_is_a_failure() {
+        let mut report = Report::default();
+        report.add(Side::Etcd, Measured { void: Some("it died".to_owned()), ..Measured::default() });
+        assert_eq!(report.failures(), 1);
+        assert!(report.markdown(false).contains("- etcd: void: it died"), "{}", report.markdown(false));
+    }
+
+    #[test]
+    fn a_tail_has_its_calls_beside_it_and_goes_no_further_than_they_tell() {
+        let tail = |calls: u64| {
+            let (mut latency, mut measured) = (crate::latency::latencies(), Measured::default());
+            (1..=calls).for_each(|microseconds| latency.record(microseconds).unwrap());
+            measured.tail_of("put", "put ", &latency);
+            measured.figures.into_iter().map(|figure| figure.measure).collect::<Vec<_>>()
+        };
+        assert_eq!(tail(0), ["put calls"]);
+        assert_eq!(tail(999), ["put p50, ms", "put p99, ms", "put max, ms", "put calls"]);
+        assert_eq!(tail(1_000)[2], "put p99.9, ms");
+    }
+
+    #[test]
     fn numbers_keep_three_digits() {
         let shown: Vec<String> = [0.0, 0.0421, 4.0, 42.12, 1234567.8].into_iter().map(number).collect();
         assert_eq!(shown, ["0", "0.042", "4.00", "42.1", "1,234,568"]);
@@ -283,7 +333,7 @@ mod tests {
     fn latencies_of_the_rounds_are_drawn_as_one_distribution_and_void_ones_not_at_all() {
         let mut report = Report::default();
         for void in [None, None, Some("an event is missing")] {
-            let mut latency = crate::load::latencies();
+            let mut latency = crate::latency::latencies();
             (1..=1_000).for_each(|microseconds| latency.record(microseconds).unwrap());
             let mut measured = measured(1.0, void);
             measured.latencies.push(("put on a schedule".to_owned(), latency));

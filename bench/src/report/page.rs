@@ -6,6 +6,7 @@ use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 
 use super::{Circumstances, Limit, Report, Row, median};
+use crate::latency::{is_told, milliseconds};
 use crate::plot::{Axis, Chart, Mark, Scale, Series};
 use crate::server::Side;
 
@@ -134,8 +135,8 @@ fn draw(
 
 /// One in so many calls is slower than so many milliseconds, as far as there are enough calls to tell.
 fn distribution(latency: &Histogram<u64>) -> impl Iterator<Item = (f64, f64)> {
-    let told = SLOWER_ONE_IN.into_iter().filter(|one_in| *one_in <= latency.len() as f64);
-    told.map(|one_in| (one_in, latency.value_at_quantile(1.0 - 1.0 / one_in) as f64 / 1e3))
+    let told = SLOWER_ONE_IN.into_iter().filter(|one_in| is_told(latency, *one_in));
+    told.map(|one_in| (one_in, milliseconds(latency, one_in)))
 }
 
 /// One in a hundred is slower: 99 % are not.

@@ -6,8 +6,6 @@
 
 use std::time::Duration;
 
-use hdrhistogram::Histogram;
-
 use super::scenes::{Scale, VALUE_BYTES};
 use crate::disk::{Disk, DiskCounts};
 use crate::fault::{Fault, Result};
@@ -142,7 +140,7 @@ impl ClosedLoop {
         }
         let latency = load.finish()?;
         spent.figures(scene, units, measured);
-        add_latency(measured, scene, &latency);
+        measured.tail(scene, &latency);
         if let Some((after, before)) = written {
             add_disk(measured, scene, after.since(before), units, spent.wall);
         }
@@ -163,19 +161,10 @@ async fn on_schedule(
     let (warm_up, window, connections) = (scale.warm_up, scale.window, SCHEDULE_CONNECTIONS);
     let schedule = Schedule { calls_a_second, connections, warm_up, window };
     let latency = open_loop::run(&server.endpoint, work, schedule).await?;
-    measured.add(&scene, "p50, ms", latency.value_at_quantile(0.5) as f64 / 1e3);
-    measured.headline(&scene, "p99, ms", latency.value_at_quantile(0.99) as f64 / 1e3);
-    measured.add(&scene, "p99.9, ms", latency.value_at_quantile(0.999) as f64 / 1e3);
-    measured.add(&scene, "max, ms", latency.max() as f64 / 1e3);
-    measured.add(&scene, "calls", latency.len() as f64);
+    measured.tail(&scene, &latency);
+    measured.stands_for(&scene, "p99, ms");
     measured.latencies.push((scene, latency));
     Ok(())
-}
-
-fn add_latency(measured: &mut Measured, scene: &str, latency: &Histogram<u64>) {
-    measured.add(scene, "p50, ms", latency.value_at_quantile(0.5) as f64 / 1e3);
-    measured.add(scene, "p99, ms", latency.value_at_quantile(0.99) as f64 / 1e3);
-    measured.add(scene, "p99.9, ms", latency.value_at_quantile(0.999) as f64 / 1e3);
 }
 
 /// What was written to the whole device: nothing else on the machine may write meanwhile.

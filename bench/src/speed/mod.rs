@@ -28,7 +28,9 @@ use crate::harm;
 use crate::keys::KeyChoice;
 use crate::leases;
 use crate::locks;
+use crate::numbers;
 use crate::process;
+use crate::quick::Quick;
 use crate::report::{Measured, Report};
 use crate::server::{Program, ProgramFlags, Server, Side};
 
@@ -98,7 +100,7 @@ pub struct SpeedArgs {
     /// What to measure; what clients do day by day by default
     #[arg(long, value_enum, value_delimiter = ',')]
     scenes: Vec<Group>,
-    /// A tenth of the load: for trying out, not for publishing
+    /// A tenth of the load wherever no flag says how much: for trying out, not for publishing
     #[arg(long)]
     quick: bool,
     /// Add the memory rows of 250,000 streams and of 10 million watches
@@ -107,9 +109,9 @@ pub struct SpeedArgs {
     /// With --full, measure etcd at 10 million watches too: it needs 13 GB
     #[arg(long)]
     etcd_full: bool,
-    /// Seconds of a measured window
-    #[arg(long, default_value_t = 10)]
-    seconds: u64,
+    /// Seconds of a measured window; 10, or 3 with --quick
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    seconds: Option<u64>,
     /// Threads of the load client
     #[arg(long, default_value_t = 1)]
     threads: u32,
@@ -158,42 +160,45 @@ impl SpeedArgs {
         Ok(programs)
     }
 
+    fn quick(&self) -> Quick {
+        Quick(self.quick)
+    }
+
     fn scale(&self) -> Scale {
-        let part = if self.quick { 10 } else { 1 };
+        let size = |usual| self.quick().size(None, usual);
         Scale {
             threads: self.threads,
-            window: Duration::from_secs((self.seconds / if self.quick { 3 } else { 1 }).max(1)),
+            window: Duration::from_secs(self.seconds.unwrap_or(if self.quick { 3 } else { 10 })),
             warm_up: Duration::from_secs(if self.quick { 1 } else { 2 }),
-            creates: 500_000 / part,
-            events: 1_000_000 / part,
-            idle_watches: 100_000 / part,
+            creates: size(500_000),
+            events: size(1_000_000),
+            idle_watches: size(100_000),
             patience: Duration::from_secs(self.patience),
         }
     }
 
     fn bystander(&self) -> Bystander {
-        let part = if self.quick { 20 } else { 1 };
         Bystander {
-            keys: self.bystander_keys.unwrap_or(1_000_000 / part).max(1),
-            revisions: self.bystander_revisions.unwrap_or(1_000_000 / part).max(1),
+            keys: self.quick().size(self.bystander_keys, 1_000_000),
+            revisions: self.quick().size(self.bystander_revisions, 1_000_000),
             puts_a_second: self.bystander_rate,
             alone: self.scale().window,
         }
     }
 
     fn states(&self) -> [State; 2] {
-        let keys = self.recovery_keys.unwrap_or(if self.quick { 100_000 } else { 1_000_000 }).max(10);
+        let keys = self.quick().size(self.recovery_keys, 1_000_000).max(10);
         [State { keys, revisions_each: 1 }, State { keys: keys / 10, revisions_each: 10 }]
     }
 
     fn harm(&self, side: Side) -> harm::Sizes {
         let scale = self.scale();
-        self.harm.sizes(side, self.quick, scale.window, scale.threads, scale.patience)
+        self.harm.sizes(side, self.quick(), scale.window, scale.threads, scale.patience)
     }
 
     fn leases(&self, side: Side) -> leases::Sizes {
         let scale = self.scale();
-        self.leases.sizes(side, self.quick, scale.window, scale.patience, self.harm.witness_rate)
+        self.leases.sizes(side, self.quick(), scale.window, scale.patience, self.harm.witness_rate)
     }
 
     fn has(&self, group: Group) -> bool {
@@ -212,7 +217,9 @@ pub async fn run(args: SpeedArgs) -> Result<()> {
     run.write()?;
     for program in &programs {
         let mut server = program.start().await?;
-        let version = server.caller().await?.version().await.map_err(|fault| server.explain(fault))?;
+        let version = async { numbers::version(&server.caller().await?).await }.await;
+        let version = version.map_err(|fault| server.explain(fault))?;
+        server.stop().await?;
         run.report.circumstances.versions.push((program.side, version));
     }
     for round in 0..args.rounds.max(1) {
@@ -289,7 +296,7 @@ impl Run<'_> {
         let leases = self.args.leases(program.side);
         self.scene(Group::Leases, program, async |server| leases::held(server, leases).await).await?;
         self.scene(Group::Expiry, program, async |server| leases::expiry(server, leases).await).await?;
-        let waiters = self.args.locks.sizes(self.args.quick, self.args.scale().patience);
+        let waiters = self.args.locks.sizes(self.args.quick(), self.args.scale().patience);
         self.scene(Group::Locks, program, async |server| locks::locks(server, waiters).await).await?;
         let sizes = self.args.harm(program.side);
         self.scene(Group::Storm, program, async |server| harm::storm(server, sizes).await).await?;
@@ -321,10 +328,11 @@ impl Run<'_> {
             Err(fault) => Err(fault),
             Ok(mut server) => {
                 let outcome = play(&mut server).await;
-                // What a server measured that has died meanwhile is no figure.
-                outcome
-                    .map_err(|fault| server.explain(fault))
-                    .and_then(|measured| server.check_alive().map(|()| measured))
+                match outcome {
+                    Err(fault) => Err(server.explain(fault)),
+                    // What a server measured that has died meanwhile is no figure.
+                    Ok(measured) => server.stop().await.map(|()| measured),
+                }
             }
         };
         self.keep(group, program.side, outcome)
@@ -369,7 +377,7 @@ impl Run<'_> {
             notes.extend(args.harm.notes());
         }
         if args.quick {
-            notes.push("--quick: a tenth of the load".to_owned());
+            notes.push("--quick: a tenth of the load wherever no flag says how much".to_owned());
         }
         if args.full && !args.etcd_full {
             notes.push("etcd was left out at 10 million watches, where it needs 13 GB (--etcd-full)".to_owned());

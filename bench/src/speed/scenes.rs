@@ -9,7 +9,7 @@ use crate::delivery::{self, EVENT_VALUE_BYTES, put_all};
 use crate::fault::{Fault, Result};
 use crate::fleet::{Fleet, Pace, Progress};
 use crate::keys::{KeyChoice, Plan};
-use crate::load;
+use crate::latency::{latencies, record};
 use crate::meter::Meter;
 use crate::process::{Memory, Process};
 use crate::report::Measured;
@@ -144,7 +144,7 @@ pub async fn event(server: &mut Server, scale: &Scale, shape: WatchShape) -> Res
 
     let watches = fleet.plan.watches();
     let puts_due = (u64::from(scale.events) / watches).max(3);
-    let (mut puts, mut to_last, mut complete) = (Vec::new(), load::latencies(), Ok(()));
+    let (mut puts, mut to_last, mut complete) = (Vec::new(), latencies(), Ok(()));
     let meter = Meter::start(server.process)?;
     for put in 1..=puts_due {
         let begun = Instant::now();
@@ -154,14 +154,14 @@ pub async fn event(server: &mut Server, scale: &Scale, shape: WatchShape) -> Res
         if complete.is_err() {
             break;
         }
-        load::record(&mut to_last, begun.elapsed());
+        record(&mut to_last, begun.elapsed());
     }
     let spent = meter.read()?;
     let mut measured = Measured::default();
     spent.figures(&scene, puts.len() as u64 * watches, &mut measured);
     let scene = format!("{scene}: put to last event");
-    measured.headline(&scene, "p50, ms", to_last.value_at_quantile(0.5) as f64 / 1e3);
-    measured.add(&scene, "p99, ms", to_last.value_at_quantile(0.99) as f64 / 1e3);
+    measured.tail(&scene, &to_last);
+    measured.stands_for(&scene, "p50, ms");
     measured.void = delivery::judge(&caller, &fleet, &puts, complete).await?;
     Ok(measured)
 }

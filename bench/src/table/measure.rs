@@ -13,6 +13,7 @@ use crate::fault::{Fault, Result};
 use crate::fleet::{Fleet, Pace, Progress};
 use crate::keys::{KeyChoice, Plan};
 use crate::link::Windows;
+use crate::numbers;
 use crate::process::{self, Process};
 use crate::screen::Bar;
 use crate::server::Server;
@@ -98,7 +99,13 @@ pub async fn measure(subject: &Subject, shape: Shape, circumstances: &Circumstan
     measured.limit_bytes = target.limit_bytes();
     let mut created = 0;
     let outcome = hold(&mut target, plan, circumstances, &mut measured, &mut created).await;
-    measured.outcome = outcome.unwrap_or_else(|fault| target.ending(fault, created));
+    measured.outcome = match outcome {
+        Err(fault) => target.ending(fault, created),
+        Ok(outcome) => target
+            .stop()
+            .await
+            .map_or_else(|fault| Outcome::Failed { watchings: created, reason: fault.to_string() }, |()| outcome),
+    };
     measured
 }
 
@@ -115,7 +122,7 @@ async fn hold(
     created: &mut u64,
 ) -> Result<Outcome> {
     let caller = Caller::connect(&target.endpoint, Windows::SMALL).await?;
-    measured.version = caller.version().await?;
+    measured.version = numbers::version(&caller).await?;
     let process = target.process.ok_or_else(no_process)?;
     if let Some(limit) = process.files_max().ok().filter(|limit| *limit < u64::from(plan.connections) + 20) {
         let connections = plan.connections;
@@ -203,6 +210,14 @@ impl Target {
             (Some(server), _) => server.check_alive(),
             (None, Some(process)) => process.memory().map(drop),
             (None, None) => Ok(()),
+        }
+    }
+
+    /// Ends the server, if it is ours.
+    async fn stop(self) -> Result<()> {
+        match self.server {
+            Some(server) => server.stop().await,
+            None => Ok(()),
         }
     }
 

@@ -82,6 +82,12 @@ impl Alone {
         Err(Fault::Broken(format!("{puts_max} puts of {VALUE_BYTES} bytes fit")))
     }
 
+    /// The last line of the server's log with these words.
+    fn logged(&self, words: &str) -> String {
+        let log = self.server.log();
+        log.lines().rfind(|line| line.contains(words)).unwrap_or_default().to_owned()
+    }
+
     async fn put_is_refused(&mut self) -> Result<()> {
         match self.put().await {
             Err(fault) if says(&fault, NO_SPACE) => Ok(()),
@@ -175,8 +181,20 @@ fn a_quota_without_room_refuses_puts_until_the_runbook_is_done() {
         let mut alone = Alone::start(&program).await?;
         let puts = alone.fill(2_000).await?;
         say(&format!("a quota of 16 MiB took {puts} puts of {VALUE_BYTES} bytes"));
+        let raised = alone.logged("alarm raised");
+        assert!(
+            raised.contains("the space quota is reached: ") && raised.contains(" of the 16777216 bytes"),
+            "{raised}"
+        );
         let lived = alone.live_without_space(|| {}).await;
-        with_log(&alone.server, lived)
+        with_log(&alone.server, lived)?;
+        let stands = alone.logged("an alarm stands");
+        assert!(
+            stands.contains("bytes of the quota are used") || stands.contains("the space quota is reached"),
+            "{stands}"
+        );
+        assert!(stands.contains("bytes are free in") && stands.contains("etcdctl alarm disarm"), "{stands}");
+        Ok(())
     });
 }
 
@@ -210,6 +228,8 @@ fn a_disk_without_space_refuses_puts_until_the_runbook_is_done() {
             "the full disk took {puts} puts of {VALUE_BYTES} bytes; {} bytes are free",
             free_bytes(&image.mount)
         ));
+        let raised = alone.logged("alarm raised");
+        assert!(raised.contains("the disk is full: ") && raised.contains(&*image.mount.to_string_lossy()), "{raised}");
         // Whatever is left, somebody else takes it.
         let rest = image.mount.join("rest");
         // It fails where the blocks that a file needs for itself are counted as free.

@@ -30,6 +30,9 @@ mod leases;
 #[path = "../../src/link.rs"]
 #[allow(dead_code, reason = "the load generator uses the rest")]
 mod link;
+#[path = "../../src/numbers.rs"]
+#[allow(dead_code, reason = "the load generator uses the rest")]
+mod numbers;
 #[path = "../../src/process.rs"]
 #[allow(dead_code, reason = "the load generator uses the rest")]
 mod process;

@@ -93,6 +93,7 @@ const OURS: &[&str] = &[
     "tarsier_connections",
     "tarsier_connections_at_stream_limit_total",
     "tarsier_checkpoint_age_seconds",
+    "tarsier_disk_short_of_space",
     "tarsier_log_bytes_since_checkpoint",
     "tarsier_shard_connections{shard=\"0\"}",
     "tarsier_shard_watches{shard=\"0\"}",

@@ -274,6 +274,19 @@ fn a_directory_without_a_checkpoint_is_salvaged_from_a_log_that_begins_at_the_be
 }
 
 #[test]
+fn what_is_etcds_own_is_neither_checked_nor_salvaged() {
+    let (data, new) = (Folder::new("check-etcd"), Folder::new("check-etcd-new"));
+    std::fs::create_dir_all(data.0.join("member/snap")).unwrap();
+    let mut out = Vec::new();
+    let checked = check(&data.0, None, &mut out).unwrap_err();
+    let salvaged = salvage(&data.0, None, &new.0, || IDENTITY, &mut out).unwrap_err();
+    for refused in [checked, salvaged] {
+        assert!(refused.0.contains("is a data directory of etcd itself"), "{refused}");
+    }
+    assert!(out.is_empty() && !new.0.exists());
+}
+
+#[test]
 fn a_directory_in_use_is_left_alone() {
     let data = Folder::new("check-used");
     let claimed = claim(&data.0, None, || IDENTITY).unwrap();

@@ -11,7 +11,7 @@ use crate::sim::disk::{FakeDisk, Faults};
 use crate::store::Store;
 use crate::store::command::*;
 use crate::store::restore::Restore;
-use crate::types::{Alarm, AlarmKind, Change, Key, KeyRange, LeaseId, Time};
+use crate::types::{Alarm, AlarmKind, Change, Key, KeyRange, KeyValue, LeaseId, Time};
 use crate::wal::checkpoint_rows::decode_row;
 
 /// See [`Planted::revision_of_newest_row`].
@@ -258,9 +258,8 @@ fn a_revision_that_goes_down_after_a_crash_in_a_compaction_is_found() {
     assert!((0..200).any(|seed| run(seed, planted).is_err()));
 }
 
-/// A call of a compaction fails, the process ends and starts again on the page cache, and then the power goes. Whether all
-/// that leaves a file that opens.
-fn outlives_a_failed_compaction(seed: u64, call: u64, ends_compaction: bool) -> bool {
+/// A checkpoint with pages that a compaction moves.
+fn with_holes(seed: u64) -> World {
     let mut world = World::new(seed, Planted::default());
     for _ in 0..40 {
         world.write();
@@ -270,6 +269,48 @@ fn outlives_a_failed_compaction(seed: u64, call: u64, ends_compaction: bool) -> 
             world.checkpoint.as_mut().unwrap().commit(&mut world.gathered, true).unwrap();
         }
     }
+    world
+}
+
+/// The process goes on behind a call that found no space, so the file must be whole without a cure. A sync that says so is
+/// another matter.
+#[test]
+fn a_compaction_without_space_leaves_a_whole_file_and_no_note_and_one_whose_sync_says_so_is_a_failed_disk() {
+    let (mut full, mut failed) = (0, 0);
+    // The first call makes the note, and one that could not be made notes nothing.
+    for (seed, call) in (0..20).flat_map(|seed| (2..60).map(move |call| (seed, call))) {
+        let mut world = with_holes(seed);
+        let faults = Faults { fail_call: Some(call), fails_for_space: true, ..Faults::default() };
+        world.disk.set_faults(faults);
+        match world.checkpoint.as_mut().unwrap().compact() {
+            Ok(()) => continue,
+            Err(CheckpointError::Full(_)) => full += 1,
+            Err(CheckpointError::Disk(_)) => {
+                failed += 1;
+                continue;
+            }
+            Err(error) => panic!("seed {seed}, call {call}: {error}"),
+        }
+        let has_note = world.disk.names().unwrap().iter().any(|name| name == COMPACTING_NAME);
+        // Its removal is followed by a sync, so where nothing followed it was this that failed.
+        assert!(!has_note || world.disk.calls() == call, "seed {seed}, call {call}");
+        world.write();
+        if world.random.chance(50) {
+            world.checkpoint.as_mut().unwrap().commit(&mut world.gathered, true).unwrap();
+        }
+        world.checkpoint = None;
+        world.disk.power_cut();
+        if let Err(error) = Checkpoint::open(world.disk.clone()) {
+            panic!("seed {seed}, call {call}: {error}");
+        }
+    }
+    assert!(full > 50 && failed > 50, "{full} found no space, {failed} failed");
+}
+
+/// A call of a compaction fails, the process ends and starts again on the page cache, and then the power goes. Whether all
+/// that leaves a file that opens.
+fn outlives_a_failed_compaction(seed: u64, call: u64, ends_compaction: bool) -> bool {
+    let mut world = with_holes(seed);
     world.disk.set_faults(Faults { fail_call: Some(call), ..Faults::default() });
     let failed = world.checkpoint.as_mut().unwrap().compact().is_err();
     let open = |disk: &Arc<FakeDisk>| {
@@ -334,4 +375,111 @@ fn a_flipped_bit_anywhere_is_found_or_harmless() {
         }
     }
     assert!(found > 50 && panicked == 0, "{found} found, {panicked} panicked");
+}
+
+fn loaded(checkpoint: &Checkpoint<FakeDisk>) -> Result<Vec<Row>, CheckpointError> {
+    let mut rows = Vec::new();
+    checkpoint.load(|row| {
+        rows.push(row);
+        Ok::<(), CheckpointError>(())
+    })?;
+    Ok(rows)
+}
+
+/// Adds so many puts, in groups of about a transaction.
+fn fill(world: &mut World, puts: u64) {
+    for at in 0..puts {
+        let key = Key::from(format!("fill/{at:08}"));
+        let (value, lease) = (PutValue::Set(vec![b'v'; 40].into()), PutLease::Set(LeaseId::NONE));
+        let entry = world.store.apply(&Write::Put(Put { key, value, lease, prev_kv: false }), Time(7)).entry.unwrap();
+        world.log(vec![entry]);
+    }
+    world.checkpoint.as_mut().unwrap().commit(&mut world.gathered, true).unwrap();
+}
+
+#[test]
+fn rows_are_read_from_the_pages_as_redb_reads_them() {
+    let mut rows_max = 0;
+    for seed in 0..20 {
+        let mut world = World::new(seed, Planted::default());
+        for _ in 0..100 {
+            world.step();
+        }
+        let is_closed = world.random.one_in(2);
+        if !is_closed {
+            world.disk.restart();
+        }
+        world.checkpoint = None;
+        world.disk.set_faults(Faults::default());
+        Checkpoint::end_compaction(&*world.disk).unwrap();
+        let mut checkpoint = Checkpoint::open(world.disk.clone()).unwrap();
+        assert!(checkpoint.leaves.is_some(), "seed {seed}: it is as a commit left it, closed: {is_closed}");
+        let rows = loaded(&checkpoint).unwrap();
+        checkpoint.leaves = None;
+        assert_eq!(loaded(&checkpoint).unwrap(), rows, "seed {seed}");
+        rows_max = rows_max.max(rows.len());
+
+        // What is written from here on is read as well.
+        drop(checkpoint);
+        world.start();
+        assert!(world.checkpoint.as_ref().unwrap().leaves.is_some());
+        fill(&mut world, 3);
+        let rows = loaded(world.checkpoint.as_ref().unwrap()).unwrap();
+        assert_eq!(rows.last().unwrap().id.revision, world.store.revision(), "seed {seed}");
+    }
+    assert!(rows_max > 50);
+}
+
+#[test]
+fn rows_of_a_large_file_are_read_by_several_threads_in_their_order() {
+    let disk = Arc::new(FakeDisk::new(1));
+    let row = |at: i64| {
+        let revision = Revision(at + 2);
+        let kv = KeyValue::new(b"key", &[b'v'; 100], Revision(2), revision, 0, at + 1, LeaseId::NONE);
+        let change = Change::Put { kv, previous: None };
+        Row { id: ChangeId { revision, sub: 0 }, is_last: true, time: Time(7), change }
+    };
+    let rows: Vec<Row> = (0..30_000).map(row).collect();
+    let meta = Meta { revision: rows[rows.len() - 1].id.revision, ..Meta::new(1, 2) };
+    let mut checkpoint = Checkpoint::create(disk.clone(), meta.clone()).unwrap();
+    checkpoint.fill(meta, rows.iter().cloned(), std::iter::empty()).unwrap();
+    drop(checkpoint);
+    let checkpoint = Checkpoint::open(disk.clone()).unwrap();
+    let leaves = checkpoint.leaves.as_ref().expect("it is as a commit left it");
+    assert!(leaves.len() > 300, "{} leaves are a tree of three levels", leaves.len());
+    assert!(disk.contents(FILE_NAME).len() as u64 >= checkpoint_pages::TWO_THREADS_BYTES_MIN);
+    assert!(loaded(&checkpoint).unwrap() == rows);
+}
+
+#[test]
+fn a_flipped_bit_is_judged_as_redb_judges_it() {
+    let mut world = World::new(5, Planted::default());
+    for _ in 0..40 {
+        world.write();
+    }
+    fill(&mut world, 300);
+    world.checkpoint = None;
+    let length = world.disk.contents(FILE_NAME).len() as u64;
+    let judge = |disk: FakeDisk, open: fn(Arc<FakeDisk>) -> Result<Checkpoint<FakeDisk>, CheckpointError>| {
+        let rows = std::panic::catch_unwind(AssertUnwindSafe(|| {
+            let checkpoint = open(Arc::new(disk)).map_err(|error| error.to_string())?;
+            Ok((loaded(&checkpoint).map_err(|error| error.to_string())?, checkpoint.meta().clone()))
+        }));
+        rows.unwrap_or_else(|_| Err("it panics".to_owned()))
+    };
+    // Every byte of the header, where not all has a checksum, and some of the pages.
+    let (mut whole, mut found) = (0, 0);
+    for attempt in 0..1_000 {
+        let at = if attempt < 320 { attempt } else { world.random.below(length) };
+        let bit = 1 << world.random.below(8);
+        let copy = || {
+            let disk = world.disk.copy(attempt);
+            disk.flip(FILE_NAME, at, bit);
+            disk
+        };
+        let ours = judge(copy(), Checkpoint::open);
+        assert_eq!(ours, judge(copy(), |disk| Checkpoint::open_as(disk, None, true)), "bit {bit} of byte {at}");
+        *if ours.is_ok() { &mut whole } else { &mut found } += 1;
+    }
+    assert!(whole > 100 && found > 100, "{whole} whole, {found} found");
 }
