@@ -150,9 +150,10 @@ async fn beside(subject: &Subject, company: Company, args: &CheckArgs, told: &mu
         }
     };
     let outcome = prove(&endpoint, &mut server, company, args, told).await;
-    match &mut server {
-        Some(server) => outcome.map_err(|fault| server.explain(fault)),
-        None => outcome,
+    match (server, outcome) {
+        (Some(mut server), Err(fault)) => Err(server.explain(fault)),
+        (Some(server), Ok(void)) => server.stop().await.map(|()| void),
+        (None, outcome) => outcome,
     }
 }
 

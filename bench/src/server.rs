@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::net::TcpListener;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -219,14 +220,15 @@ impl Server {
     pub fn check_alive(&mut self) -> Result<()> {
         match self.child.try_wait() {
             Ok(None) => Ok(()),
-            Ok(Some(status)) => {
-                let log = self.log();
-                let words = log.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("nothing");
-                let text = format!("{} has ended ({status}); its last words: {words}", self.side.name());
-                Err(Fault::ServerDied(text))
-            }
+            Ok(Some(status)) => Err(self.died(status)),
             Err(cause) => Err(Fault::ServerDied(format!("{} cannot be waited for: {cause}", self.side.name()))),
         }
+    }
+
+    fn died(&self, status: ExitStatus) -> Fault {
+        let log = self.log();
+        let words = log.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("nothing");
+        Fault::ServerDied(format!("{} has ended ({status}); its last words: {words}", self.side.name()))
     }
 
     /// The memory cgroup it runs in, if it was given one.
@@ -290,6 +292,22 @@ impl Server {
             }
         }
         Err(Fault::Stalled { waiting_for: "the end of the server".to_owned(), seconds: STOP_PATIENCE.as_secs() })
+    }
+
+    /// Ends it as an operator would. Our connections hear its farewell meanwhile and close: while they did not, since dropping
+    /// blocks their thread, a tarsier waited 5 s for them.
+    ///
+    /// # Errors
+    /// When it has ended in another way than by being asked to: then what it did before counts for nothing.
+    pub async fn stop(mut self) -> Result<()> {
+        match self.end().await {
+            // An etcd that was asked to end kills itself with the same signal when it has done so.
+            Ok(status) if status.success() || status.signal() == Some(Signal::TERM.as_raw()) => Ok(()),
+            Ok(status) => Err(self.died(status)),
+            // It is killed when it is dropped.
+            Err(Fault::Stalled { .. }) => Ok(()),
+            Err(fault) => Err(fault),
+        }
     }
 
     /// Sends a signal, unless the process has ended: then there is nothing to ask for.

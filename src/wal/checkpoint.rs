@@ -7,7 +7,8 @@
 //!
 //! redb does not look for bits that rot: so each row carries its checksum, the record their number and sum, and whoever
 //! loads them reads every one. Opening checks the sums of redb's own pages as well, because redb panics over pages that
-//! contradict each other.
+//! contradict each other. Both are done on two cores ([`checkpoint_pages`](super::checkpoint_pages)) while the file is as
+//! the last commit left it, and by redb itself otherwise.
 //!
 //! The file appears under its name only when its first record is durable, so one that is there is whole or damaged.
 
@@ -17,7 +18,6 @@ use std::io;
 use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use redb::{Database, ReadableDatabase, TableDefinition};
 
@@ -26,6 +26,8 @@ use crate::metrics::histogram::DISK;
 use crate::types::{Batch, ChangeId, Entry, Lease, LeaseId, Position, Revision, Row};
 
 use super::checkpoint_backend::{CheckpointError, RedbError, Shared, database};
+use super::checkpoint_load;
+use super::checkpoint_pages::{self, Page};
 use super::checkpoint_rows::{Meta, decode_lease, decode_row, encode_lease, encode_row, is_whole, stored_crc};
 use super::disk::{Disk, DiskFile};
 use super::failed_sync;
@@ -38,7 +40,7 @@ pub const COMPACTING_NAME: &str = "checkpoint.compacting";
 /// The file while it is being made.
 pub const NEW_FILE_NAME: &str = "checkpoint.redb.new";
 
-const ROWS: TableDefinition<(u64, u32), &[u8]> = TableDefinition::new("rows");
+pub(super) const ROWS: TableDefinition<(u64, u32), &[u8]> = TableDefinition::new("rows");
 /// By the bits of their ids.
 const LEASES: TableDefinition<u64, &[u8]> = TableDefinition::new("leases");
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
@@ -50,8 +52,8 @@ const TRANSACTION_BYTES: usize = 4 << 20;
 const PREVIOUS_BYTES_MAX: usize = 64 << 10;
 /// Rows that are forgotten in one transaction: each may lie on a page of its own.
 const FORGET_ROWS: usize = 1_000;
-/// Rows go from the reading thread to the building one in pieces of about this size.
-const CHUNK_BYTES: usize = 1 << 20;
+/// A file that is written again goes through memory in pieces of this size.
+const PIECE_BYTES: usize = 1 << 20;
 
 /// What the thread was told and has not written yet.
 #[derive(Debug, Default)]
@@ -150,6 +152,8 @@ pub struct Checkpoint<D: Disk> {
     database: Option<Database>,
     shared: Arc<Shared>,
     meta: Meta,
+    /// The pages of the rows, in order, if they were found whole at the opening and nothing was written since.
+    leaves: Option<Vec<Page>>,
     #[cfg(test)]
     pub(crate) planted: Planted,
 }
@@ -178,6 +182,7 @@ impl<D: Disk> Checkpoint<D> {
             database: Some(database),
             shared,
             meta,
+            leaves: None,
             #[cfg(test)]
             planted: Planted::default(),
         };
@@ -200,10 +205,10 @@ impl<D: Disk> Checkpoint<D> {
             }
             let file = disk.open(FILE_NAME)?;
             let length = file.len()?;
-            let mut bytes = vec![0; CHUNK_BYTES];
+            let mut bytes = vec![0; PIECE_BYTES];
             let mut offset = 0;
             while offset < length {
-                let piece = &mut bytes[..CHUNK_BYTES.min((length - offset) as usize)];
+                let piece = &mut bytes[..PIECE_BYTES.min((length - offset) as usize)];
                 file.read_at(offset, piece)?;
                 file.write_at(offset, piece)?;
                 offset += piece.len() as u64;
@@ -219,7 +224,10 @@ impl<D: Disk> Checkpoint<D> {
     /// # Errors
     /// When the disk fails or the file is damaged. The rows are looked at by [`Checkpoint::load`].
     pub fn open(disk: Arc<D>) -> Result<Checkpoint<D>, CheckpointError> {
-        Checkpoint::open_checked(disk, true)
+        let file = disk.open(FILE_NAME).map_err(CheckpointError::io)?;
+        let leaves = checkpoint_pages::check(&file).map_err(CheckpointError::io)?;
+        let is_known = leaves.is_some();
+        Checkpoint::open_as(disk, leaves, !is_known)
     }
 
     /// Opens a file whose structure is known to be damaged, for what is left of it. redb may panic over it.
@@ -227,10 +235,11 @@ impl<D: Disk> Checkpoint<D> {
     /// # Errors
     /// When not even that is possible.
     pub fn open_damaged(disk: Arc<D>) -> Result<Checkpoint<D>, CheckpointError> {
-        Checkpoint::open_checked(disk, false)
+        Checkpoint::open_as(disk, None, false)
     }
 
-    fn open_checked(disk: Arc<D>, check: bool) -> Result<Checkpoint<D>, CheckpointError> {
+    /// `check` lets redb look at all pages.
+    fn open_as(disk: Arc<D>, leaves: Option<Vec<Page>>, check: bool) -> Result<Checkpoint<D>, CheckpointError> {
         let shared = Arc::new(Shared::new(Arc::new(Histogram::new(DISK))));
         // An empty file would be taken for a new one.
         let length = disk.open(FILE_NAME).and_then(|file| file.len()).map_err(CheckpointError::io)?;
@@ -245,6 +254,7 @@ impl<D: Disk> Checkpoint<D> {
             database: Some(database),
             shared,
             meta,
+            leaves,
             #[cfg(test)]
             planted: Planted::default(),
         })
@@ -346,6 +356,7 @@ impl<D: Disk> Checkpoint<D> {
 
     /// One transaction.
     fn write(&mut self, additions: &Additions, removed: &[ChangeId], mut meta: Meta) -> Result<(), CheckpointError> {
+        self.leaves = None;
         self.release_held()?;
         let Some(database) = &self.database else { return Err(CheckpointError::Damaged("it is closed".into())) };
         let shared = &self.shared;
@@ -401,39 +412,26 @@ impl<D: Disk> Checkpoint<D> {
         Ok(())
     }
 
-    /// Reads every row, in order, and shows those that are whole. Two threads: one reads and checks, this one builds.
+    /// Reads every row, in order, and shows those that are whole. Other threads read and check; this one builds.
     ///
     /// # Errors
     /// At the first row that is not what was written, or when their number or sum is not; or what `show` refuses with.
-    pub fn load<E: From<CheckpointError>>(&self, mut show: impl FnMut(Row) -> Result<(), E>) -> Result<(), E> {
+    pub fn load<E: From<CheckpointError>>(&self, show: impl FnMut(Row) -> Result<(), E>) -> Result<(), E> {
         let Some(database) = &self.database else {
             return Err(CheckpointError::Damaged("it is closed".into()).into());
         };
-        let (full, filled) = sync_channel::<Chunk>(4);
-        let (empty, emptied) = sync_channel::<Chunk>(8);
-        std::thread::scope(|scope| {
-            let reader = scope.spawn(move || read_rows(database, &self.shared, &full, &emptied));
-            let mut shown = Ok(());
-            for mut chunk in filled.iter() {
-                shown = chunk.show(&mut show);
-                if shown.is_err() {
-                    break;
-                }
-                chunk.clear();
-                // The reader may be done; then nobody takes it back.
-                let _ = empty.try_send(chunk);
+        let read = match &self.leaves {
+            Some(leaves) => {
+                let file = self.disk.open(FILE_NAME).map_err(CheckpointError::io)?;
+                checkpoint_load::from_pages(&file, leaves, show)?
             }
-            // The reader ends as soon as it cannot hand on.
-            drop(filled);
-            let read = reader.join().expect("a panic of ours stops the process");
-            shown?;
-            let (rows, sum) = read?;
-            if (rows, sum) != (self.meta.rows, self.meta.sum) {
-                let what = format!("table rows holds {rows} rows, and not the {} that were written", self.meta.rows);
-                return Err(CheckpointError::Damaged(what).into());
-            }
-            Ok(())
-        })
+            None => checkpoint_load::from_table(database, &self.shared, show)?,
+        };
+        if (read.rows, read.sum) != (self.meta.rows, self.meta.sum) {
+            let what = format!("table rows holds {} rows, and not the {} that were written", read.rows, self.meta.rows);
+            return Err(CheckpointError::Damaged(what).into());
+        }
+        Ok(())
     }
 
     /// Reads every lease.
@@ -500,6 +498,7 @@ impl<D: Disk> Checkpoint<D> {
         rows: impl Iterator<Item = Row>,
         leases: impl Iterator<Item = Lease>,
     ) -> Result<(), CheckpointError> {
+        self.leaves = None;
         let Some(database) = &self.database else { return Err(CheckpointError::Damaged("it is closed".into())) };
         self.release_held()?;
         (meta.rows, meta.sum, meta.leases, meta.lease_sum) = (0, 0, 0, 0);
@@ -560,6 +559,7 @@ impl<D: Disk> Checkpoint<D> {
     /// # Errors
     /// What the disk says.
     pub fn compact(&mut self) -> Result<(), CheckpointError> {
+        self.leaves = None;
         self.reopen()?;
         if let Err(error) = self.release_held() {
             return Err(self.close_over(error));
@@ -601,11 +601,11 @@ fn row_key(id: ChangeId) -> (u64, u32) {
     (id.revision.0 as u64, id.sub)
 }
 
-fn row_id((revision, sub): (u64, u32)) -> ChangeId {
+pub(super) fn row_id((revision, sub): (u64, u32)) -> ChangeId {
     ChangeId { revision: Revision(revision as i64), sub }
 }
 
-fn bad_row(id: ChangeId) -> CheckpointError {
+pub(super) fn bad_row(id: ChangeId) -> CheckpointError {
     CheckpointError::Damaged(format!("the checksum of row {}.{} in table rows does not fit", id.revision, id.sub))
 }
 
@@ -639,68 +639,6 @@ fn read_meta(database: &Database) -> Result<Meta, RedbError> {
         None => CheckpointError::Damaged("the checksum of the record in table meta does not fit".into()),
         Some(version) => CheckpointError::Version(version),
     })?)
-}
-
-/// Some rows, one after the other in one piece of memory.
-#[derive(Default)]
-struct Chunk {
-    bytes: Vec<u8>,
-    /// The key of each row, and where it ends.
-    rows: Vec<(ChangeId, usize)>,
-}
-
-impl Chunk {
-    fn clear(&mut self) {
-        self.bytes.clear();
-        self.rows.clear();
-    }
-
-    fn show<E: From<CheckpointError>>(&self, show: &mut impl FnMut(Row) -> Result<(), E>) -> Result<(), E> {
-        let mut start = 0;
-        for &(id, end) in &self.rows {
-            let row = decode_row(id, &self.bytes[start..end]).ok_or_else(|| bad_row(id))?;
-            show(row)?;
-            start = end;
-        }
-        Ok(())
-    }
-}
-
-/// Reads and checks every row. Returns their number and the sum of their checksums.
-fn read_rows(
-    database: &Database,
-    shared: &Shared,
-    full: &SyncSender<Chunk>,
-    emptied: &Receiver<Chunk>,
-) -> Result<(u64, u64), CheckpointError> {
-    let result = (|| -> Result<(u64, u64), RedbError> {
-        let rows = match database.begin_read()?.open_table(ROWS) {
-            Err(redb::TableError::TableDoesNotExist(_)) => return Ok((0, 0)),
-            rows => rows?,
-        };
-        let (mut count, mut sum) = (0, 0_u64);
-        let mut chunk = Chunk::default();
-        for row in rows.range::<(u64, u32)>(..)? {
-            let (key, row) = row?;
-            let (id, row) = (row_id(key.value()), row.value());
-            if !is_whole(id, row) {
-                return Err(bad_row(id).into());
-            }
-            (count, sum) = (count + 1, sum.wrapping_add(u64::from(stored_crc(row))));
-            chunk.bytes.extend_from_slice(row);
-            chunk.rows.push((id, chunk.bytes.len()));
-            if chunk.bytes.len() >= CHUNK_BYTES {
-                let next = emptied.try_recv().unwrap_or_default();
-                if full.send(std::mem::replace(&mut chunk, next)).is_err() {
-                    return Ok((count, sum));
-                }
-            }
-        }
-        // Whoever builds may have given up; it knows why.
-        let _ = full.send(chunk);
-        Ok((count, sum))
-    })();
-    result.map_err(|error| error.into_checkpoint(shared))
 }
 
 #[cfg(test)]

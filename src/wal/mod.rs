@@ -6,6 +6,8 @@
 pub mod check;
 pub mod checkpoint;
 pub mod checkpoint_backend;
+pub mod checkpoint_load;
+pub mod checkpoint_pages;
 pub mod checkpoint_rows;
 pub mod checkpoint_thread;
 pub mod disk;

@@ -35,9 +35,12 @@ pub async fn stuck(program: &Program, sizes: Sizes) -> Result<Vec<Measured>> {
     for stuck in counts {
         let mut server = program.start().await?;
         let mut measured = Measured::default();
-        let rate = beside(&mut server, sizes, stuck, &mut measured).await;
-        // What a server measured that has died meanwhile is no figure.
-        match rate.and_then(|rate| server.check_alive().map(|()| rate)) {
+        let outcome = match beside(&mut server, sizes, stuck, &mut measured).await {
+            Err(fault) => Err(server.explain(fault)),
+            // What a server measured that has died meanwhile is no figure.
+            Ok(rate) => server.stop().await.map(|()| rate),
+        };
+        match outcome {
             Ok(rate) if stuck == 0 => control = Some(rate),
             Ok(rate) => {
                 if let Some(control) = control {
@@ -48,7 +51,7 @@ pub async fn stuck(program: &Program, sizes: Sizes) -> Result<Vec<Measured>> {
                 if measured.figures.is_empty() {
                     measured.add(&scene(stuck), RATE, 0.0);
                 }
-                measured.void = Some(server.explain(fault).to_string());
+                measured.void = Some(fault.to_string());
             }
         }
         all.push(measured);

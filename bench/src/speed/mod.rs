@@ -219,6 +219,7 @@ pub async fn run(args: SpeedArgs) -> Result<()> {
         let mut server = program.start().await?;
         let version = async { numbers::version(&server.caller().await?).await }.await;
         let version = version.map_err(|fault| server.explain(fault))?;
+        server.stop().await?;
         run.report.circumstances.versions.push((program.side, version));
     }
     for round in 0..args.rounds.max(1) {
@@ -327,10 +328,11 @@ impl Run<'_> {
             Err(fault) => Err(fault),
             Ok(mut server) => {
                 let outcome = play(&mut server).await;
-                // What a server measured that has died meanwhile is no figure.
-                outcome
-                    .map_err(|fault| server.explain(fault))
-                    .and_then(|measured| server.check_alive().map(|()| measured))
+                match outcome {
+                    Err(fault) => Err(server.explain(fault)),
+                    // What a server measured that has died meanwhile is no figure.
+                    Ok(measured) => server.stop().await.map(|()| measured),
+                }
             }
         };
         self.keep(group, program.side, outcome)

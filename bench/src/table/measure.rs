@@ -99,7 +99,13 @@ pub async fn measure(subject: &Subject, shape: Shape, circumstances: &Circumstan
     measured.limit_bytes = target.limit_bytes();
     let mut created = 0;
     let outcome = hold(&mut target, plan, circumstances, &mut measured, &mut created).await;
-    measured.outcome = outcome.unwrap_or_else(|fault| target.ending(fault, created));
+    measured.outcome = match outcome {
+        Err(fault) => target.ending(fault, created),
+        Ok(outcome) => target
+            .stop()
+            .await
+            .map_or_else(|fault| Outcome::Failed { watchings: created, reason: fault.to_string() }, |()| outcome),
+    };
     measured
 }
 
@@ -204,6 +210,14 @@ impl Target {
             (Some(server), _) => server.check_alive(),
             (None, Some(process)) => process.memory().map(drop),
             (None, None) => Ok(()),
+        }
+    }
+
+    /// Ends the server, if it is ours.
+    async fn stop(self) -> Result<()> {
+        match self.server {
+            Some(server) => server.stop().await,
+            None => Ok(()),
         }
     }
 

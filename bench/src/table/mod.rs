@@ -193,7 +193,7 @@ pub async fn run(args: TableArgs) -> Result<()> {
 /// Says at once, and not in each row, that a server is not there or is none.
 async fn try_out(subject: &Subject) -> Result<()> {
     match subject {
-        Subject::Program(program) => program.start().await.map(drop),
+        Subject::Program(program) => program.start().await?.stop().await,
         Subject::Running(named) => Caller::connect(&named.endpoint, Windows::SMALL).await?.revision().await.map(drop),
     }
 }
