@@ -6,6 +6,7 @@
 pub mod check;
 pub mod checkpoint;
 pub mod checkpoint_backend;
+mod checkpoint_leases;
 pub mod checkpoint_load;
 pub mod checkpoint_pages;
 pub mod checkpoint_rows;
