@@ -23,9 +23,10 @@ use redb::{Database, ReadableDatabase, TableDefinition};
 
 use crate::metrics::Histogram;
 use crate::metrics::histogram::DISK;
-use crate::types::{Batch, ChangeId, Entry, Lease, LeaseId, Position, Revision, Row};
+use crate::types::{Batch, ChangeId, Entry, LeaseId, Position, Revision, Row, StoredLease};
 
 use super::checkpoint_backend::{CheckpointError, RedbError, Shared, database};
+use super::checkpoint_leases::{self, LEASES};
 use super::checkpoint_load;
 use super::checkpoint_pages::{self, Page};
 use super::checkpoint_rows::{Meta, decode_lease, decode_row, encode_lease, encode_row, is_whole, stored_crc};
@@ -41,8 +42,6 @@ pub const COMPACTING_NAME: &str = "checkpoint.compacting";
 pub const NEW_FILE_NAME: &str = "checkpoint.redb.new";
 
 pub(super) const ROWS: TableDefinition<(u64, u32), &[u8]> = TableDefinition::new("rows");
-/// By the bits of their ids.
-const LEASES: TableDefinition<u64, &[u8]> = TableDefinition::new("leases");
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 const META_KEY: &str = "state";
 /// The rows of one transaction. redb writes a page twice that has to leave the cache before its transaction is committed:
@@ -112,8 +111,8 @@ impl Gathered {
 #[derive(Default)]
 struct Additions {
     batches: Vec<Arc<Batch>>,
-    /// In their order, and whether they were granted.
-    leases: Vec<(Lease, bool)>,
+    /// What becomes of leases, in its order.
+    leases: Vec<Entry>,
 }
 
 /// A row is written without the previous version, and until then nobody else may need that any more: a delete of many keys
@@ -129,9 +128,12 @@ fn let_go_of_previous(entry: &mut Entry) {
 fn entry_bytes(entry: &Entry) -> usize {
     match entry {
         Entry::Batch(batch) => batch.bytes(),
-        Entry::Compaction(_) | Entry::Alarm { .. } | Entry::Lease { .. } | Entry::Start { .. } | Entry::Stop => {
-            size_of::<Entry>()
-        }
+        Entry::Compaction(_)
+        | Entry::Alarm { .. }
+        | Entry::Lease { .. }
+        | Entry::Remaining { .. }
+        | Entry::Start { .. }
+        | Entry::Stop => size_of::<Entry>(),
     }
 }
 
@@ -219,7 +221,7 @@ impl<D: Disk> Checkpoint<D> {
         cured.map_err(CheckpointError::io)
     }
 
-    /// Opens the file that is there and checks the structure of all of it.
+    /// Opens the file that is there and checks the structure of all of it. Nothing is written before rows are.
     ///
     /// # Errors
     /// When the disk fails or the file is damaged. The rows are looked at by [`Checkpoint::load`].
@@ -246,6 +248,7 @@ impl<D: Disk> Checkpoint<D> {
         if length == 0 {
             return Err(CheckpointError::Damaged("it is empty".into()));
         }
+        shared.held.begin();
         let database = database(&*disk, FILE_NAME, &shared, check)?;
         let meta = read_meta(&database).map_err(|error| error.into_checkpoint(&shared))?;
         Ok(Checkpoint {
@@ -298,7 +301,7 @@ impl<D: Disk> Checkpoint<D> {
                     meta.note(entry);
                     match entry {
                         Entry::Batch(batch) => additions.batches.push(batch.clone()),
-                        Entry::Lease { lease, granted } => additions.leases.push((*lease, *granted)),
+                        Entry::Lease { .. } | Entry::Remaining { .. } => additions.leases.push(entry.clone()),
                         Entry::Compaction(_) | Entry::Alarm { .. } | Entry::Start { .. } | Entry::Stop => {}
                     }
                 }
@@ -326,12 +329,26 @@ impl<D: Disk> Checkpoint<D> {
         removed: &[ChangeId],
         meta: Meta,
     ) -> Result<(), CheckpointError> {
+        self.reopen()?;
+        let result = self.write(additions, removed, meta);
+        result.map_err(|error| self.close_over(error))
+    }
+
+    fn reopen(&mut self) -> Result<(), CheckpointError> {
         if self.database.is_none() {
             self.shared = Arc::new(Shared::new(self.shared.syncs.clone()));
             self.database = Some(database(&*self.disk, FILE_NAME, &self.shared, false)?);
         }
-        let result = self.write(additions, removed, meta);
-        result.map_err(|error| self.close_over(error))
+        Ok(())
+    }
+
+    /// What opening the file had to write comes before anything else that is written.
+    fn release_held(&self) -> Result<(), CheckpointError> {
+        if !self.shared.held.is_holding() {
+            return Ok(());
+        }
+        let file = self.disk.open(FILE_NAME).map_err(CheckpointError::io)?;
+        self.shared.held.release(&file).map_err(CheckpointError::io)
     }
 
     fn close_over(&mut self, error: CheckpointError) -> CheckpointError {
@@ -342,6 +359,7 @@ impl<D: Disk> Checkpoint<D> {
     /// One transaction.
     fn write(&mut self, additions: &Additions, removed: &[ChangeId], mut meta: Meta) -> Result<(), CheckpointError> {
         self.leaves = None;
+        self.release_held()?;
         let Some(database) = &self.database else { return Err(CheckpointError::Damaged("it is closed".into())) };
         let shared = &self.shared;
         let result = (|| -> Result<(), RedbError> {
@@ -361,21 +379,7 @@ impl<D: Disk> Checkpoint<D> {
                 }
             }
             if !additions.leases.is_empty() {
-                let mut leases = transaction.open_table(LEASES)?;
-                for (lease, granted) in &additions.leases {
-                    let key = lease.id.0 as u64;
-                    let was_there = if *granted {
-                        leases.insert(key, &encode_lease(*lease)[..])?.is_some()
-                    } else {
-                        leases.remove(key)?.is_some()
-                    };
-                    if was_there == *granted {
-                        let word =
-                            if was_there { "was there before it was granted" } else { "ended and was not there" };
-                        let what = format!("lease {:016x} {word}", lease.id.0);
-                        return Err(CheckpointError::Damaged(what).into());
-                    }
-                }
+                checkpoint_leases::write(&transaction, &additions.leases)?;
             }
             #[cfg(test)]
             if self.planted.revision_of_newest_row && !removed.is_empty() {
@@ -422,9 +426,9 @@ impl<D: Disk> Checkpoint<D> {
     ///
     /// # Errors
     /// When one is not what was written, or when their number or sum is not.
-    pub fn leases(&self) -> Result<Vec<Lease>, CheckpointError> {
+    pub fn leases(&self) -> Result<Vec<StoredLease>, CheckpointError> {
         let Some(database) = &self.database else { return Err(CheckpointError::Damaged("it is closed".into())) };
-        let result = (|| -> Result<Vec<Lease>, RedbError> {
+        let result = (|| -> Result<Vec<StoredLease>, RedbError> {
             let table = match database.begin_read()?.open_table(LEASES) {
                 Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
                 table => table?,
@@ -444,7 +448,7 @@ impl<D: Disk> Checkpoint<D> {
         })();
         let leases = result.map_err(|error| error.into_checkpoint(&self.shared))?;
         let mut counted = Meta::new(0, 0);
-        leases.iter().for_each(|lease| counted.add_lease(*lease));
+        leases.iter().for_each(|stored| counted.add_lease(stored.lease));
         if (counted.leases, counted.lease_sum) != (self.meta.leases, self.meta.lease_sum) {
             let (found, expected) = (leases.len(), self.meta.leases);
             let what = format!("table leases holds {found} leases, and not the {expected} that were written");
@@ -480,10 +484,11 @@ impl<D: Disk> Checkpoint<D> {
         &mut self,
         mut meta: Meta,
         rows: impl Iterator<Item = Row>,
-        leases: impl Iterator<Item = Lease>,
+        leases: impl Iterator<Item = StoredLease>,
     ) -> Result<(), CheckpointError> {
         self.leaves = None;
         let Some(database) = &self.database else { return Err(CheckpointError::Damaged("it is closed".into())) };
+        self.release_held()?;
         (meta.rows, meta.sum, meta.leases, meta.lease_sum) = (0, 0, 0, 0);
         let result = (|| -> Result<(), RedbError> {
             let mut transaction = database.begin_write()?;
@@ -497,9 +502,9 @@ impl<D: Disk> Checkpoint<D> {
                     (meta.rows, meta.sum) = (meta.rows + 1, meta.sum.wrapping_add(u64::from(crc)));
                 }
                 let mut table = transaction.open_table(LEASES)?;
-                for lease in leases {
-                    table.insert(lease.id.0 as u64, &encode_lease(lease)[..])?;
-                    meta.add_lease(lease);
+                for stored in leases {
+                    table.insert(stored.lease.id.0 as u64, &encode_lease(stored)[..])?;
+                    meta.add_lease(stored.lease);
                 }
             }
             transaction.open_table(META)?.insert(META_KEY, &meta.encode()[..])?;
@@ -543,7 +548,11 @@ impl<D: Disk> Checkpoint<D> {
     /// What the disk says.
     pub fn compact(&mut self) -> Result<(), CheckpointError> {
         self.leaves = None;
-        let Some(database) = &mut self.database else { return Ok(()) };
+        self.reopen()?;
+        if let Err(error) = self.release_held() {
+            return Err(self.close_over(error));
+        }
+        let Some(database) = &mut self.database else { return Err(CheckpointError::Damaged("it is closed".into())) };
         note_compaction(&*self.disk).map_err(CheckpointError::io)?;
         let result = database.compact().map_err(|error| match error {
             redb::CompactionError::Storage(error) => self.shared.error(error),
