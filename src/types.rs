@@ -70,6 +70,14 @@ pub struct Lease {
     pub ttl: i64,
 }
 
+/// A lease with what it had left when that was last written down, in seconds. `None`: that never was, or the lease has been
+/// kept alive since, and a start gives it its whole time again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct StoredLease {
+    pub lease: Lease,
+    pub remaining: Option<i64>,
+}
+
 /// Which keys a request speaks of.
 ///
 /// etcd writes this as `key` and `range_end`; [`KeyRange::from_wire`] is the one place that knows the convention.
@@ -169,6 +177,11 @@ pub enum Entry {
     Lease {
         lease: Lease,
         granted: bool,
+    },
+    /// What a lease has left, in seconds; `None` takes back what was written before.
+    Remaining {
+        lease: LeaseId,
+        seconds: Option<i64>,
     },
     /// The server has started; each start has its own term (etcd's raft term).
     Start {

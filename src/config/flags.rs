@@ -164,6 +164,17 @@ pub const FLAGS: &[Flag] = &[
         "Duration between two readings of the whole checkpoint, in search of rows that the disk has damaged; 0 means never.",
     ),
     supported(
+        "feature-gates",
+        "",
+        "Comma-separated features of etcd's by name: LeaseCheckpoint=true writes down what leases have left, and a restart \
+         gives them no more than that.",
+    ),
+    supported(
+        "lease-checkpoint-interval",
+        "5m",
+        "With LeaseCheckpoint: what a lease has left is written down once in so long, if that is more; at least 1s.",
+    ),
+    supported(
         "idle-buffers",
         "give-back",
         "Buffers of connections that are silent for seconds: give-back returns their memory, keep does not.",
@@ -284,7 +295,6 @@ pub const FLAGS: &[Flag] = &[
     harmless("compaction-sleep-interval", "10ms", OWN_COMPACTION),
     harmless("corrupt-check-time", "0s", NO_CHECKS),
     harmless("compact-hash-check-time", "1m", NO_CHECKS),
-    harmless("feature-gates", "", "etcd's feature gates name features of etcd's own"),
     // Pages, metrics, tracing, log.
     harmless("listen-client-http-urls", "", "gRPC and plain HTTP share the URLs for clients"),
     switch(harmless("enable-grpc-gateway", "true", NO_GATEWAY)),
@@ -344,7 +354,7 @@ mod tests {
             ours.remove(at);
         }
         let expected = "max-connections max-connections-per-address max-watches-per-stream max-watches-per-connection \
-            stalled-stream-timeout scrub-interval idle-buffers shards history-limit memory-limit";
+            stalled-stream-timeout scrub-interval lease-checkpoint-interval idle-buffers shards history-limit memory-limit";
         assert_eq!(ours, expected.split_whitespace().collect::<Vec<_>>(), "also catches a row that stands twice");
     }
 

@@ -1,10 +1,11 @@
 //! One checked [`Config`]: every setting with its unit, its default and its reason.
 //!
 //! `flags` is the table of all flags, `source` reads their texts from command line and environment, `value` and `listen`
-//! read the texts, `subcommand` knows the two words that do not serve. What leaves this module is right: nobody downstream checks a setting again. Nothing here opens, binds,
+//! read the texts, `gates` the names of features, `subcommand` knows the two words that do not serve. What leaves this module is right: nobody downstream checks a setting again. Nothing here opens, binds,
 //! logs or exits; warnings are handed to the caller, since the log can only be set up once its flags are known.
 
 pub mod flags;
+mod gates;
 pub mod listen;
 mod source;
 mod subcommand;
@@ -42,6 +43,9 @@ const PROGRESS_INTERVAL_DEFAULT: Duration = Duration::from_secs(600);
 const WARN_AFTER_UNARY_DEFAULT: Duration = Duration::from_millis(300);
 /// grpc-go raises a shorter ping interval of a server to this.
 const KEEPALIVE_INTERVAL_MIN: Duration = Duration::from_secs(1);
+
+/// What leases have left is kept in whole seconds.
+const LEASE_CHECKPOINT_INTERVAL_MIN: Duration = Duration::from_secs(1);
 
 /// Everything an operator can choose.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -94,6 +98,9 @@ pub struct Config {
     /// `--scrub-interval`: default 24 h. A start reads every row as well; this finds what rots while the server runs, early
     /// enough to copy what memory still has. `None` never looks.
     pub scrub_interval: Option<Duration>,
+    /// `--feature-gates=LeaseCheckpoint=true` and `--lease-checkpoint-interval`: what a lease has left is written down once in
+    /// so long, at least 1 s, so that a start need not give it its whole time again. `None`, as in etcd by default: it does.
+    pub lease_checkpoint_interval: Option<Duration>,
     /// `--idle-buffers`: `give-back` (the default) returns what a silent connection's buffers hold in memory, half of what
     /// such a connection costs; `keep` is the way back should that ever be suspected of harm.
     pub idle_buffers_are_kept: bool,
@@ -268,6 +275,7 @@ impl Config {
         }
         let config = config(&source)?;
         let mut warnings = foreign_flags(&source)?;
+        warnings.extend(foreign_gates(&source)?);
         warnings.extend(unbuilt_flags(&source));
         warnings.extend(source.warnings);
         Ok(Asked::Serve(Box::new(config), warnings))
@@ -330,6 +338,7 @@ fn config(source: &Source) -> Result<Config, ConfigError> {
         stalled_stream_timeout: Some(read(source, "stalled-stream-timeout", value::duration)?)
             .filter(|timeout| !timeout.is_zero()),
         scrub_interval: Some(read(source, "scrub-interval", value::duration)?).filter(|interval| !interval.is_zero()),
+        lease_checkpoint_interval: lease_checkpoint_interval(source)?,
         idle_buffers_are_kept: read(source, "idle-buffers", |text| match text {
             "give-back" => Ok(false),
             "keep" => Ok(true),
@@ -353,6 +362,15 @@ fn config(source: &Source) -> Result<Config, ConfigError> {
         log: log(source)?,
         name,
     })
+}
+
+fn lease_checkpoint_interval(source: &Source) -> Result<Option<Duration>, ConfigError> {
+    let is_on = read(source, "feature-gates", gates::gates)?.lease_checkpoint;
+    let interval = read(source, "lease-checkpoint-interval", |text| match value::duration(text)? {
+        interval if interval < LEASE_CHECKPOINT_INTERVAL_MIN => Err("expected at least 1s".to_owned()),
+        interval => Ok(interval),
+    })?;
+    Ok(is_on.then_some(interval))
 }
 
 fn auto_compaction(source: &Source) -> Result<Option<AutoCompaction>, ConfigError> {
@@ -469,6 +487,14 @@ fn foreign_flags(source: &Source) -> Result<Vec<Warning>, ConfigError> {
 /// `0`, `0s` and `0h` are one duration.
 fn same(value: &str, default: &str) -> bool {
     value == default || value::duration(value).is_ok_and(|value| value::duration(default) == Ok(value))
+}
+
+/// A warning for what of a flag has no effect.
+fn foreign_gates(source: &Source) -> Result<Option<Warning>, ConfigError> {
+    let has_foreign = read(source, "feature-gates", gates::gates)?.has_foreign;
+    let given = source.given.get("feature-gates").filter(|_| has_foreign);
+    let why = "all but LeaseCheckpoint name features of etcd's own";
+    Ok(given.map(|given| Warning { what: given.written_as.clone(), why }))
 }
 
 /// Flags that are read and will be kept, but are not yet.

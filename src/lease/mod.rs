@@ -16,15 +16,18 @@
 //! | a lease | 48 for its row, 5 to 12 for its place in the table |
 //! | a key of a lease | 32 for its row, the key, 5 to 12 for its place in the table |
 //! | a slot of time | 34 |
+//! | a lease that is long enough to have [what it has left](remaining) written down, where that is on | 84 |
 
 mod keys;
 mod listing;
 #[cfg(test)]
 mod random;
+mod remaining;
 mod table;
 
 use std::collections::BTreeMap;
 use std::hash::BuildHasher;
+use std::time::Duration;
 
 use hashbrown::DefaultHashBuilder;
 
@@ -33,6 +36,7 @@ use crate::types::{Batch, Change, Key, Lease, LeaseId, Uptime};
 
 use keys::Keys;
 use listing::Listing;
+use remaining::Remaining;
 use table::Table;
 
 pub use listing::LISTED_BYTES;
@@ -89,6 +93,7 @@ pub struct Lessor {
     slots: BTreeMap<u32, List>,
     keys: Keys,
     listing: Option<Listing>,
+    remaining: Remaining,
     /// Seeded by the process, since clients choose ids and keys. Its order reaches no output.
     hasher: DefaultHashBuilder,
     /// The generator of ids that no client chose.
@@ -104,6 +109,7 @@ impl Lessor {
             slots: BTreeMap::new(),
             keys: Keys::new(),
             listing: None,
+            remaining: Remaining::default(),
             hasher: DefaultHashBuilder::default(),
             ids: seed,
         }
@@ -119,7 +125,8 @@ impl Lessor {
 
     /// What leases and their keys take.
     pub fn bytes(&self) -> usize {
-        self.rows.bytes() + self.by_id.bytes() + self.keys.bytes() + self.slots.len() * SLOT_BYTES
+        let slots = self.slots.len() * SLOT_BYTES;
+        self.rows.bytes() + self.by_id.bytes() + self.keys.bytes() + slots + self.remaining.bytes()
     }
 
     /// Grants a lease; id 0 leaves the choice to the lessor. A time to live below the least is raised to it.
@@ -136,6 +143,7 @@ impl Lessor {
         }
         let lease = Lease { id, ttl: ttl.max(TTL_SECONDS_MIN) };
         self.insert(lease, now);
+        self.remaining.plan(lease.id, lease.ttl, now);
         Ok(lease)
     }
 
@@ -162,6 +170,25 @@ impl Lessor {
         is_new
     }
 
+    /// Has what leases have left written down once in so long. It is for a lessor whose time has not begun.
+    pub fn write_remaining_every(&mut self, interval: Option<Duration>) {
+        self.remaining.set_interval(interval);
+    }
+
+    /// Takes over what a lease had left by what was written down. False: there is no such lease.
+    pub fn restore_remaining(&mut self, id: LeaseId, seconds: Option<i64>) -> bool {
+        let is_there = self.contains(id);
+        if is_there {
+            self.remaining.write(id, seconds);
+        }
+        is_there
+    }
+
+    /// What was last written down of what a lease has left, in seconds, and not taken back.
+    pub fn written_remaining(&self, id: LeaseId) -> Option<i64> {
+        self.remaining.written(id)
+    }
+
     fn insert(&mut self, Lease { id, ttl }: Lease, now: Uptime) {
         let row = Row { id, ttl, deadline: deadline(now, ttl), slot: 0, previous: NONE, next: NONE, keys: NONE };
         let at = self.rows.insert(row);
@@ -181,8 +208,9 @@ impl Lessor {
         self.row_of(id).is_some()
     }
 
-    /// Every lease begins anew, as after a start.
+    /// Every lease begins anew, as after a start, with what it had left by what was written down, or else with all its time.
     pub fn begin(&mut self, now: Uptime) {
+        self.remaining.forget_plans();
         let mut listed = Vec::with_capacity(self.len());
         for list in std::mem::take(&mut self.slots).into_values() {
             let mut at = list.first;
@@ -193,7 +221,9 @@ impl Lessor {
         }
         for at in listed {
             let row = &mut self.rows[at];
-            row.deadline = deadline(now, row.ttl);
+            let seconds = self.remaining.written(row.id).unwrap_or(row.ttl);
+            row.deadline = deadline(now, seconds);
+            self.remaining.plan(row.id, seconds, now);
             self.enlist(at);
         }
     }
@@ -241,6 +271,38 @@ impl Lessor {
         Some(row.ttl)
     }
 
+    /// A lease that was just kept alive takes back what was written down of what it had left. True: there was something.
+    pub fn take_remaining_back(&mut self, id: LeaseId, now: Uptime) -> bool {
+        let is_taken_back = self.remaining.write(id, None);
+        if is_taken_back && let Some(at) = self.row_of(id) {
+            self.remaining.plan(id, self.rows[at].ttl, now);
+        }
+        is_taken_back
+    }
+
+    /// A lease of which it is time to write down what it has left, with that in seconds, rounded up. Each lease that is
+    /// looked at costs one of `visits`.
+    pub fn next_remaining(&mut self, now: Uptime, visits: &mut usize) -> Option<(LeaseId, i64)> {
+        while *visits > 0 {
+            let id = self.remaining.take_due(now)?;
+            *visits -= 1;
+            let row = &self.rows[self.row_of(id).expect("a lease that ends is forgotten here as well")];
+            let seconds = row.deadline.0.saturating_sub(now.0).div_ceil(1_000) as i64;
+            let is_news = (1..row.ttl).contains(&seconds);
+            self.remaining.plan(id, seconds, now);
+            if is_news {
+                self.remaining.write(id, Some(seconds));
+                return Some((id, seconds));
+            }
+        }
+        None
+    }
+
+    /// When to ask for [`Lessor::next_remaining`] again.
+    pub fn next_remaining_due(&self) -> Option<Uptime> {
+        self.remaining.next_due()
+    }
+
     /// Whether there is such a lease and its time is over.
     pub fn is_overdue(&self, id: LeaseId, now: Uptime) -> bool {
         self.row_of(id).is_some_and(|at| self.rows[at].deadline < now)
@@ -284,6 +346,7 @@ impl Lessor {
         self.delist(at);
         self.by_id.remove(hash, at, |other| self.hasher.hash_one(self.rows[other].id));
         let row = self.rows.remove(at);
+        self.remaining.forget(id);
         if let Some(listing) = &mut self.listing {
             listing.revoked(at, &row);
         }

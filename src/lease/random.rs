@@ -301,6 +301,63 @@ fn a_lease_of_an_hour_is_not_over_a_millisecond_early() {
 }
 
 #[test]
+fn what_a_lease_has_left_is_written_once_an_interval_and_taken_back_when_it_is_kept_alive() {
+    let mut lessor = Lessor::new(1);
+    lessor.write_remaining_every(Some(Duration::from_secs(300)));
+    let [long, kept, short] = [(LeaseId(1), 1_000), (LeaseId(2), 1_000), (LeaseId(3), 300)].map(|(id, ttl)| {
+        lessor.grant(id, ttl, Uptime(100)).expect("the ids are all different");
+        id
+    });
+    let written = |lessor: &mut Lessor, now| {
+        std::iter::from_fn(|| lessor.next_remaining(Uptime(now), &mut 10)).collect::<Vec<_>>()
+    };
+    assert_eq!(lessor.next_remaining_due(), Some(Uptime(300_500)), "in whole half seconds");
+    assert_eq!(lessor.keep_alive(kept, Uptime(300_499)), Some(1_000));
+    assert!(!lessor.take_remaining_back(kept, Uptime(300_499)), "nothing was written yet");
+    assert_eq!(written(&mut lessor, 300_499), []);
+    // One has its whole time, of which nothing need be known. What the other has is rounded up.
+    assert_eq!(written(&mut lessor, 300_500), [(long, 700)]);
+    assert_eq!((lessor.written_remaining(long), lessor.written_remaining(kept)), (Some(700), None));
+    assert_eq!(written(&mut lessor, 600_500), [(long, 400), (kept, 700)]);
+    assert!(lessor.take_remaining_back(kept, Uptime(600_600)) && !lessor.take_remaining_back(kept, Uptime(600_600)));
+    // The last has less left than the interval, and is not due again.
+    assert_eq!(written(&mut lessor, 900_500), [(long, 100), (kept, 400)]);
+    assert_eq!(written(&mut lessor, 1_300_500), [], "what is over, or will be before the interval is");
+
+    lessor.begin(Uptime(5_000));
+    let left = |lessor: &Lessor, id| lessor.standing(id, Uptime(5_000)).map(|standing| standing.remaining);
+    assert_eq!([long, kept, short].map(|id| left(&lessor, id)), [Some(99), Some(399), Some(299)]);
+    assert_eq!(lessor.next_remaining_due(), Some(Uptime(305_000)), "of the one that has more than the interval left");
+    for id in [long, kept, short] {
+        lessor.revoke(id);
+    }
+    assert_eq!((lessor.next_remaining_due(), lessor.remaining.bytes()), (None, 0), "nothing is left behind");
+}
+
+#[test]
+fn what_a_million_leases_have_left_is_written_in_bounded_steps() {
+    const LEASES: usize = 1_000_000;
+    let mut lessor = Lessor::new(1);
+    lessor.write_remaining_every(Some(Duration::from_secs(300)));
+    let base = lessor.bytes();
+    for _ in 0..LEASES {
+        lessor.grant(LeaseId::NONE, 3_600, Uptime(0)).expect("an id is found");
+    }
+    let (mut written, mut turns) = (0, 0);
+    loop {
+        let mut visits = 500;
+        written += std::iter::from_fn(|| lessor.next_remaining(Uptime(300_000), &mut visits)).count();
+        turns += 1;
+        if visits > 0 {
+            break;
+        }
+    }
+    assert_eq!((written, turns), (LEASES, LEASES / 500 + 1));
+    let each = (lessor.bytes() - base) as f64 / LEASES as f64;
+    assert!((129.0..=144.0).contains(&each), "{each} bytes a lease");
+}
+
+#[test]
 fn the_cost_table_is_true() {
     assert_eq!((size_of::<Row>(), keys::ROW_BYTES), (40, 32));
     let mut lessor = Lessor::new(1);

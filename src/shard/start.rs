@@ -393,7 +393,8 @@ fn shard(plan: Plan, ready: Ready, itself: Weak<Shard>) -> Shard {
                 shard.wake();
             }
         };
-        let (store, lessor, next, term, logged) = primed.into_parts(Rc::new(wake));
+        let (store, mut lessor, next, term, logged) = primed.into_parts(Rc::new(wake));
+        lessor.write_remaining_every(config.lease_checkpoint_interval);
         let quota = Quota { bytes: config.quota_backend_bytes };
         let writer = Writer::new(store, Pace::default(), next).with_quota(quota, plan.identity.member_id);
         let mut writer = writer.with_leases(lessor, clock::uptime());

@@ -19,7 +19,7 @@ use crate::shard::durability::Durability;
 use crate::shard::{clock, memory};
 use crate::store::Store;
 use crate::store::restore::Restore;
-use crate::types::{Alarm, ChangeId, Entry, Lease, Position, Row, Uptime};
+use crate::types::{Alarm, ChangeId, Entry, Lease, LeaseId, Position, Row, StoredLease, Uptime};
 use crate::wal::LogFailure;
 use crate::wal::Progress;
 use crate::wal::checkpoint_rows::Meta;
@@ -227,6 +227,11 @@ impl Rebuilding {
         let is_new = self.lessor.restore(lease, Uptime::default());
         if is_new { Ok(()) } else { Err(format!("lease {:016x} is granted twice", lease.id.0)) }
     }
+
+    fn take_remaining(&mut self, lease: LeaseId, seconds: Option<i64>) -> Result<(), String> {
+        let is_there = self.lessor.restore_remaining(lease, seconds);
+        if is_there { Ok(()) } else { Err(format!("lease {:016x} has time left, and is not there", lease.0)) }
+    }
 }
 
 const IN_ORDER: &str = "recovery begins, then shows rows, then ends them, then shows entries";
@@ -237,8 +242,11 @@ impl Rebuild for Rebuilding {
         self.alarms.clone_from(&meta.alarms);
     }
 
-    fn leases(&mut self, leases: Vec<Lease>) -> Result<(), String> {
-        leases.into_iter().try_for_each(|lease| self.take_lease(lease))
+    fn leases(&mut self, leases: Vec<StoredLease>) -> Result<(), String> {
+        leases.into_iter().try_for_each(|StoredLease { lease, remaining }| {
+            self.take_lease(lease)?;
+            self.take_remaining(lease.id, remaining)
+        })
     }
 
     fn row(&mut self, row: Row) -> Result<(), String> {
@@ -275,6 +283,7 @@ impl Rebuild for Rebuilding {
                 let revoked = self.lessor.revoke(lease.id).map(drop);
                 return revoked.ok_or_else(|| format!("lease {:016x} ends, and is not there", lease.id.0));
             }
+            Entry::Remaining { lease, seconds } => return self.take_remaining(*lease, *seconds),
             Entry::Start { .. } | Entry::Stop => Ok(()),
         };
         replayed.map_err(|damage| damage.to_string())

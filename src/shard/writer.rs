@@ -129,6 +129,8 @@ pub(crate) struct Planted {
     pub release_before_commit: bool,
     /// What a compaction forgot is removed, and the checkpoint told so, before the compaction is durable.
     pub remove_before_commit: bool,
+    /// A keep-alive leaves what was written down of the time that its lease had left.
+    pub keep_remaining: bool,
 }
 
 impl Writer {
@@ -439,7 +441,11 @@ impl Writer {
                             self.alarms.remove(&alarm)
                         };
                     }
-                    Entry::Compaction(_) | Entry::Lease { .. } | Entry::Start { .. } | Entry::Stop => {}
+                    Entry::Compaction(_)
+                    | Entry::Lease { .. }
+                    | Entry::Remaining { .. }
+                    | Entry::Start { .. }
+                    | Entry::Stop => {}
                 }
             }
             self.committed = revision;

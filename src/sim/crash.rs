@@ -47,7 +47,7 @@ impl Source {
     }
 
     fn entry(&mut self, random: &mut Random) -> Entry {
-        match random.below(12) {
+        match random.below(13) {
             0 => Entry::Compaction(self.revision),
             1 => Entry::Alarm {
                 alarm: Alarm { member: random.next(), kind: *random.pick(&[AlarmKind::NoSpace, AlarmKind::Corrupt]) },
@@ -58,6 +58,10 @@ impl Source {
             4 => Entry::Lease {
                 lease: Lease { id: LeaseId(random.next() as i64), ttl: random.below(9) as i64 },
                 granted: random.chance(50),
+            },
+            5 => Entry::Remaining {
+                lease: LeaseId(random.next() as i64),
+                seconds: Some(random.below(3) as i64).filter(|seconds| *seconds > 0),
             },
             _ => self.batch(random),
         }

@@ -4,7 +4,8 @@
 //! A life ends by an order to stop, a kill, a power cut or a failed call, at any call to the disk, those of a start
 //! included. After each: what anybody was told of is there; what nobody was told of is there as a whole or not at all, and
 //! then nothing behind it either; keys at every revision, history back to the last compaction, leases with their keys,
-//! alarms and term are those of that moment. On the way every answer and everything that goes to the log is what the
+//! alarms and term are those of that moment. What a lease had left by what was written
+//! down is what a start gives it, and never less than it was promised last. On the way every answer and everything that goes to the log is what the
 //! model says. Now and then a bit of a copy rots, and the copy must be refused or be right.
 
 mod truth;
@@ -55,6 +56,8 @@ const LIVES: u64 = 4;
 /// Longer than the checkpoint waits.
 const CHECKPOINT_AFTER: Duration = Duration::from_secs(11);
 const SCRUB_INTERVAL: Duration = Duration::from_secs(5);
+/// Shorter than most leases live.
+const REMAINING_INTERVAL: Duration = Duration::from_secs(5);
 
 thread_local! {
     /// The clock of the leases.
@@ -146,6 +149,8 @@ struct World {
     truth: Truth,
     now: Instant,
     keys: u64,
+    /// After how long what a lease has left is written down, in this life.
+    remaining_interval: Option<Duration>,
 }
 
 impl World {
@@ -154,7 +159,8 @@ impl World {
         let keys = *random.pick(&[3, 8, 20]);
         UPTIME.set(seed % 5_000);
         let truth = Truth::new(IDENTITY.member_id);
-        World { random, disk: FakeDisk::new(seed), planted, truth, now: clock::now(), keys }
+        let (disk, remaining_interval) = (FakeDisk::new(seed), None);
+        World { random, disk, planted, truth, now: clock::now(), keys, remaining_interval }
     }
 
     fn pass(&mut self, time: Duration) {
@@ -193,12 +199,14 @@ impl World {
             return Err(format!("{:?} was told, and the log is back at {position:?}", self.truth.told()));
         }
         self.truth.check_found(&restored.recovered.meta, &restored.store, &mut restored.lessor)?;
-        self.truth.take_back(position, uptime());
+        // An operator may switch it on and off from one start to the next.
+        self.remaining_interval = self.random.chance(75).then_some(REMAINING_INTERVAL);
+        self.truth.take_back(position, uptime(), self.remaining_interval);
         Ok(self.serve(restored))
     }
 
     fn serve(&mut self, restored: Restored<FakeDisk>) -> Server {
-        let Restored { store, lessor, recovered } = restored;
+        let Restored { store, mut lessor, recovered } = restored;
         let mut checkpoint = recovered.checkpoint;
         checkpoint.planted = self.planted.checkpoint;
         let disk = Arc::new(self.disk.clone());
@@ -226,6 +234,7 @@ impl World {
         let appender = Appender::new(store.revision(), store.compacted());
         let (link, port) = mesh::pair();
         let pace = Pace { read_rows: 2, compact_visits: 3, history_batches: 5, history_bytes: 500 };
+        lessor.write_remaining_every(self.remaining_interval);
         let writer = Writer::new(store, pace, recovered.meta.position.next());
         let writer = writer.with_quota(Quota::default(), IDENTITY.member_id);
         let mut writer = writer.with_leases(lessor, uptime());
@@ -578,6 +587,12 @@ fn what_was_told_is_there_in_every_life() {
 #[test]
 fn answers_that_leave_before_their_group_is_durable_are_found() {
     let writer = writer::Planted { release_before_commit: true, ..writer::Planted::default() };
+    assert!(is_found(Planted { writer, ..Planted::default() }));
+}
+
+#[test]
+fn a_lease_that_is_kept_alive_and_then_ends_by_what_it_had_left_before_is_found() {
+    let writer = writer::Planted { keep_remaining: true, ..writer::Planted::default() };
     assert!(is_found(Planted { writer, ..Planted::default() }));
 }
 

@@ -7,7 +7,8 @@
 //!
 //! redb does not look for bits that rot: so each row carries its checksum, the record their number and sum, and whoever
 //! loads them reads every one. Opening checks the sums of redb's own pages as well, because redb panics over pages that
-//! contradict each other.
+//! contradict each other. Both are done on two cores ([`checkpoint_pages`](super::checkpoint_pages)) while the file is as
+//! the last commit left it, and by redb itself otherwise.
 //!
 //! The file appears under its name only when its first record is durable, so one that is there is whole or damaged.
 
@@ -17,15 +18,17 @@ use std::io;
 use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use redb::{Database, ReadableDatabase, TableDefinition};
 
 use crate::metrics::Histogram;
 use crate::metrics::histogram::DISK;
-use crate::types::{Batch, ChangeId, Entry, Lease, LeaseId, Position, Revision, Row};
+use crate::types::{Batch, ChangeId, Entry, LeaseId, Position, Revision, Row, StoredLease};
 
 use super::checkpoint_backend::{CheckpointError, RedbError, Shared, database};
+use super::checkpoint_leases::{self, LEASES};
+use super::checkpoint_load;
+use super::checkpoint_pages::{self, Page};
 use super::checkpoint_rows::{Meta, decode_lease, decode_row, encode_lease, encode_row, is_whole, stored_crc};
 use super::disk::{Disk, DiskFile};
 use super::failed_sync;
@@ -38,9 +41,7 @@ pub const COMPACTING_NAME: &str = "checkpoint.compacting";
 /// The file while it is being made.
 pub const NEW_FILE_NAME: &str = "checkpoint.redb.new";
 
-const ROWS: TableDefinition<(u64, u32), &[u8]> = TableDefinition::new("rows");
-/// By the bits of their ids.
-const LEASES: TableDefinition<u64, &[u8]> = TableDefinition::new("leases");
+pub(super) const ROWS: TableDefinition<(u64, u32), &[u8]> = TableDefinition::new("rows");
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 const META_KEY: &str = "state";
 /// The rows of one transaction. redb writes a page twice that has to leave the cache before its transaction is committed:
@@ -50,8 +51,8 @@ const TRANSACTION_BYTES: usize = 4 << 20;
 const PREVIOUS_BYTES_MAX: usize = 64 << 10;
 /// Rows that are forgotten in one transaction: each may lie on a page of its own.
 const FORGET_ROWS: usize = 1_000;
-/// Rows go from the reading thread to the building one in pieces of about this size.
-const CHUNK_BYTES: usize = 1 << 20;
+/// A file that is written again goes through memory in pieces of this size.
+const PIECE_BYTES: usize = 1 << 20;
 
 /// What the thread was told and has not written yet.
 #[derive(Debug, Default)]
@@ -110,8 +111,8 @@ impl Gathered {
 #[derive(Default)]
 struct Additions {
     batches: Vec<Arc<Batch>>,
-    /// In their order, and whether they were granted.
-    leases: Vec<(Lease, bool)>,
+    /// What becomes of leases, in its order.
+    leases: Vec<Entry>,
 }
 
 /// A row is written without the previous version, and until then nobody else may need that any more: a delete of many keys
@@ -127,9 +128,12 @@ fn let_go_of_previous(entry: &mut Entry) {
 fn entry_bytes(entry: &Entry) -> usize {
     match entry {
         Entry::Batch(batch) => batch.bytes(),
-        Entry::Compaction(_) | Entry::Alarm { .. } | Entry::Lease { .. } | Entry::Start { .. } | Entry::Stop => {
-            size_of::<Entry>()
-        }
+        Entry::Compaction(_)
+        | Entry::Alarm { .. }
+        | Entry::Lease { .. }
+        | Entry::Remaining { .. }
+        | Entry::Start { .. }
+        | Entry::Stop => size_of::<Entry>(),
     }
 }
 
@@ -150,6 +154,8 @@ pub struct Checkpoint<D: Disk> {
     database: Option<Database>,
     shared: Arc<Shared>,
     meta: Meta,
+    /// The pages of the rows, in order, if they were found whole at the opening and nothing was written since.
+    leaves: Option<Vec<Page>>,
     #[cfg(test)]
     pub(crate) planted: Planted,
 }
@@ -178,6 +184,7 @@ impl<D: Disk> Checkpoint<D> {
             database: Some(database),
             shared,
             meta,
+            leaves: None,
             #[cfg(test)]
             planted: Planted::default(),
         };
@@ -200,10 +207,10 @@ impl<D: Disk> Checkpoint<D> {
             }
             let file = disk.open(FILE_NAME)?;
             let length = file.len()?;
-            let mut bytes = vec![0; CHUNK_BYTES];
+            let mut bytes = vec![0; PIECE_BYTES];
             let mut offset = 0;
             while offset < length {
-                let piece = &mut bytes[..CHUNK_BYTES.min((length - offset) as usize)];
+                let piece = &mut bytes[..PIECE_BYTES.min((length - offset) as usize)];
                 file.read_at(offset, piece)?;
                 file.write_at(offset, piece)?;
                 offset += piece.len() as u64;
@@ -214,12 +221,15 @@ impl<D: Disk> Checkpoint<D> {
         cured.map_err(CheckpointError::io)
     }
 
-    /// Opens the file that is there and checks the structure of all of it.
+    /// Opens the file that is there and checks the structure of all of it. Nothing is written before rows are.
     ///
     /// # Errors
     /// When the disk fails or the file is damaged. The rows are looked at by [`Checkpoint::load`].
     pub fn open(disk: Arc<D>) -> Result<Checkpoint<D>, CheckpointError> {
-        Checkpoint::open_checked(disk, true)
+        let file = disk.open(FILE_NAME).map_err(CheckpointError::io)?;
+        let leaves = checkpoint_pages::check(&file).map_err(CheckpointError::io)?;
+        let is_known = leaves.is_some();
+        Checkpoint::open_as(disk, leaves, !is_known)
     }
 
     /// Opens a file whose structure is known to be damaged, for what is left of it. redb may panic over it.
@@ -227,16 +237,18 @@ impl<D: Disk> Checkpoint<D> {
     /// # Errors
     /// When not even that is possible.
     pub fn open_damaged(disk: Arc<D>) -> Result<Checkpoint<D>, CheckpointError> {
-        Checkpoint::open_checked(disk, false)
+        Checkpoint::open_as(disk, None, false)
     }
 
-    fn open_checked(disk: Arc<D>, check: bool) -> Result<Checkpoint<D>, CheckpointError> {
+    /// `check` lets redb look at all pages.
+    fn open_as(disk: Arc<D>, leaves: Option<Vec<Page>>, check: bool) -> Result<Checkpoint<D>, CheckpointError> {
         let shared = Arc::new(Shared::new(Arc::new(Histogram::new(DISK))));
         // An empty file would be taken for a new one.
         let length = disk.open(FILE_NAME).and_then(|file| file.len()).map_err(CheckpointError::io)?;
         if length == 0 {
             return Err(CheckpointError::Damaged("it is empty".into()));
         }
+        shared.held.begin();
         let database = database(&*disk, FILE_NAME, &shared, check)?;
         let meta = read_meta(&database).map_err(|error| error.into_checkpoint(&shared))?;
         Ok(Checkpoint {
@@ -244,6 +256,7 @@ impl<D: Disk> Checkpoint<D> {
             database: Some(database),
             shared,
             meta,
+            leaves,
             #[cfg(test)]
             planted: Planted::default(),
         })
@@ -288,7 +301,7 @@ impl<D: Disk> Checkpoint<D> {
                     meta.note(entry);
                     match entry {
                         Entry::Batch(batch) => additions.batches.push(batch.clone()),
-                        Entry::Lease { lease, granted } => additions.leases.push((*lease, *granted)),
+                        Entry::Lease { .. } | Entry::Remaining { .. } => additions.leases.push(entry.clone()),
                         Entry::Compaction(_) | Entry::Alarm { .. } | Entry::Start { .. } | Entry::Stop => {}
                     }
                 }
@@ -316,12 +329,26 @@ impl<D: Disk> Checkpoint<D> {
         removed: &[ChangeId],
         meta: Meta,
     ) -> Result<(), CheckpointError> {
+        self.reopen()?;
+        let result = self.write(additions, removed, meta);
+        result.map_err(|error| self.close_over(error))
+    }
+
+    fn reopen(&mut self) -> Result<(), CheckpointError> {
         if self.database.is_none() {
             self.shared = Arc::new(Shared::new(self.shared.syncs.clone()));
             self.database = Some(database(&*self.disk, FILE_NAME, &self.shared, false)?);
         }
-        let result = self.write(additions, removed, meta);
-        result.map_err(|error| self.close_over(error))
+        Ok(())
+    }
+
+    /// What opening the file had to write comes before anything else that is written.
+    fn release_held(&self) -> Result<(), CheckpointError> {
+        if !self.shared.held.is_holding() {
+            return Ok(());
+        }
+        let file = self.disk.open(FILE_NAME).map_err(CheckpointError::io)?;
+        self.shared.held.release(&file).map_err(CheckpointError::io)
     }
 
     fn close_over(&mut self, error: CheckpointError) -> CheckpointError {
@@ -331,6 +358,8 @@ impl<D: Disk> Checkpoint<D> {
 
     /// One transaction.
     fn write(&mut self, additions: &Additions, removed: &[ChangeId], mut meta: Meta) -> Result<(), CheckpointError> {
+        self.leaves = None;
+        self.release_held()?;
         let Some(database) = &self.database else { return Err(CheckpointError::Damaged("it is closed".into())) };
         let shared = &self.shared;
         let result = (|| -> Result<(), RedbError> {
@@ -350,21 +379,7 @@ impl<D: Disk> Checkpoint<D> {
                 }
             }
             if !additions.leases.is_empty() {
-                let mut leases = transaction.open_table(LEASES)?;
-                for (lease, granted) in &additions.leases {
-                    let key = lease.id.0 as u64;
-                    let was_there = if *granted {
-                        leases.insert(key, &encode_lease(*lease)[..])?.is_some()
-                    } else {
-                        leases.remove(key)?.is_some()
-                    };
-                    if was_there == *granted {
-                        let word =
-                            if was_there { "was there before it was granted" } else { "ended and was not there" };
-                        let what = format!("lease {:016x} {word}", lease.id.0);
-                        return Err(CheckpointError::Damaged(what).into());
-                    }
-                }
+                checkpoint_leases::write(&transaction, &additions.leases)?;
             }
             #[cfg(test)]
             if self.planted.revision_of_newest_row && !removed.is_empty() {
@@ -385,48 +400,35 @@ impl<D: Disk> Checkpoint<D> {
         Ok(())
     }
 
-    /// Reads every row, in order, and shows those that are whole. Two threads: one reads and checks, this one builds.
+    /// Reads every row, in order, and shows those that are whole. Other threads read and check; this one builds.
     ///
     /// # Errors
     /// At the first row that is not what was written, or when their number or sum is not; or what `show` refuses with.
-    pub fn load<E: From<CheckpointError>>(&self, mut show: impl FnMut(Row) -> Result<(), E>) -> Result<(), E> {
+    pub fn load<E: From<CheckpointError>>(&self, show: impl FnMut(Row) -> Result<(), E>) -> Result<(), E> {
         let Some(database) = &self.database else {
             return Err(CheckpointError::Damaged("it is closed".into()).into());
         };
-        let (full, filled) = sync_channel::<Chunk>(4);
-        let (empty, emptied) = sync_channel::<Chunk>(8);
-        std::thread::scope(|scope| {
-            let reader = scope.spawn(move || read_rows(database, &self.shared, &full, &emptied));
-            let mut shown = Ok(());
-            for mut chunk in filled.iter() {
-                shown = chunk.show(&mut show);
-                if shown.is_err() {
-                    break;
-                }
-                chunk.clear();
-                // The reader may be done; then nobody takes it back.
-                let _ = empty.try_send(chunk);
+        let read = match &self.leaves {
+            Some(leaves) => {
+                let file = self.disk.open(FILE_NAME).map_err(CheckpointError::io)?;
+                checkpoint_load::from_pages(&file, leaves, show)?
             }
-            // The reader ends as soon as it cannot hand on.
-            drop(filled);
-            let read = reader.join().expect("a panic of ours stops the process");
-            shown?;
-            let (rows, sum) = read?;
-            if (rows, sum) != (self.meta.rows, self.meta.sum) {
-                let what = format!("table rows holds {rows} rows, and not the {} that were written", self.meta.rows);
-                return Err(CheckpointError::Damaged(what).into());
-            }
-            Ok(())
-        })
+            None => checkpoint_load::from_table(database, &self.shared, show)?,
+        };
+        if (read.rows, read.sum) != (self.meta.rows, self.meta.sum) {
+            let what = format!("table rows holds {} rows, and not the {} that were written", read.rows, self.meta.rows);
+            return Err(CheckpointError::Damaged(what).into());
+        }
+        Ok(())
     }
 
     /// Reads every lease.
     ///
     /// # Errors
     /// When one is not what was written, or when their number or sum is not.
-    pub fn leases(&self) -> Result<Vec<Lease>, CheckpointError> {
+    pub fn leases(&self) -> Result<Vec<StoredLease>, CheckpointError> {
         let Some(database) = &self.database else { return Err(CheckpointError::Damaged("it is closed".into())) };
-        let result = (|| -> Result<Vec<Lease>, RedbError> {
+        let result = (|| -> Result<Vec<StoredLease>, RedbError> {
             let table = match database.begin_read()?.open_table(LEASES) {
                 Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
                 table => table?,
@@ -446,7 +448,7 @@ impl<D: Disk> Checkpoint<D> {
         })();
         let leases = result.map_err(|error| error.into_checkpoint(&self.shared))?;
         let mut counted = Meta::new(0, 0);
-        leases.iter().for_each(|lease| counted.add_lease(*lease));
+        leases.iter().for_each(|stored| counted.add_lease(stored.lease));
         if (counted.leases, counted.lease_sum) != (self.meta.leases, self.meta.lease_sum) {
             let (found, expected) = (leases.len(), self.meta.leases);
             let what = format!("table leases holds {found} leases, and not the {expected} that were written");
@@ -482,9 +484,11 @@ impl<D: Disk> Checkpoint<D> {
         &mut self,
         mut meta: Meta,
         rows: impl Iterator<Item = Row>,
-        leases: impl Iterator<Item = Lease>,
+        leases: impl Iterator<Item = StoredLease>,
     ) -> Result<(), CheckpointError> {
+        self.leaves = None;
         let Some(database) = &self.database else { return Err(CheckpointError::Damaged("it is closed".into())) };
+        self.release_held()?;
         (meta.rows, meta.sum, meta.leases, meta.lease_sum) = (0, 0, 0, 0);
         let result = (|| -> Result<(), RedbError> {
             let mut transaction = database.begin_write()?;
@@ -498,9 +502,9 @@ impl<D: Disk> Checkpoint<D> {
                     (meta.rows, meta.sum) = (meta.rows + 1, meta.sum.wrapping_add(u64::from(crc)));
                 }
                 let mut table = transaction.open_table(LEASES)?;
-                for lease in leases {
-                    table.insert(lease.id.0 as u64, &encode_lease(lease)[..])?;
-                    meta.add_lease(lease);
+                for stored in leases {
+                    table.insert(stored.lease.id.0 as u64, &encode_lease(stored)[..])?;
+                    meta.add_lease(stored.lease);
                 }
             }
             transaction.open_table(META)?.insert(META_KEY, &meta.encode()[..])?;
@@ -543,7 +547,12 @@ impl<D: Disk> Checkpoint<D> {
     /// # Errors
     /// What the disk says.
     pub fn compact(&mut self) -> Result<(), CheckpointError> {
-        let Some(database) = &mut self.database else { return Ok(()) };
+        self.leaves = None;
+        self.reopen()?;
+        if let Err(error) = self.release_held() {
+            return Err(self.close_over(error));
+        }
+        let Some(database) = &mut self.database else { return Err(CheckpointError::Damaged("it is closed".into())) };
         note_compaction(&*self.disk).map_err(CheckpointError::io)?;
         let result = database.compact().map_err(|error| match error {
             redb::CompactionError::Storage(error) => self.shared.error(error),
@@ -580,11 +589,11 @@ fn row_key(id: ChangeId) -> (u64, u32) {
     (id.revision.0 as u64, id.sub)
 }
 
-fn row_id((revision, sub): (u64, u32)) -> ChangeId {
+pub(super) fn row_id((revision, sub): (u64, u32)) -> ChangeId {
     ChangeId { revision: Revision(revision as i64), sub }
 }
 
-fn bad_row(id: ChangeId) -> CheckpointError {
+pub(super) fn bad_row(id: ChangeId) -> CheckpointError {
     CheckpointError::Damaged(format!("the checksum of row {}.{} in table rows does not fit", id.revision, id.sub))
 }
 
@@ -618,68 +627,6 @@ fn read_meta(database: &Database) -> Result<Meta, RedbError> {
         None => CheckpointError::Damaged("the checksum of the record in table meta does not fit".into()),
         Some(version) => CheckpointError::Version(version),
     })?)
-}
-
-/// Some rows, one after the other in one piece of memory.
-#[derive(Default)]
-struct Chunk {
-    bytes: Vec<u8>,
-    /// The key of each row, and where it ends.
-    rows: Vec<(ChangeId, usize)>,
-}
-
-impl Chunk {
-    fn clear(&mut self) {
-        self.bytes.clear();
-        self.rows.clear();
-    }
-
-    fn show<E: From<CheckpointError>>(&self, show: &mut impl FnMut(Row) -> Result<(), E>) -> Result<(), E> {
-        let mut start = 0;
-        for &(id, end) in &self.rows {
-            let row = decode_row(id, &self.bytes[start..end]).ok_or_else(|| bad_row(id))?;
-            show(row)?;
-            start = end;
-        }
-        Ok(())
-    }
-}
-
-/// Reads and checks every row. Returns their number and the sum of their checksums.
-fn read_rows(
-    database: &Database,
-    shared: &Shared,
-    full: &SyncSender<Chunk>,
-    emptied: &Receiver<Chunk>,
-) -> Result<(u64, u64), CheckpointError> {
-    let result = (|| -> Result<(u64, u64), RedbError> {
-        let rows = match database.begin_read()?.open_table(ROWS) {
-            Err(redb::TableError::TableDoesNotExist(_)) => return Ok((0, 0)),
-            rows => rows?,
-        };
-        let (mut count, mut sum) = (0, 0_u64);
-        let mut chunk = Chunk::default();
-        for row in rows.range::<(u64, u32)>(..)? {
-            let (key, row) = row?;
-            let (id, row) = (row_id(key.value()), row.value());
-            if !is_whole(id, row) {
-                return Err(bad_row(id).into());
-            }
-            (count, sum) = (count + 1, sum.wrapping_add(u64::from(stored_crc(row))));
-            chunk.bytes.extend_from_slice(row);
-            chunk.rows.push((id, chunk.bytes.len()));
-            if chunk.bytes.len() >= CHUNK_BYTES {
-                let next = emptied.try_recv().unwrap_or_default();
-                if full.send(std::mem::replace(&mut chunk, next)).is_err() {
-                    return Ok((count, sum));
-                }
-            }
-        }
-        // Whoever builds may have given up; it knows why.
-        let _ = full.send(chunk);
-        Ok((count, sum))
-    })();
-    result.map_err(|error| error.into_checkpoint(shared))
 }
 
 #[cfg(test)]

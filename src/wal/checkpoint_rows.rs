@@ -19,14 +19,18 @@
 //! ```text
 //!  0   4  CRC32C of the id and of what follows
 //!  4   8  time to live in seconds
+//! 12   8  what it had left when that was written down, in seconds; absent where it never was, or was taken back
 //! ```
+//!
+//! The record's sum over leases is of ids and times to live alone, so that the end of a lease, whose entry in the log says
+//! no more, can be taken off it.
 //!
 //! The checksum covers the row's own key: a row that a damaged tree shows under another one is found as well.
 
 use bytes::Bytes;
 
 use crate::types::{
-    Alarm, AlarmKind, Change, ChangeId, Entry, KeyValue, Lease, LeaseId, Position, Revision, Row, Time,
+    Alarm, AlarmKind, Change, ChangeId, Entry, KeyValue, Lease, LeaseId, Position, Revision, Row, StoredLease, Time,
 };
 
 pub const FORMAT_VERSION: u32 = 2;
@@ -91,16 +95,16 @@ impl Meta {
             Entry::Lease { lease, granted: true } => self.add_lease(*lease),
             Entry::Lease { lease, granted: false } => {
                 self.leases = self.leases.wrapping_sub(1);
-                self.lease_sum = self.lease_sum.wrapping_sub(u64::from(lease_crc(*lease)));
+                self.lease_sum = self.lease_sum.wrapping_sub(lease_sum(*lease));
             }
             Entry::Start { term } => self.term = *term,
-            Entry::Stop => {}
+            Entry::Remaining { .. } | Entry::Stop => {}
         }
     }
 
     pub fn add_lease(&mut self, lease: Lease) {
         self.leases = self.leases.wrapping_add(1);
-        self.lease_sum = self.lease_sum.wrapping_add(u64::from(lease_crc(lease)));
+        self.lease_sum = self.lease_sum.wrapping_add(lease_sum(lease));
     }
 
     pub fn encode(&self) -> Vec<u8> {
@@ -173,24 +177,34 @@ fn take_u64(rest: &mut &[u8]) -> Option<u64> {
     Some(u64::from_le_bytes(*number))
 }
 
-const LEASE_BYTES: usize = 12;
-
-fn lease_crc(Lease { id, ttl }: Lease) -> u32 {
-    crc32c::crc32c_append(crc32c::crc32c(&id.0.to_le_bytes()), &ttl.to_le_bytes())
+fn lease_crc(id: LeaseId, body: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(&id.0.to_le_bytes()), body)
 }
 
-pub fn encode_lease(lease: Lease) -> [u8; LEASE_BYTES] {
-    let mut bytes = [0; LEASE_BYTES];
-    bytes[..4].copy_from_slice(&lease_crc(lease).to_le_bytes());
-    bytes[4..].copy_from_slice(&lease.ttl.to_le_bytes());
+/// What a lease adds to the sum of the record.
+fn lease_sum(Lease { id, ttl }: Lease) -> u64 {
+    u64::from(lease_crc(id, &ttl.to_le_bytes()))
+}
+
+pub fn encode_lease(StoredLease { lease, remaining }: StoredLease) -> Vec<u8> {
+    let mut bytes = vec![0; 4];
+    for number in [Some(lease.ttl), remaining].into_iter().flatten() {
+        bytes.extend_from_slice(&number.to_le_bytes());
+    }
+    let crc = lease_crc(lease.id, &bytes[4..]);
+    bytes[..4].copy_from_slice(&crc.to_le_bytes());
     bytes
 }
 
 /// The lease under an id. `None`: it is not what was written there.
-pub fn decode_lease(id: LeaseId, mut bytes: &[u8]) -> Option<Lease> {
+pub fn decode_lease(id: LeaseId, mut bytes: &[u8]) -> Option<StoredLease> {
     let crc = take_u32(&mut bytes)?;
+    if crc != lease_crc(id, bytes) {
+        return None;
+    }
     let lease = Lease { id, ttl: take_u64(&mut bytes)? as i64 };
-    (bytes.is_empty() && crc == lease_crc(lease)).then_some(lease)
+    let remaining = take_u64(&mut bytes).map(|seconds| seconds as i64);
+    bytes.is_empty().then_some(StoredLease { lease, remaining })
 }
 
 fn row_crc(id: ChangeId, body: &[u8]) -> u32 {
@@ -316,17 +330,20 @@ mod tests {
 
     #[test]
     fn a_lease_comes_back_under_its_id_alone_and_a_flipped_bit_is_found() {
-        let lease = Lease { id: LeaseId(-3), ttl: 9_000_000_000 };
-        let mut bytes = encode_lease(lease);
-        assert_eq!(decode_lease(lease.id, &bytes), Some(lease));
-        assert_eq!(decode_lease(LeaseId(3), &bytes), None, "another id");
-        for bit in 0..bytes.len() * 8 {
-            bytes[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(decode_lease(lease.id, &bytes), None);
-            bytes[bit / 8] ^= 1 << (bit % 8);
-        }
-        for length in 0..bytes.len() {
-            assert_eq!(decode_lease(lease.id, &bytes[..length]), None);
+        let id = LeaseId(-3);
+        for remaining in [None, Some(1), Some(8_999_999_999)] {
+            let stored = StoredLease { lease: Lease { id, ttl: 9_000_000_000 }, remaining };
+            let mut bytes = encode_lease(stored);
+            assert_eq!(decode_lease(id, &bytes), Some(stored));
+            assert_eq!(decode_lease(LeaseId(3), &bytes), None, "another id");
+            for bit in 0..bytes.len() * 8 {
+                bytes[bit / 8] ^= 1 << (bit % 8);
+                assert_eq!(decode_lease(id, &bytes), None);
+                bytes[bit / 8] ^= 1 << (bit % 8);
+            }
+            for length in 0..bytes.len() {
+                assert_eq!(decode_lease(id, &bytes[..length]), None);
+            }
         }
     }
 

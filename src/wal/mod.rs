@@ -6,11 +6,15 @@
 pub mod check;
 pub mod checkpoint;
 pub mod checkpoint_backend;
+mod checkpoint_leases;
+pub mod checkpoint_load;
+pub mod checkpoint_pages;
 pub mod checkpoint_rows;
 pub mod checkpoint_thread;
 pub mod disk;
 pub mod examine;
 pub mod file_disk;
+mod held;
 pub mod identity;
 pub mod log;
 pub mod meter;

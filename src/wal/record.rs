@@ -32,9 +32,13 @@
 //!          4 start       term
 //!          5 stop
 //!          6 lease       id, time to live in seconds, 1 when granted and 0 when it is no more
+//!          7 remaining   id of a lease, what it has left in seconds, 0 when nothing is to be known of that any more
 //! change   1 put         length and bytes of the key, length and bytes of the value, create revision, version, lease
 //!          2 delete      length and bytes of the key
 //! ```
+//!
+//! Kind 7 came after the others, within version 2: a log that has none is what it was, and a tarsier that does not know it
+//! refuses one that has, as malformed. It is written only where operators ask for it.
 //!
 //! Both checksums of a frame start from the *salt*, a random number that is drawn whenever a file becomes a segment and
 //! that no client ever sees. So neither what a recycled file held before nor a value that looks like a frame can pass for
@@ -303,6 +307,11 @@ fn put_entry(out: &mut impl Sink, entry: &Entry) {
             out.put_varint(lease.ttl as u64);
             out.put_byte(u8::from(*granted));
         }
+        Entry::Remaining { lease, seconds } => {
+            out.put_byte(7);
+            out.put_varint(lease.0 as u64);
+            out.put_varint(seconds.unwrap_or(0) as u64);
+        }
     }
 }
 
@@ -415,6 +424,10 @@ impl<'a> Reader<'a> {
             6 => {
                 let lease = Lease { id: LeaseId(self.varint()? as i64), ttl: self.varint()? as i64 };
                 Ok(Entry::Lease { lease, granted: self.truth()? })
+            }
+            7 => {
+                let (lease, seconds) = (LeaseId(self.varint()? as i64), self.varint()? as i64);
+                Ok(Entry::Remaining { lease, seconds: (seconds != 0).then_some(seconds) })
             }
             _ => Err(Malformed),
         }

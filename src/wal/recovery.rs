@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::FlockOperation;
 
 use crate::shard::clock;
-use crate::types::{ChangeId, Entry, Lease, Position, Row};
+use crate::types::{ChangeId, Entry, Position, Row, StoredLease};
 
 use super::checkpoint::{self, Checkpoint, Gathered};
 use super::checkpoint_backend::CheckpointError;
@@ -78,7 +78,7 @@ pub trait Rebuild {
     ///
     /// # Errors
     /// When there is one twice.
-    fn leases(&mut self, leases: Vec<Lease>) -> Result<(), String>;
+    fn leases(&mut self, leases: Vec<StoredLease>) -> Result<(), String>;
     /// The rows of the checkpoint, in order.
     ///
     /// # Errors
@@ -469,7 +469,7 @@ mod tests {
     impl Rebuild for Nothing {
         fn begin(&mut self, _: &Meta) {}
 
-        fn leases(&mut self, _: Vec<Lease>) -> Result<(), String> {
+        fn leases(&mut self, _: Vec<StoredLease>) -> Result<(), String> {
             Ok(())
         }
 
@@ -612,7 +612,9 @@ mod tests {
         let data = Folder::new("recovery-newest");
         drop(start(&data.0));
         File::create(data.0.join("newest-0000000000000002")).unwrap();
+        let before = std::fs::read(data.0.join(checkpoint::FILE_NAME)).unwrap();
         assert!(refusal(&data.0).contains("wal/0000000000000002.wal is missing"), "{}", refusal(&data.0));
+        assert!(std::fs::read(data.0.join(checkpoint::FILE_NAME)).unwrap() == before, "and nothing is written");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::types::{Batch, Change, ChangeId, Entry, KeyValue, Lease, LeaseId, Position, Revision, Row};
+use crate::types::{Batch, Change, ChangeId, Entry, KeyValue, LeaseId, Position, Revision, Row, StoredLease};
 
 use super::check::{Opened, Report, follows, open};
 use super::checkpoint::{self, Checkpoint};
@@ -68,7 +68,7 @@ struct Saved {
     identity: Option<Identity>,
     meta: Meta,
     rows: BTreeMap<ChangeId, Row>,
-    leases: BTreeMap<LeaseId, Lease>,
+    leases: BTreeMap<LeaseId, StoredLease>,
 }
 
 /// What the log holds that is whole.
@@ -139,7 +139,7 @@ fn read_log<W: Disk>(wal: &W, noted: Option<u64>, report: &mut Report<'_>) -> io
 }
 
 /// What a checkpoint holds that is whole.
-type FromCheckpoint = (Meta, BTreeMap<ChangeId, Row>, BTreeMap<LeaseId, Lease>);
+type FromCheckpoint = (Meta, BTreeMap<ChangeId, Row>, BTreeMap<LeaseId, StoredLease>);
 
 fn read_checkpoint<D: Disk>(data: &Arc<D>, report: &mut Report<'_>) -> io::Result<Option<FromCheckpoint>> {
     let overlay = Arc::new(Overlay(data.clone()));
@@ -180,7 +180,7 @@ fn read_checkpoint<D: Disk>(data: &Arc<D>, report: &mut Report<'_>) -> io::Resul
         report.damage(&format!("{} shows {found} of its {expected} changes", checkpoint::FILE_NAME))?;
     }
     let leases = match checkpoint.leases() {
-        Ok(leases) => leases.into_iter().map(|lease| (lease.id, lease)).collect(),
+        Ok(leases) => leases.into_iter().map(|stored| (stored.lease.id, stored)).collect(),
         Err(error) => {
             report
                 .damage(&format!("{error}; all its leases are left out, and their keys stay until they are deleted"))?;
@@ -235,8 +235,16 @@ impl Saved {
             for entry in entries {
                 match entry {
                     Entry::Batch(batch) => self.insert(batch),
-                    Entry::Lease { lease, granted: true } => drop(self.leases.insert(lease.id, *lease)),
+                    Entry::Lease { lease, granted: true } => {
+                        self.leases.insert(lease.id, StoredLease { lease: *lease, remaining: None });
+                    }
                     Entry::Lease { lease, granted: false } => drop(self.leases.remove(&lease.id)),
+                    // One whose lease was left out with the others has nothing to stand at.
+                    Entry::Remaining { lease, seconds } => {
+                        if let Some(stored) = self.leases.get_mut(lease) {
+                            stored.remaining = *seconds;
+                        }
+                    }
                     Entry::Compaction(_) | Entry::Alarm { .. } | Entry::Start { .. } | Entry::Stop => {}
                 }
                 self.meta.note(entry);

@@ -26,6 +26,7 @@ mod disk;
 #[allow(dead_code, reason = "the load generator uses the rest")]
 mod fault;
 mod full;
+mod leases;
 #[path = "../../src/link.rs"]
 #[allow(dead_code, reason = "the load generator uses the rest")]
 mod link;

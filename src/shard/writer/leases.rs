@@ -2,7 +2,8 @@
 //!
 //! - A grant and a revocation are entries of the log. What a revocation deletes is one revision in the same group, in front
 //!   of it, so no crash leaves a lease without its keys or keys without their lease.
-//! - A keep-alive changes no entry: a start gives every lease its whole time again, as etcd's does.
+//! - A keep-alive is no entry: a start gives every lease its whole time again, as etcd's does. Where what leases have left is
+//!   written down, the first keep-alive behind that takes it back by an entry, and its answer leaves behind that one.
 //! - A keep-alive that comes too late revokes the lease on the spot, and its answer leaves behind that.
 //! - What is only looked at leaves with the youngest group, like every answer about state that may not be durable yet. The
 //!   lessor has no view of what may be told, so a log that is refused refuses these questions too.
@@ -29,6 +30,8 @@ const LISTED_PER_TURN: usize = 1_000;
 /// Leases that are looked at in one turn, and keys that go with the expired of them: some 500 us of work.
 const VISITS_PER_TURN: usize = 500;
 const KEYS_PER_TURN: usize = 500;
+/// Leases of which is written down in one turn what they have left: some 500 us of work, and 8 KB of the log.
+const REMAINING_PER_TURN: usize = 500;
 
 /// How many were granted, revoked (expired ones as well), kept alive and found expired since the start.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -112,7 +115,9 @@ impl Writer {
             LeaseCommand::KeepAlive(id) => {
                 let ttl = self.leases.lessor.keep_alive(id, now);
                 self.leases.counts.renewed += u64::from(ttl.is_some());
-                if ttl.is_none() && self.leases.lessor.is_overdue(id, now) {
+                if ttl.is_some() {
+                    self.take_remaining_back(id, now);
+                } else if self.leases.lessor.is_overdue(id, now) {
                     self.revoke(id, time)?;
                 }
                 Ok(LeaseOutcome::KeptAlive { id, ttl })
@@ -124,6 +129,16 @@ impl Writer {
                 Ok(LeaseOutcome::TimeToLive { id, standing, keys })
             }
             LeaseCommand::List => unreachable!("a list is made in turns"),
+        }
+    }
+
+    fn take_remaining_back(&mut self, id: LeaseId, now: Uptime) {
+        if self.leases.lessor.take_remaining_back(id, now) {
+            #[cfg(test)]
+            if self.planted.keep_remaining {
+                return;
+            }
+            self.open.entries.push(Entry::Remaining { lease: id, seconds: None });
         }
     }
 
@@ -205,7 +220,8 @@ impl Writer {
         Ok(count)
     }
 
-    /// Revokes what has expired, each lease at a revision of its own, as far as one turn goes. True when there may be more.
+    /// Revokes what has expired, each lease at a revision of its own, and writes down what others have left, as far as one
+    /// turn goes. True when there may be more.
     pub fn expire(&mut self, time: Time) -> bool {
         if !self.may_expire() {
             return false;
@@ -217,7 +233,19 @@ impl Writer {
             self.leases.counts.expired += 1;
             keys = keys.saturating_sub(count);
         }
-        visits == 0 || keys == 0
+        let more_remaining = self.write_remaining();
+        visits == 0 || keys == 0 || more_remaining
+    }
+
+    fn write_remaining(&mut self) -> bool {
+        if !self.may_write_remaining() {
+            return false;
+        }
+        let mut visits = REMAINING_PER_TURN;
+        while let Some((lease, seconds)) = self.leases.lessor.next_remaining(self.leases.now, &mut visits) {
+            self.open.entries.push(Entry::Remaining { lease, seconds: Some(seconds) });
+        }
+        visits == 0
     }
 
     pub fn lease_counts(&self) -> LeaseCounts {
@@ -232,14 +260,23 @@ impl Writer {
         !self.refusing && self.check_corrupt().is_ok()
     }
 
-    /// When to look for expired leases again; none without any lease that may expire.
+    /// What was written down before stays true, so while space is short the log is left to what makes some.
+    fn may_write_remaining(&self) -> bool {
+        self.may_expire() && !self.space.is_short && !self.store.has_alarm(AlarmKind::NoSpace)
+    }
+
+    /// When to look at leases again; none without any that may expire, or has something to be written down.
     pub fn next_expiry(&self) -> Option<Uptime> {
-        self.leases.lessor.next_deadline().filter(|_| self.may_expire())
+        let remaining = self.leases.lessor.next_remaining_due().filter(|_| self.may_write_remaining());
+        let expiry = self.leases.lessor.next_deadline().filter(|_| self.may_expire());
+        [expiry, remaining].into_iter().flatten().min()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::shard::writer::Pace;
     use crate::sim::all_keys;
@@ -301,6 +338,27 @@ mod tests {
             Some(Reply::Answer(Ok(Answer { result: Outcome::Range(rows), .. }))) => rows.count,
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn the_keep_alive_behind_a_written_remaining_time_is_an_entry_and_the_next_one_is_none() {
+        let mut lessor = Lessor::new(1);
+        lessor.write_remaining_every(Some(Duration::from_secs(5)));
+        let mut writer = Writer::new(Store::new(), Pace::default(), Position(1)).with_leases(lessor, Uptime(0));
+        grant(&mut writer, 7, 60);
+        assert_eq!(writer.next_expiry(), Some(Uptime(5_000)));
+        writer.set_uptime(Uptime(5_000));
+        writer.set_short_of_space(true);
+        assert!(!writer.expire(Time(1)));
+        assert_eq!(settle(&mut writer).0, [], "a log that is short of space is left to others");
+        writer.set_short_of_space(false);
+        assert!(!writer.expire(Time(1)));
+        let remaining = |seconds| Entry::Remaining { lease: LeaseId(7), seconds };
+        assert_eq!(settle(&mut writer).0, [remaining(Some(55))]);
+        let outcome = LeaseOutcome::KeptAlive { id: LeaseId(7), ttl: Some(60) };
+        let kept = Ok(LeaseAnswer { revision: Revision(1), outcome });
+        assert_eq!(ask(&mut writer, LeaseCommand::KeepAlive(LeaseId(7))), (vec![remaining(None)], kept.clone()));
+        assert_eq!(ask(&mut writer, LeaseCommand::KeepAlive(LeaseId(7))), (Vec::new(), kept));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::backend::{Command, LeaseAnswer, LeaseCommand, LeaseOutcome};
 use crate::lease::{Lessor, Standing};
@@ -58,6 +59,10 @@ pub struct Turn<'a> {
 struct Held {
     ttl: i64,
     deadline: Uptime,
+    /// What it had left by what was written down, in seconds.
+    remaining: Option<i64>,
+    /// When that is to be written down next.
+    due: Option<Uptime>,
 }
 
 /// What is true behind a group.
@@ -67,7 +72,8 @@ struct Mark {
     /// -1 before the first compaction.
     compacted: Revision,
     alarms: Vec<Alarm>,
-    leases: BTreeMap<LeaseId, i64>,
+    /// Times to live, and what was left by what was written down.
+    leases: BTreeMap<LeaseId, (i64, Option<i64>)>,
     term: u64,
 }
 
@@ -80,6 +86,7 @@ pub struct Truth {
     marks: Vec<Mark>,
     /// The last group that anybody was told of.
     told: Position,
+    remaining_interval: Option<Duration>,
 }
 
 impl Truth {
@@ -91,6 +98,7 @@ impl Truth {
             term: 0,
             marks: Vec::new(),
             told: Position(0),
+            remaining_interval: None,
         };
         truth.mark();
         truth
@@ -101,7 +109,7 @@ impl Truth {
             revision: self.model.revision(),
             compacted: self.model.compacted(),
             alarms: self.model.alarms(),
-            leases: self.leases.iter().map(|(id, held)| (*id, held.ttl)).collect(),
+            leases: self.leases.iter().map(|(id, held)| (*id, (held.ttl, held.remaining))).collect(),
             term: self.term,
         });
     }
@@ -141,6 +149,7 @@ impl Truth {
             assert!(*term > self.term, "the term rises with each start");
             self.term = *term;
         }
+        let is_end = noted == Some(Entry::Stop);
         let mut entries: Vec<Entry> = noted.into_iter().collect();
         let position = group.as_ref().map_or(before, |(position, _)| *position);
         let mut owed = Vec::new();
@@ -156,12 +165,17 @@ impl Truth {
         }
         let Some((position, written)) = group else {
             assert_eq!(entries, [], "what was changed is handed to the log");
+            self.check_in_time(is_end || is_short_of_space, now);
             return owed;
         };
         assert_eq!(position, before.next(), "groups are numbered without a gap");
         assert!(written.len() >= entries.len(), "{written:?} is handed to the log for {entries:?}");
         assert_eq!(written[..entries.len()], entries);
-        self.expire(&written[entries.len()..], (time, now));
+        let unasked = &written[entries.len()..];
+        let expired = unasked.iter().take_while(|entry| !matches!(entry, Entry::Remaining { .. })).count();
+        self.expire(&unasked[..expired], (time, now));
+        unasked[expired..].iter().for_each(|entry| self.write_remaining(entry, now));
+        self.check_in_time(is_end || is_short_of_space, now);
         self.mark();
         owed
     }
@@ -180,6 +194,33 @@ impl Truth {
             self.revoke(id, time, &mut entries).expect("it is there, and no alarm is");
             assert_eq!(written[..entries.len()], entries);
             written = &written[entries.len()..];
+        }
+    }
+
+    /// What a lease has left is written down in its time, in whole seconds, and never less than it is.
+    fn write_remaining(&mut self, entry: &Entry, now: Uptime) {
+        let Entry::Remaining { lease, seconds: Some(seconds) } = entry else { panic!("nobody asked for {entry:?}") };
+        let held = self.leases.get_mut(lease).expect("only what is there has time left");
+        let left = held.deadline.0 - now.0;
+        assert!(held.due.take().is_some_and(|due| due <= now), "{lease:?} is not due at {now:?}");
+        assert_eq!(*seconds as u64, left.div_ceil(1_000), "what {lease:?} has left at {now:?}");
+        assert!(*seconds < held.ttl, "a start gives {lease:?} its whole time as it is");
+        held.remaining = Some(*seconds);
+        held.plan(*seconds, now, self.remaining_interval);
+    }
+
+    /// Behind a turn nothing is due any more, unless it could not be written.
+    fn check_in_time(&mut self, is_excused: bool, now: Uptime) {
+        if is_excused || !self.model.alarms().is_empty() {
+            return;
+        }
+        for (id, held) in &mut self.leases {
+            if held.due.is_some_and(|due| due <= now) {
+                let left = held.deadline.0.saturating_sub(now.0).div_ceil(1_000) as i64;
+                assert!(left == 0 || left >= held.ttl, "{id:?} was due at {:?}, and it is {now:?}", held.due);
+                held.due = None;
+                held.plan(left, now, self.remaining_interval);
+            }
         }
     }
 
@@ -244,7 +285,9 @@ impl Truth {
                     return Err(Error::LeaseExists);
                 }
                 let lease = Lease { id, ttl: ttl.max(2) };
-                self.leases.insert(id, Held { ttl: lease.ttl, deadline: deadline(now, lease.ttl) });
+                let mut held = Held { ttl: lease.ttl, deadline: deadline(now, lease.ttl), remaining: None, due: None };
+                held.plan(lease.ttl, now, self.remaining_interval);
+                self.leases.insert(id, held);
                 entries.push(Entry::Lease { lease, granted: true });
                 Ok(LeaseOutcome::Granted(lease))
             }
@@ -257,6 +300,10 @@ impl Truth {
                     }
                     Some(held) => {
                         held.deadline = deadline(now, held.ttl);
+                        if held.remaining.take().is_some() {
+                            held.plan(held.ttl, now, self.remaining_interval);
+                            entries.push(Entry::Remaining { lease: id, seconds: None });
+                        }
                         Some(held.ttl)
                     }
                     None => None,
@@ -402,7 +449,8 @@ impl Truth {
     fn check_leases(&self, lessor: &mut Lessor, mark: &Mark) -> Result<(), String> {
         let listed = lessor.list(usize::MAX).ok_or("a list without a bound has an end")?;
         let granted = |id| lessor.standing(id, Uptime(0)).map_or(-1, |standing| standing.granted);
-        let found: BTreeMap<LeaseId, i64> = listed.into_iter().map(|id| (id, granted(id))).collect();
+        let found = listed.into_iter().map(|id| (id, (granted(id), lessor.written_remaining(id))));
+        let found: BTreeMap<LeaseId, (i64, Option<i64>)> = found.collect();
         if found != mark.leases {
             return Err(format!("the leases are {found:?} and were {:?}", mark.leases));
         }
@@ -420,7 +468,8 @@ impl Truth {
     }
 
     /// A start has made this the last group: what came behind it never was. All leases begin anew.
-    pub fn take_back(&mut self, position: Position, now: Uptime) {
+    pub fn take_back(&mut self, position: Position, now: Uptime, remaining_interval: Option<Duration>) {
+        self.remaining_interval = remaining_interval;
         assert!(position >= self.told);
         self.told = position;
         self.marks.truncate(position.0 as usize + 1);
@@ -428,8 +477,24 @@ impl Truth {
         self.model.take_back(mark.revision, mark.compacted, mark.alarms);
         self.term = mark.term;
         let begin = Uptime(now.0 + START_GRACE_MILLISECONDS);
-        let held = |(id, ttl)| (id, Held { ttl, deadline: deadline(begin, ttl) });
+        let held = |(id, (ttl, remaining)): (LeaseId, (i64, Option<i64>))| {
+            let seconds = remaining.unwrap_or(ttl);
+            let mut held = Held { ttl, deadline: deadline(begin, seconds), remaining, due: None };
+            held.plan(seconds, begin, remaining_interval);
+            (id, held)
+        };
         self.leases = mark.leases.into_iter().map(held).collect();
+    }
+}
+
+impl Held {
+    fn plan(&mut self, seconds: i64, now: Uptime, interval: Option<Duration>) {
+        if let Some(interval) = interval.map(|interval| interval.as_millis() as u64)
+            && self.due.is_none()
+            && seconds as u64 * 1_000 > interval
+        {
+            self.due = Some(Uptime((now.0 + interval).next_multiple_of(500)));
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use crate::sim::Folder;
 use crate::store::Store;
 use crate::store::command::{DeleteRange, Op, Put, PutLease, PutValue, Txn, Write as Command};
 use crate::store::restore::Restore;
-use crate::types::{Key, KeyRange, KeyValue, Lease, LeaseId, Position, Time};
+use crate::types::{Key, KeyRange, KeyValue, Lease, LeaseId, Position, StoredLease, Time};
 use crate::wal::checkpoint::Gathered;
 use crate::wal::checkpoint_backend::CheckpointError;
 use crate::wal::disk::DiskFile;
@@ -18,17 +18,31 @@ use crate::wal::segments::segment_name;
 const IDENTITY: Identity = Identity { cluster_id: 5, member_id: 6 };
 
 /// What becomes of leases, by group. The checkpoint ends at group 45.
-const LEASES: [(u64, Entry); 5] =
-    [(10, lease(7, true)), (20, lease(8, true)), (40, lease(7, false)), (48, lease(-9, true)), (49, lease(7, true))];
+const LEASES: [(u64, Entry); 9] = [
+    (10, lease(7, true)),
+    (20, lease(8, true)),
+    (25, remaining(7, Some(50))),
+    (26, remaining(8, Some(40))),
+    (40, lease(7, false)),
+    (48, lease(-9, true)),
+    (49, lease(7, true)),
+    (50, remaining(-9, Some(30))),
+    (52, remaining(8, None)),
+];
+
+const fn remaining(id: i64, seconds: Option<i64>) -> Entry {
+    Entry::Remaining { lease: LeaseId(id), seconds }
+}
 
 const fn lease(id: i64, granted: bool) -> Entry {
     Entry::Lease { lease: Lease { id: LeaseId(id), ttl: 60 + id }, granted }
 }
 
-fn leases(data: &Path) -> Vec<(i64, i64)> {
+/// Id, time to live, and what was left by what was written down.
+fn leases(data: &Path) -> Vec<(i64, i64, Option<i64>)> {
     let claimed = claim(data, None, || IDENTITY).unwrap();
     let leases = Checkpoint::open(claimed.files.data.clone()).unwrap().leases().unwrap();
-    leases.into_iter().map(|Lease { id, ttl }| (id.0, ttl)).collect()
+    leases.into_iter().map(|StoredLease { lease, remaining }| (lease.id.0, lease.ttl, remaining)).collect()
 }
 
 /// A store in a directory: some of it in the checkpoint, all of it in a log of one segment.
@@ -158,7 +172,9 @@ fn a_whole_directory_is_said_to_be_whole_and_is_not_touched() {
     assert_eq!(live(&copy), live(&store));
     let history = |store: &Store| store.history(store.compacted().unwrap(), store.revision(), 999, 1 << 30).unwrap();
     assert_eq!(history(&copy), history(&store));
-    assert_eq!(leases(&new.0), [(7, 67), (8, 68), (-9, 51)], "in the order of their bits");
+    let expected = [(7, 67, None), (8, 68, None), (-9, 51, Some(30))];
+    assert_eq!(leases(&new.0), expected, "in the order of their bits");
+    assert_eq!(leases(&data.0), [(8, 68, Some(40))], "those of the checkpoint");
     assert!(checked(&new.0).0, "{}", checked(&new.0).1);
 }
 

@@ -11,7 +11,7 @@ use crate::sim::disk::{FakeDisk, Faults};
 use crate::store::Store;
 use crate::store::command::*;
 use crate::store::restore::Restore;
-use crate::types::{Alarm, AlarmKind, Change, Key, KeyRange, LeaseId, Time};
+use crate::types::{Alarm, AlarmKind, Change, Key, KeyRange, KeyValue, LeaseId, Time};
 use crate::wal::checkpoint_rows::decode_row;
 
 /// See [`Planted::revision_of_newest_row`].
@@ -322,6 +322,7 @@ fn outlives_a_failed_compaction(seed: u64, call: u64, ends_compaction: bool) -> 
     world.disk.restart();
     world.checkpoint = None;
     let checkpoint = open(&world.disk).expect("the page cache shows a whole file");
+    checkpoint.release_held().expect("nothing fails any more");
     world.disk.power_cut();
     drop(checkpoint);
     let opened = open(&world.disk);
@@ -375,4 +376,111 @@ fn a_flipped_bit_anywhere_is_found_or_harmless() {
         }
     }
     assert!(found > 50 && panicked == 0, "{found} found, {panicked} panicked");
+}
+
+fn loaded(checkpoint: &Checkpoint<FakeDisk>) -> Result<Vec<Row>, CheckpointError> {
+    let mut rows = Vec::new();
+    checkpoint.load(|row| {
+        rows.push(row);
+        Ok::<(), CheckpointError>(())
+    })?;
+    Ok(rows)
+}
+
+/// Adds so many puts, in groups of about a transaction.
+fn fill(world: &mut World, puts: u64) {
+    for at in 0..puts {
+        let key = Key::from(format!("fill/{at:08}"));
+        let (value, lease) = (PutValue::Set(vec![b'v'; 40].into()), PutLease::Set(LeaseId::NONE));
+        let entry = world.store.apply(&Write::Put(Put { key, value, lease, prev_kv: false }), Time(7)).entry.unwrap();
+        world.log(vec![entry]);
+    }
+    world.checkpoint.as_mut().unwrap().commit(&mut world.gathered, true).unwrap();
+}
+
+#[test]
+fn rows_are_read_from_the_pages_as_redb_reads_them() {
+    let mut rows_max = 0;
+    for seed in 0..20 {
+        let mut world = World::new(seed, Planted::default());
+        for _ in 0..100 {
+            world.step();
+        }
+        let is_closed = world.random.one_in(2);
+        if !is_closed {
+            world.disk.restart();
+        }
+        world.checkpoint = None;
+        world.disk.set_faults(Faults::default());
+        Checkpoint::end_compaction(&*world.disk).unwrap();
+        let mut checkpoint = Checkpoint::open(world.disk.clone()).unwrap();
+        assert!(checkpoint.leaves.is_some(), "seed {seed}: it is as a commit left it, closed: {is_closed}");
+        let rows = loaded(&checkpoint).unwrap();
+        checkpoint.leaves = None;
+        assert_eq!(loaded(&checkpoint).unwrap(), rows, "seed {seed}");
+        rows_max = rows_max.max(rows.len());
+
+        // What is written from here on is read as well.
+        drop(checkpoint);
+        world.start();
+        assert!(world.checkpoint.as_ref().unwrap().leaves.is_some());
+        fill(&mut world, 3);
+        let rows = loaded(world.checkpoint.as_ref().unwrap()).unwrap();
+        assert_eq!(rows.last().unwrap().id.revision, world.store.revision(), "seed {seed}");
+    }
+    assert!(rows_max > 50);
+}
+
+#[test]
+fn rows_of_a_large_file_are_read_by_several_threads_in_their_order() {
+    let disk = Arc::new(FakeDisk::new(1));
+    let row = |at: i64| {
+        let revision = Revision(at + 2);
+        let kv = KeyValue::new(b"key", &[b'v'; 100], Revision(2), revision, 0, at + 1, LeaseId::NONE);
+        let change = Change::Put { kv, previous: None };
+        Row { id: ChangeId { revision, sub: 0 }, is_last: true, time: Time(7), change }
+    };
+    let rows: Vec<Row> = (0..30_000).map(row).collect();
+    let meta = Meta { revision: rows[rows.len() - 1].id.revision, ..Meta::new(1, 2) };
+    let mut checkpoint = Checkpoint::create(disk.clone(), meta.clone()).unwrap();
+    checkpoint.fill(meta, rows.iter().cloned(), std::iter::empty()).unwrap();
+    drop(checkpoint);
+    let checkpoint = Checkpoint::open(disk.clone()).unwrap();
+    let leaves = checkpoint.leaves.as_ref().expect("it is as a commit left it");
+    assert!(leaves.len() > 300, "{} leaves are a tree of three levels", leaves.len());
+    assert!(disk.contents(FILE_NAME).len() as u64 >= checkpoint_pages::TWO_THREADS_BYTES_MIN);
+    assert!(loaded(&checkpoint).unwrap() == rows);
+}
+
+#[test]
+fn a_flipped_bit_is_judged_as_redb_judges_it() {
+    let mut world = World::new(5, Planted::default());
+    for _ in 0..40 {
+        world.write();
+    }
+    fill(&mut world, 300);
+    world.checkpoint = None;
+    let length = world.disk.contents(FILE_NAME).len() as u64;
+    let judge = |disk: FakeDisk, open: fn(Arc<FakeDisk>) -> Result<Checkpoint<FakeDisk>, CheckpointError>| {
+        let rows = std::panic::catch_unwind(AssertUnwindSafe(|| {
+            let checkpoint = open(Arc::new(disk)).map_err(|error| error.to_string())?;
+            Ok((loaded(&checkpoint).map_err(|error| error.to_string())?, checkpoint.meta().clone()))
+        }));
+        rows.unwrap_or_else(|_| Err("it panics".to_owned()))
+    };
+    // Every byte of the header, where not all has a checksum, and some of the pages.
+    let (mut whole, mut found) = (0, 0);
+    for attempt in 0..1_000 {
+        let at = if attempt < 320 { attempt } else { world.random.below(length) };
+        let bit = 1 << world.random.below(8);
+        let copy = || {
+            let disk = world.disk.copy(attempt);
+            disk.flip(FILE_NAME, at, bit);
+            disk
+        };
+        let ours = judge(copy(), Checkpoint::open);
+        assert_eq!(ours, judge(copy(), |disk| Checkpoint::open_as(disk, None, true)), "bit {bit} of byte {at}");
+        *if ours.is_ok() { &mut whole } else { &mut found } += 1;
+    }
+    assert!(whole > 100 && found > 100, "{whole} whole, {found} found");
 }

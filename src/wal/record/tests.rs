@@ -4,7 +4,7 @@ use crate::random::Random;
 const SEGMENT: SegmentHeader = SegmentHeader { cluster_id: 7, sequence: 3, salt: 0x5a17_5a17_5a17_5a17, blocks: 16 };
 
 fn entry(random: &mut Random) -> Entry {
-    match random.below(9) {
+    match random.below(10) {
         0 => Entry::Compaction(Revision(random.below(1_000) as i64)),
         1 => Entry::Alarm {
             alarm: Alarm { member: random.next(), kind: *random.pick(&[AlarmKind::NoSpace, AlarmKind::Corrupt]) },
@@ -15,6 +15,10 @@ fn entry(random: &mut Random) -> Entry {
         4 => Entry::Lease {
             lease: Lease { id: LeaseId(random.next() as i64), ttl: random.next() as i64 },
             granted: random.chance(50),
+        },
+        5 => Entry::Remaining {
+            lease: LeaseId(random.next() as i64),
+            seconds: Some(random.below(3) as i64).filter(|seconds| *seconds > 0),
         },
         _ => {
             let revision = Revision(random.below(1 << 40) as i64);
