@@ -221,7 +221,7 @@ impl<D: Disk> Checkpoint<D> {
         cured.map_err(CheckpointError::io)
     }
 
-    /// Opens the file that is there and checks the structure of all of it.
+    /// Opens the file that is there and checks the structure of all of it. Nothing is written before rows are.
     ///
     /// # Errors
     /// When the disk fails or the file is damaged. The rows are looked at by [`Checkpoint::load`].
@@ -248,6 +248,7 @@ impl<D: Disk> Checkpoint<D> {
         if length == 0 {
             return Err(CheckpointError::Damaged("it is empty".into()));
         }
+        shared.held.begin();
         let database = database(&*disk, FILE_NAME, &shared, check)?;
         let meta = read_meta(&database).map_err(|error| error.into_checkpoint(&shared))?;
         Ok(Checkpoint {
@@ -328,12 +329,26 @@ impl<D: Disk> Checkpoint<D> {
         removed: &[ChangeId],
         meta: Meta,
     ) -> Result<(), CheckpointError> {
+        self.reopen()?;
+        let result = self.write(additions, removed, meta);
+        result.map_err(|error| self.close_over(error))
+    }
+
+    fn reopen(&mut self) -> Result<(), CheckpointError> {
         if self.database.is_none() {
             self.shared = Arc::new(Shared::new(self.shared.syncs.clone()));
             self.database = Some(database(&*self.disk, FILE_NAME, &self.shared, false)?);
         }
-        let result = self.write(additions, removed, meta);
-        result.map_err(|error| self.close_over(error))
+        Ok(())
+    }
+
+    /// What opening the file had to write comes before anything else that is written.
+    fn release_held(&self) -> Result<(), CheckpointError> {
+        if !self.shared.held.is_holding() {
+            return Ok(());
+        }
+        let file = self.disk.open(FILE_NAME).map_err(CheckpointError::io)?;
+        self.shared.held.release(&file).map_err(CheckpointError::io)
     }
 
     fn close_over(&mut self, error: CheckpointError) -> CheckpointError {
@@ -344,6 +359,7 @@ impl<D: Disk> Checkpoint<D> {
     /// One transaction.
     fn write(&mut self, additions: &Additions, removed: &[ChangeId], mut meta: Meta) -> Result<(), CheckpointError> {
         self.leaves = None;
+        self.release_held()?;
         let Some(database) = &self.database else { return Err(CheckpointError::Damaged("it is closed".into())) };
         let shared = &self.shared;
         let result = (|| -> Result<(), RedbError> {
@@ -472,6 +488,7 @@ impl<D: Disk> Checkpoint<D> {
     ) -> Result<(), CheckpointError> {
         self.leaves = None;
         let Some(database) = &self.database else { return Err(CheckpointError::Damaged("it is closed".into())) };
+        self.release_held()?;
         (meta.rows, meta.sum, meta.leases, meta.lease_sum) = (0, 0, 0, 0);
         let result = (|| -> Result<(), RedbError> {
             let mut transaction = database.begin_write()?;
@@ -531,7 +548,11 @@ impl<D: Disk> Checkpoint<D> {
     /// What the disk says.
     pub fn compact(&mut self) -> Result<(), CheckpointError> {
         self.leaves = None;
-        let Some(database) = &mut self.database else { return Ok(()) };
+        self.reopen()?;
+        if let Err(error) = self.release_held() {
+            return Err(self.close_over(error));
+        }
+        let Some(database) = &mut self.database else { return Err(CheckpointError::Damaged("it is closed".into())) };
         note_compaction(&*self.disk).map_err(CheckpointError::io)?;
         let result = database.compact().map_err(|error| match error {
             redb::CompactionError::Storage(error) => self.shared.error(error),

@@ -13,6 +13,7 @@ use crate::shard::clock;
 use super::checkpoint::FILE_NAME;
 use super::checkpoint_rows::FORMAT_VERSION;
 use super::disk::{Disk, DiskFile};
+use super::held::Held;
 use super::{failed_sync, is_refusal};
 
 /// What redb may hold of the file. New rows go to one end of the tree, so that a larger cache gains nothing beyond what one
@@ -64,6 +65,7 @@ struct Backend<F> {
 #[derive(Debug)]
 pub struct Shared {
     failure: Mutex<Option<io::Error>>,
+    pub held: Held,
     pub written_bytes: AtomicU64,
     /// What is written is slowed down to this many bytes a second; 0 is as fast as the disk.
     pub write_bytes_per_second: AtomicU64,
@@ -75,6 +77,7 @@ impl Shared {
     pub fn new(syncs: Arc<Histogram>) -> Shared {
         Shared {
             failure: Mutex::default(),
+            held: Held::default(),
             written_bytes: AtomicU64::new(0),
             write_bytes_per_second: AtomicU64::new(0),
             syncs,
@@ -130,14 +133,21 @@ impl<F: DiskFile> StorageBackend for Backend<F> {
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.shared.note(self.file.read_at(offset, out))
+        self.shared.note(self.file.read_at(offset, out))?;
+        self.shared.held.read(offset, out);
+        Ok(())
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
+        // Seldom before rows are written, and then it is not worth its own kind of call to hold.
+        self.shared.note(self.shared.held.release(&self.file))?;
         self.shared.note(self.file.set_len(len))
     }
 
     fn sync_data(&self) -> io::Result<()> {
+        if self.shared.held.keeps_sync() {
+            return Ok(());
+        }
         let begun = clock::now();
         let synced = self.file.sync_data();
         self.shared.syncs.observe(clock::now() - begun);
@@ -145,6 +155,9 @@ impl<F: DiskFile> StorageBackend for Backend<F> {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        if self.shared.held.keeps_write(offset, data) {
+            return Ok(());
+        }
         self.shared.note(self.file.write_at(offset, data))?;
         let bytes = data.len() as u64;
         let before = self.shared.written_bytes.fetch_add(bytes, Ordering::Relaxed);

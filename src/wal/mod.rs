@@ -14,6 +14,7 @@ pub mod checkpoint_thread;
 pub mod disk;
 pub mod examine;
 pub mod file_disk;
+mod held;
 pub mod identity;
 pub mod log;
 pub mod meter;

@@ -612,7 +612,9 @@ mod tests {
         let data = Folder::new("recovery-newest");
         drop(start(&data.0));
         File::create(data.0.join("newest-0000000000000002")).unwrap();
+        let before = std::fs::read(data.0.join(checkpoint::FILE_NAME)).unwrap();
         assert!(refusal(&data.0).contains("wal/0000000000000002.wal is missing"), "{}", refusal(&data.0));
+        assert!(std::fs::read(data.0.join(checkpoint::FILE_NAME)).unwrap() == before, "and nothing is written");
     }
 
     #[test]

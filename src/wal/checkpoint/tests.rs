@@ -322,6 +322,7 @@ fn outlives_a_failed_compaction(seed: u64, call: u64, ends_compaction: bool) -> 
     world.disk.restart();
     world.checkpoint = None;
     let checkpoint = open(&world.disk).expect("the page cache shows a whole file");
+    checkpoint.release_held().expect("nothing fails any more");
     world.disk.power_cut();
     drop(checkpoint);
     let opened = open(&world.disk);
