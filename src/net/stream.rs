@@ -26,7 +26,7 @@ const OUTPUT_BYTES: usize = 16 * 1_024;
 const FIRST_OUTPUT_BYTES: usize = 4 * 1_024;
 /// Pieces of output, and request messages, in one look at a stream; then the others have their turn.
 const OUTPUTS_PER_LOOK: usize = 8;
-const MESSAGES_PER_LOOK: usize = 256;
+const MESSAGES_PER_LOOK: usize = 16;
 
 pub struct Row {
     body: RecvStream,
