@@ -5,7 +5,7 @@
 //! at which a put was due, so a stall counts with all the puts that it delayed. Each of the three has a thread of its
 //! own: reading a hundred megabytes must not look like a slow put.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -16,10 +16,10 @@ use bytes::BytesMut;
 use hdrhistogram::Histogram;
 use tarsier_proto::etcdserverpb as pb;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
 
 use crate::caller::Caller;
 use crate::fault::{Fault, Result};
+use crate::lanes::in_lanes;
 use crate::link::Windows;
 use crate::load::{latencies, record};
 use crate::meter::Meter;
@@ -192,40 +192,16 @@ fn add_tail(measured: &mut Measured, scene: &str, latency: &Histogram<u64>) {
 /// Puts every key once, many to a transaction.
 pub async fn load(endpoint: &Arc<str>, keys: u32, value: &'static [u8]) -> Result<()> {
     let caller = Caller::connect(endpoint, Windows::SMALL).await?;
-    let next = Rc::new(RefCell::new(0u32));
-    let lane = async || {
-        loop {
-            let first = next.replace_with(|next| next.saturating_add(PUTS_A_TXN));
-            if first >= keys {
-                return Ok(());
-            }
-            let puts = (first..keys.min(first + PUTS_A_TXN)).map(|index| {
-                let put = pb::PutRequest { key: key(index).into(), value: value.into(), ..Default::default() };
-                pb::RequestOp { request: Some(pb::request_op::Request::RequestPut(put)) }
-            });
-            let request = pb::TxnRequest { success: puts.collect(), ..Default::default() };
-            caller.call_message(wire::PATH_TXN, &request).await?;
-        }
+    let begin = move |caller: Caller, txn: u32| {
+        let first = txn * PUTS_A_TXN;
+        let puts = (first..keys.min(first.saturating_add(PUTS_A_TXN))).map(|index| {
+            let put = pb::PutRequest { key: key(index).into(), value: value.into(), ..Default::default() };
+            pb::RequestOp { request: Some(pb::request_op::Request::RequestPut(put)) }
+        });
+        let request = pb::TxnRequest { success: puts.collect(), ..Default::default() };
+        async move { caller.call_message(wire::PATH_TXN, &request).await.map(drop) }
     };
-    in_lanes(LOADS_IN_FLIGHT, lane).await
-}
-
-/// Runs so many copies of a future side by side in this task; the first fault ends them all.
-async fn in_lanes<F: Future<Output = Result<()>>>(lanes: u32, lane: impl Fn() -> F) -> Result<()> {
-    let mut running: Vec<_> = (0..lanes).map(|_| Some(Box::pin(lane()))).collect();
-    std::future::poll_fn(|cx| {
-        let mut is_any_pending = false;
-        for slot in &mut running {
-            match slot.as_mut().map(|future| future.as_mut().poll(cx)) {
-                None => {}
-                Some(std::task::Poll::Pending) => is_any_pending = true,
-                Some(std::task::Poll::Ready(Ok(()))) => *slot = None,
-                Some(std::task::Poll::Ready(Err(fault))) => return std::task::Poll::Ready(Err(fault)),
-            }
-        }
-        if is_any_pending { std::task::Poll::Pending } else { std::task::Poll::Ready(Ok(())) }
-    })
-    .await
+    in_lanes(&[caller], LOADS_IN_FLIGHT, keys.div_ceil(PUTS_A_TXN), begin).await
 }
 
 /// Reads all keys until told to stop; each range must hold them all.
@@ -267,27 +243,18 @@ async fn write_and_compact(endpoint: Arc<str>, sizes: Bystander) -> Result<Writt
 /// Writes the revisions, one a put; gives the newest.
 async fn write(endpoint: Arc<str>, sizes: Bystander) -> Result<i64> {
     let caller = Caller::connect(&endpoint, Windows::SMALL).await?;
-    let (next, newest) = (Rc::new(RefCell::new(0u32)), Rc::new(RefCell::new(0i64)));
-    // Each lane is a task, so that an answer wakes one of them and not all.
-    let mut lanes = JoinSet::new();
-    for _ in 0..WRITES_IN_FLIGHT {
-        let (caller, next, newest) = (caller.clone(), next.clone(), newest.clone());
-        lanes.spawn_local(async move {
-            loop {
-                let put = next.replace_with(|next| next.saturating_add(1));
-                if put >= sizes.revisions {
-                    return Ok::<_, Fault>(());
-                }
-                let revision = caller.put(&key(put % sizes.keys), b"value").await?;
-                newest.replace_with(|newest| revision.max(*newest));
-            }
-        });
-    }
-    while let Some(ended) = lanes.join_next().await {
-        ended.map_err(|cause| Fault::Refused(format!("a writer ended badly: {cause}")))??;
-    }
-    let revision = *newest.borrow();
-    Ok(revision)
+    let newest = Rc::new(Cell::new(0i64));
+    let noted = newest.clone();
+    let begin = move |caller: Caller, put: u32| {
+        let newest = noted.clone();
+        async move {
+            let revision = caller.put(&key(put % sizes.keys), b"value").await?;
+            newest.set(revision.max(newest.get()));
+            Ok(())
+        }
+    };
+    in_lanes(&[caller], WRITES_IN_FLIGHT, sizes.revisions, begin).await?;
+    Ok(newest.get())
 }
 
 /// Starts the bystander.

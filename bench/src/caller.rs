@@ -9,6 +9,7 @@ use h2::SendStream;
 use h2::client::SendRequest;
 use prost::Message;
 use tarsier_proto::etcdserverpb as pb;
+use tarsier_proto::v3lockpb;
 
 use crate::fault::{Fault, Result};
 use crate::link::{self, Answer, Piece, Windows};
@@ -104,6 +105,17 @@ impl Caller {
             ..=0 => Err(Fault::Broken("a lease ended while it was kept alive".to_owned())),
             _ => Ok(()),
         }
+    }
+
+    /// Waits until the lease holds the lock of this name; gives the key that stands for it.
+    pub async fn lock(&self, name: &'static str, lease: i64) -> Result<Bytes> {
+        let request = v3lockpb::LockRequest { name: name.into(), lease };
+        Ok(self.ask::<v3lockpb::LockResponse>(wire::PATH_LOCK, &request).await?.key)
+    }
+
+    /// Lets go of a lock, named by the key that [`lock`](Self::lock) gave.
+    pub async fn unlock(&self, key: Bytes) -> Result<()> {
+        self.call_message(wire::PATH_UNLOCK, &v3lockpb::UnlockRequest { key }).await.map(drop)
     }
 
     /// Forgets what lies before a revision, and waits until it is gone.

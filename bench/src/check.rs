@@ -1,322 +1,322 @@
-//! The judge: every watch got every event of its keys exactly once, in order, and nothing else.
+//! `check`: the proof of delivery as a command. Beside each kind of load, watches of every kind must get what was put to
+//! their keys: each event once, in order, and nothing else.
 //!
-//! Of each watch it keeps two numbers: how many events came and the revision of the last. That is enough, because each
-//! event is judged as it arrives: its key must be one that the watch asked for, its revision must be above the last one
-//! of the watch, and all watches must agree which key a revision wrote. Revisions that rise cannot repeat, so when at
-//! the end that agreement equals the acknowledged puts and each watch has as many events as puts fell into its keys, it
-//! has exactly those. The checker knows no connection and no clock.
+//! The judge is [`judge`](crate::judge), the same that every figure of this program stands or falls by. What is here is
+//! the company: clients that call without pause, that create and cancel, that hang on everything, or that leave and come
+//! back with the revision at which they left.
 
+use std::cell::Cell;
+use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use crate::keys::Plan;
-use crate::wire::Event;
+use clap::{Args, ValueEnum};
+use tokio::task::JoinSet;
 
-/// A put that the server acknowledged.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Put {
-    pub key: u32,
-    pub revision: i64,
+use crate::caller::Caller;
+use crate::delivery::{self, EVENT_VALUE_BYTES, put_all};
+use crate::fault::{Fault, Result};
+use crate::fleet::{Fleet, Pace};
+use crate::harm::{WatchCall, create_and_cancel, deaf_streams};
+use crate::judge::{Put, events_due};
+use crate::keys::{KeyChoice, Plan};
+use crate::link::Windows;
+use crate::load::{Load, Shape};
+use crate::screen::count;
+use crate::server::{ProgramFlags, Server};
+use crate::subject::{Named, Subject};
+use crate::work::Work;
+
+/// What goes on beside the watches.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Company {
+    /// Nothing
+    Quiet,
+    /// Puts to other keys
+    Put,
+    /// Linearizable reads
+    Read,
+    /// Linearizable ranges
+    Range,
+    /// Transactions
+    Txn,
+    /// Keep-alives
+    KeepAlive,
+    /// Creates and cancels
+    Churn,
+    /// Watchers of everything that read nothing
+    Stuck,
+    /// The watches' own clients leave and come back
+    Resume,
 }
 
-/// How many differences are kept as text; all are counted.
-const DIFFERENCES_SHOWN_MAX: usize = 8;
-/// Revisions past this many beyond the base are taken for damage, not for a table to be made as long.
-const REVISIONS_MAX: u32 = 1 << 26;
-/// No event has told yet what this revision wrote.
-const UNKNOWN: u32 = u32::MAX;
-
-#[derive(Clone, Copy, Default)]
-struct Seen {
-    count: u32,
-    /// Of the newest event, less the base revision; 0 before the first.
-    last: u32,
+#[derive(Args, Clone, Debug)]
+pub struct CheckArgs {
+    /// An etcd program, started anew for each load
+    #[arg(long)]
+    etcd: Option<PathBuf>,
+    /// A tarsier program, started anew for each load
+    #[arg(long)]
+    tarsier: Option<PathBuf>,
+    /// A server that runs already, as NAME=HOST:PORT
+    #[arg(long)]
+    server: Vec<Named>,
+    /// What goes on beside the watches, one after the other; all by default
+    #[arg(long, value_enum, value_delimiter = ',')]
+    beside: Vec<Company>,
+    /// Seconds of each
+    #[arg(long, default_value_t = 5)]
+    seconds: u64,
+    /// Clients that make calls beside the watches
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+    clients: u32,
+    /// Give up when nothing moves for so many seconds
+    #[arg(long, default_value_t = 60)]
+    patience: u64,
+    #[command(flatten)]
+    pace: Pace,
+    /// First of four ports on 127.0.0.1 for the servers that are started
+    #[arg(long, default_value_t = 23700, value_parser = clap::value_parser!(u16).range(1..=65532))]
+    port: u16,
+    #[command(flatten)]
+    started: ProgramFlags,
 }
 
-/// What was found.
-#[derive(Default, Debug, PartialEq, Eq)]
-pub struct Verdict {
-    pub expected: u64,
-    pub received: u64,
-    pub differences: u64,
-    pub shown: Vec<String>,
-}
+const CHOICES: [KeyChoice; 4] = [KeyChoice::Pool, KeyChoice::Own, KeyChoice::One, KeyChoice::Range];
+/// Keys that are put in one turn, of each kind of watches.
+const PUTS_A_TURN: u32 = 50;
+const LEASES: usize = 100;
+const RANGED_KEYS: u32 = 1_000;
+const STUCK: u32 = 100;
+/// What a stuck watcher takes before it hangs.
+const STUCK_WINDOWS: Windows = Windows { stream_bytes: 4 << 10, connection_bytes: 1 << 20 };
 
-impl Verdict {
-    pub fn is_clean(&self) -> bool {
-        self.differences == 0 && self.expected == self.received
-    }
-
-    pub fn add(&mut self, other: Verdict) {
-        self.expected += other.expected;
-        self.received += other.received;
-        self.differences += other.differences;
-        self.shown.extend(other.shown);
-        self.shown.truncate(DIFFERENCES_SHOWN_MAX);
-    }
-
-    fn difference(&mut self, text: impl FnOnce() -> String) {
-        self.differences += 1;
-        if self.shown.len() < DIFFERENCES_SHOWN_MAX {
-            self.shown.push(text());
-        }
-    }
-}
-
-/// Judges the events of the watches `first_watch .. first_watch + count`.
-pub struct Checker {
-    plan: Arc<Plan>,
-    first_watch: u64,
-    base_revision: i64,
-    seen: Vec<Seen>,
-    /// The key index that each revision above the base wrote, as the first event told.
-    written: Vec<u32>,
-    verdict: Verdict,
-}
-
-impl Checker {
-    /// `base_revision` is the store's before the first put.
-    pub fn new(plan: Arc<Plan>, first_watch: u64, count: u64, base_revision: i64) -> Checker {
-        // The zeroed table comes from the kernel as untouched pages: a watch without events costs nothing.
-        let seen = vec![Seen::default(); count as usize];
-        Checker { plan, first_watch, base_revision, seen, written: Vec::new(), verdict: Verdict::default() }
-    }
-
-    /// One event that arrived for this watch.
-    pub fn event(&mut self, watch: u64, event: &Event<'_>) {
-        self.verdict.received += 1;
-        if let Err(text) = self.judge(watch, event) {
-            self.verdict.difference(|| text);
-        }
-    }
-
-    fn judge(&mut self, watch: u64, event: &Event<'_>) -> Result<(), String> {
-        let revision = event.mod_revision;
-        let told = || format!("watch {watch} was told of key {:?} at revision {revision}", lossy(event.key));
-        if event.deleted {
-            return Err(format!("{}, a delete that nobody made", told()));
-        }
-        let (first, past) = self.plan.span(watch);
-        let Some(key) = self.plan.key_index(event.key).filter(|key| (first..past).contains(key)) else {
-            return Err(format!("{}, which it does not watch", told()));
-        };
-        let offset = revision.saturating_sub(self.base_revision);
-        let Some(offset) = u32::try_from(offset).ok().filter(|offset| (1..REVISIONS_MAX).contains(offset)) else {
-            return Err(format!("{}, though the store stood at {} before the first put", told(), self.base_revision));
-        };
-        let seen = &mut self.seen[(watch - self.first_watch) as usize];
-        seen.count += 1;
-        if offset <= seen.last {
-            let last = self.base_revision + i64::from(seen.last);
-            return Err(format!("{} after revision {last}", told()));
-        }
-        seen.last = offset;
-        match self.written(offset) {
-            written if *written == UNKNOWN => *written = key,
-            written if *written != key => return Err(format!("{}, but another watch saw another key there", told())),
-            _ => {}
-        }
-        Ok(())
-    }
-
-    fn written(&mut self, offset: u32) -> &mut u32 {
-        let at = offset as usize;
-        if self.written.len() <= at {
-            self.written.resize(at + 1, UNKNOWN);
-        }
-        &mut self.written[at]
-    }
-
-    /// Compares what came with what was put, and starts anew at `base_revision`: nothing more of the old puts is due.
-    pub fn finish(&mut self, puts: &[Put], base_revision: i64) -> Verdict {
-        self.check_revisions(puts);
-        self.check_counts(puts);
-        self.base_revision = base_revision;
-        self.written.clear();
-        std::mem::take(&mut self.verdict)
-    }
-
-    /// Each revision that an event told of must be one that was put, with that key.
-    fn check_revisions(&mut self, puts: &[Put]) {
-        let mut put_at: Vec<_> = puts.iter().map(|put| (put.revision - self.base_revision, put.key)).collect();
-        put_at.sort_unstable();
-        for (offset, &key) in self.written.iter().enumerate().filter(|&(_, &key)| key != UNKNOWN) {
-            let offset = offset as i64;
-            if put_at.binary_search(&(offset, key)).is_err() {
-                let revision = self.base_revision + offset;
-                self.verdict.difference(|| format!("events told of key {key} at revision {revision}; nobody put that"));
-            }
-        }
-    }
-
-    /// Each watch must have as many events as puts fell into its keys.
-    fn check_counts(&mut self, puts: &[Put]) {
-        let mut keys: Vec<u32> = puts.iter().map(|put| put.key).collect();
-        keys.sort_unstable();
-        for (at, seen) in self.seen.iter_mut().enumerate() {
-            let watch = self.first_watch + at as u64;
-            let (first, past) = self.plan.span(watch);
-            let due = keys.partition_point(|&key| key < past) - keys.partition_point(|&key| key < first);
-            self.verdict.expected += due as u64;
-            if seen.count as usize != due {
-                let count = seen.count;
-                self.verdict
-                    .difference(|| format!("watch {watch} of keys {first}..{past} got {count} of {due} events"));
-            }
-            // Only a watch that was told something is written to, so that the others' pages stay untouched.
-            if seen.count != 0 {
-                *seen = Seen::default();
-            }
-        }
-    }
-}
-
-/// How many events these puts must cause over all watches of the plan.
-pub fn events_due(plan: &Plan, puts: &[u32]) -> u64 {
-    let mut keys = puts.to_vec();
-    keys.sort_unstable();
-    let due = |watch| {
-        let (first, past) = plan.span(watch);
-        (keys.partition_point(|&key| key < past) - keys.partition_point(|&key| key < first)) as u64
+fn plan(choice: KeyChoice) -> Plan {
+    let prefix = match choice {
+        KeyChoice::Pool => "check/pool/",
+        KeyChoice::Own => "check/own/",
+        KeyChoice::One => "check/one/",
+        KeyChoice::Range => "check/range/",
     };
-    (0..plan.watches()).map(due).sum()
+    let (connections, streams, watchings) = (10, 5, 20);
+    Plan { connections, streams, watchings, choice, pool: 500, range_keys: 10, prefix, key_bytes: 32, seed: 1 }
 }
 
-fn lossy(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
+/// Runs it. Must be called inside a `LocalSet`.
+pub async fn run(args: CheckArgs) -> Result<()> {
+    let programs = args.started.programs(args.etcd.clone(), args.tarsier.clone(), args.port)?;
+    let subjects = Subject::all(programs, &args.server)?;
+    let all = Company::value_variants();
+    let companies = if args.beside.is_empty() { all } else { &args.beside };
+    let watches = CHOICES.len() as u64 * plan(KeyChoice::Own).watches();
+    println!("{} watches of {} kinds beside each load:\n", count(watches), CHOICES.len());
+    println!("| beside | server | puts | events due | verdict |\n| --- | --- | --- | --- | --- |");
+    let mut bad = 0;
+    for &company in companies {
+        for subject in &subjects {
+            let name = company.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
+            let mut told = Told::default();
+            let outcome = beside(subject, company, &args, &mut told).await;
+            bad += u32::from(!matches!(outcome, Ok(None)));
+            let verdict = match outcome {
+                Ok(None) => "complete, once each, in order".to_owned(),
+                Ok(Some(reason)) => format!("**void**: {reason}"),
+                Err(fault) => format!("**not proven**: {fault}"),
+            };
+            println!("| {name} | {} | {} | {} | {verdict} |", subject.name(), count(told.puts), count(told.events));
+        }
+    }
+    match bad {
+        0 => Ok(()),
+        bad => Err(Fault::Refused(format!("{bad} of these are void or not proven"))),
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::keys::{KeyChoice, tests::plan};
+/// What was put and how many events that makes.
+#[derive(Default)]
+struct Told {
+    puts: u64,
+    events: u64,
+}
 
-    /// What each watch is told, watch by watch; a right server's tellings.
-    fn right(plan: &Plan, puts: &[Put]) -> Vec<Vec<(u32, i64)>> {
-        let told = |watch| {
-            let (first, past) = plan.span(watch);
-            let mut told: Vec<_> =
-                puts.iter().filter(|put| (first..past).contains(&put.key)).map(|put| (put.key, put.revision)).collect();
-            told.sort_unstable_by_key(|&(_, revision)| revision);
-            told
+async fn beside(subject: &Subject, company: Company, args: &CheckArgs, told: &mut Told) -> Result<Option<String>> {
+    let (mut server, endpoint) = match subject {
+        Subject::Running(named) => (None, named.endpoint.clone()),
+        Subject::Program(program) => {
+            let server = program.start().await?;
+            let endpoint = server.endpoint.clone();
+            (Some(server), endpoint)
+        }
+    };
+    let outcome = prove(&endpoint, &mut server, company, args, told).await;
+    match &mut server {
+        Some(server) => outcome.map_err(|fault| server.explain(fault)),
+        None => outcome,
+    }
+}
+
+/// Why the run is void, if it is.
+async fn prove(
+    endpoint: &Arc<str>,
+    server: &mut Option<Server>,
+    company: Company,
+    args: &CheckArgs,
+    told: &mut Told,
+) -> Result<Option<String>> {
+    let patience = Duration::from_secs(args.patience);
+    let mut still_alive = || server.as_mut().map_or(Ok(()), Server::check_alive);
+    let caller = Caller::connect(endpoint, Windows::SMALL).await?;
+    let base_revision = caller.revision().await?;
+    let mut watched = Vec::new();
+    for choice in CHOICES {
+        let fleet = Fleet::launch(plan(choice), endpoint, args.pace, base_revision)?;
+        fleet.wait_created(patience, |_| still_alive()).await?;
+        watched.push(Watched { fleet, puts: Vec::new() });
+    }
+    let running = Running::start(company, endpoint, args.clients).await?;
+    put_for(Duration::from_secs(args.seconds), &caller, &mut watched, &running, &mut still_alive, told).await?;
+    if company == Company::Resume {
+        if let Some(reason) = judge(&caller, &mut watched, patience, &mut still_alive).await? {
+            return Ok(Some(reason));
+        }
+        let left_at = caller.revision().await?;
+        let mut missed: Vec<(Plan, Vec<Put>)> = Vec::new();
+        for gone in watched.drain(..) {
+            missed.push((Plan::clone(&gone.fleet.plan), Vec::new()));
+        }
+        for (plan, puts) in &mut missed {
+            let keys = plan.put_keys(PUTS_A_TURN);
+            puts.extend(put_all(&caller, plan, &keys, EVENT_VALUE_BYTES, 16).await?);
+            told.count(plan, &keys);
+        }
+        for (plan, puts) in missed {
+            watched.push(Watched { fleet: Fleet::resume(plan, endpoint, args.pace, left_at)?, puts });
+        }
+        // Some puts come while the watches come back.
+        put_for(Duration::ZERO, &caller, &mut watched, &running, &mut still_alive, told).await?;
+    }
+    running.stop().await?;
+    judge(&caller, &mut watched, patience, &mut still_alive).await
+}
+
+impl Told {
+    fn count(&mut self, plan: &Plan, keys: &[u32]) {
+        self.puts += keys.len() as u64;
+        self.events += events_due(plan, keys);
+    }
+}
+
+/// Watches of one kind and what was put to their keys since the last verdict.
+struct Watched {
+    fleet: Fleet,
+    puts: Vec<Put>,
+}
+
+/// Puts to the keys of all watches, turn by turn, at least once.
+async fn put_for(
+    length: Duration,
+    caller: &Caller,
+    watched: &mut [Watched],
+    running: &Running,
+    still_alive: &mut impl FnMut() -> Result<()>,
+    told: &mut Told,
+) -> Result<()> {
+    let begun = Instant::now();
+    loop {
+        for Watched { fleet, puts } in &mut *watched {
+            // One key that all watch makes an event for each of them with a single put.
+            let keys = fleet.plan.put_keys(if fleet.plan.choice == KeyChoice::One { 2 } else { PUTS_A_TURN });
+            puts.extend(put_all(caller, &fleet.plan, &keys, EVENT_VALUE_BYTES, 16).await?);
+            told.count(&fleet.plan, &keys);
+        }
+        still_alive()?;
+        running.check()?;
+        if begun.elapsed() >= length {
+            return Ok(());
+        }
+    }
+}
+
+/// The first reason why what came to the watches is not what was put.
+async fn judge(
+    caller: &Caller,
+    watched: &mut [Watched],
+    patience: Duration,
+    still_alive: &mut impl FnMut() -> Result<()>,
+) -> Result<Option<String>> {
+    let mut void = None;
+    for Watched { fleet, puts } in watched {
+        fleet.wait_created(patience, |_| still_alive()).await?;
+        let keys: Vec<u32> = puts.iter().map(|put| put.key).collect();
+        let complete = fleet.wait_delivered(events_due(&fleet.plan, &keys), patience, |_| still_alive()).await;
+        let found = delivery::judge(caller, fleet, puts, complete).await?;
+        void = void.or_else(|| found.map(|reason| format!("watches of {}: {reason}", fleet.plan.choice.name())));
+        puts.clear();
+    }
+    Ok(void)
+}
+
+/// The company while it is there.
+enum Running {
+    Nothing,
+    Calls(Load),
+    Churn {
+        clients: JoinSet<Result<()>>,
+        is_over: Rc<Cell<bool>>,
+    },
+    /// They hold their streams and read nothing.
+    Stuck(#[expect(dead_code, reason = "what is held is what they do")] Vec<WatchCall>),
+}
+
+impl Running {
+    async fn start(company: Company, endpoint: &Arc<str>, clients: u32) -> Result<Running> {
+        let (keys, key_bytes, value_bytes) = (10_000, 32, 64);
+        let work = match company {
+            Company::Quiet | Company::Resume => return Ok(Running::Nothing),
+            Company::Churn => return Ok(Running::churn(endpoint)),
+            Company::Stuck => return Ok(Running::Stuck(deaf_streams(endpoint, STUCK, STUCK_WINDOWS, 0).await?)),
+            Company::Put => Work::Put { keys, key_bytes, value_bytes },
+            Company::Txn => Work::Transaction { keys, key_bytes, value_bytes },
+            Company::Read => {
+                let key = b"read/key".to_vec();
+                Caller::connect(endpoint, Windows::SMALL).await?.put(&key, b"value").await?;
+                Work::Read { key }
+            }
+            Company::Range => Work::ranges(endpoint, RANGED_KEYS, 100, b"value").await?,
+            Company::KeepAlive => Work::keep_alives(endpoint, LEASES).await?,
         };
-        (0..plan.watches()).map(told).collect()
+        let shape = Shape { connections: clients.div_ceil(10), clients, threads: 1 };
+        Ok(Running::Calls(Load::launch(endpoint, shape, work)?))
     }
 
-    fn verdict(plan: &Plan, puts: &[Put], told: &[Vec<(u32, i64)>]) -> Verdict {
-        let mut checker = Checker::new(Arc::new(plan.clone()), 0, plan.watches(), 10);
-        let mut bytes = Vec::new();
-        for (watch, events) in told.iter().enumerate() {
-            for &(key, mod_revision) in events {
-                plan.write_key(key, &mut bytes);
-                let event = Event { deleted: false, key: &bytes, mod_revision, value_bytes: 1 };
-                checker.event(watch as u64, &event);
+    fn churn(endpoint: &Arc<str>) -> Running {
+        let (mut clients, is_over) = (JoinSet::new(), Rc::<Cell<bool>>::default());
+        for connection in 0..4 {
+            clients.spawn_local(create_and_cancel(endpoint.clone(), connection, Rc::default(), is_over.clone()));
+        }
+        Running::Churn { clients, is_over }
+    }
+
+    /// A proof beside a load that has ended early would be one of something else.
+    fn check(&self) -> Result<()> {
+        match self {
+            Running::Calls(load) if load.has_failed() => Err(Fault::Refused("the load beside has ended".to_owned())),
+            _ => Ok(()),
+        }
+    }
+
+    async fn stop(self) -> Result<()> {
+        match self {
+            Running::Nothing | Running::Stuck(_) => Ok(()),
+            Running::Calls(load) => load.finish().map(drop),
+            Running::Churn { mut clients, is_over } => {
+                is_over.set(true);
+                while let Some(ended) = clients.join_next().await {
+                    ended.map_err(|cause| Fault::Refused(format!("a churning client ended badly: {cause}")))??;
+                }
+                Ok(())
             }
-        }
-        checker.finish(puts, 1_000)
-    }
-
-    fn puts(plan: &Plan, count: u32) -> Vec<Put> {
-        plan.put_keys(count).into_iter().zip(11..).map(|(key, revision)| Put { key, revision }).collect()
-    }
-
-    /// Runs every choice of keys with what `spoil` did to a right telling; it gets a watch with two events or more.
-    fn spoiled(spoil: impl Fn(&mut Vec<(u32, i64)>), expected: &str) {
-        for choice in [KeyChoice::One, KeyChoice::Range] {
-            let plan = plan(choice);
-            let puts = puts(&plan, 40);
-            let mut told = right(&plan, &puts);
-            spoil(told.iter_mut().rfind(|events| events.len() > 1).unwrap());
-            let verdict = verdict(&plan, &puts, &told);
-            assert!(!verdict.is_clean(), "{choice:?}");
-            assert!(verdict.shown.iter().any(|text| text.contains(expected)), "{choice:?}: {:?}", verdict.shown);
-        }
-    }
-
-    #[test]
-    fn a_right_telling_is_clean_and_counts_what_is_due() {
-        for choice in [KeyChoice::Pool, KeyChoice::Own, KeyChoice::One, KeyChoice::Range] {
-            let plan = plan(choice);
-            let puts = puts(&plan, 40);
-            let verdict = verdict(&plan, &puts, &right(&plan, &puts));
-            assert!(verdict.is_clean(), "{choice:?}: {:?}", verdict.shown);
-            let keys: Vec<u32> = puts.iter().map(|put| put.key).collect();
-            assert_eq!(verdict.expected, events_due(&plan, &keys));
-            assert!(verdict.expected > 0);
-        }
-    }
-
-    #[test]
-    fn a_lost_event_is_found() {
-        spoiled(|events| _ = events.remove(0), "got ");
-        spoiled(|events| _ = events.pop(), "got ");
-    }
-
-    #[test]
-    fn an_event_told_twice_is_found() {
-        spoiled(|events| events.push(*events.last().unwrap()), "after revision");
-        spoiled(|events| events.insert(0, events[0]), "after revision");
-    }
-
-    #[test]
-    fn events_out_of_order_are_found() {
-        spoiled(|events| events.swap(0, 1), "after revision");
-    }
-
-    #[test]
-    fn a_lost_event_made_up_for_by_an_invented_one_is_found() {
-        spoiled(|events| events.last_mut().unwrap().1 = 500, "nobody put that");
-        spoiled(|events| events[0].1 = 3, "before the first put");
-        spoiled(|events| events[0].1 = i64::MAX, "before the first put");
-    }
-
-    #[test]
-    fn an_event_of_a_foreign_key_is_found() {
-        let plan = plan(KeyChoice::Own);
-        let puts = puts(&plan, 40);
-        let mut told = right(&plan, &puts);
-        let idle = told.iter().position(Vec::is_empty).unwrap();
-        told[idle].push((puts[0].key, puts[0].revision));
-        let verdict = verdict(&plan, &puts, &told);
-        assert_eq!((verdict.differences, verdict.received), (1, 41));
-        assert!(verdict.shown[0].contains("does not watch"));
-    }
-
-    #[test]
-    fn a_right_key_under_the_revision_of_another_is_found() {
-        let plan = plan(KeyChoice::Own);
-        let puts = puts(&plan, 40);
-        let mut told = right(&plan, &puts);
-        let (here, there) = (puts[0].key as usize, puts[1].key as usize);
-        (told[here][0].1, told[there][0].1) = (told[there][0].1, told[here][0].1);
-        let verdict = verdict(&plan, &puts, &told);
-        assert_eq!(verdict.received, verdict.expected, "the counts alone would not tell");
-        assert_eq!(verdict.differences, 2);
-    }
-
-    #[test]
-    fn a_delete_is_found() {
-        let plan = plan(KeyChoice::One);
-        let mut checker = Checker::new(Arc::new(plan.clone()), 0, plan.watches(), 10);
-        let mut key = Vec::new();
-        plan.write_key(0, &mut key);
-        checker.event(0, &Event { deleted: true, key: &key, mod_revision: 11, value_bytes: 0 });
-        assert!(!checker.finish(&[], 11).is_clean());
-    }
-
-    #[test]
-    fn a_second_pass_starts_clean() {
-        let plan = Arc::new(plan(KeyChoice::One));
-        let mut checker = Checker::new(plan.clone(), 0, plan.watches(), 10);
-        let mut key = Vec::new();
-        plan.write_key(0, &mut key);
-        for pass in 0..3 {
-            let mod_revision = 11 + pass;
-            for watch in 0..plan.watches() {
-                checker.event(watch, &Event { deleted: false, key: &key, mod_revision, value_bytes: 1 });
-            }
-            let verdict = checker.finish(&[Put { key: 0, revision: mod_revision }], mod_revision);
-            assert!(verdict.is_clean(), "{:?}", verdict.shown);
-            assert_eq!(verdict.expected, plan.watches());
         }
     }
 }

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use crate::caller::Caller;
-use crate::check::{Put, events_due};
 use crate::fault::{Fault, Result};
 use crate::fleet::Fleet;
+use crate::judge::{Put, events_due};
 use crate::keys::{KeyChoice, Plan};
 use crate::screen::count;
 

@@ -23,8 +23,8 @@ use http::Request;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::LocalSet;
 
-use crate::check::{Checker, Put, Verdict};
 use crate::fault::{Fault, Result};
+use crate::judge::{Checker, Put, Verdict};
 use crate::keys::Plan;
 use crate::link::{self, Answer, Calls, Link, Piece, Turn, Windows};
 use crate::process;

@@ -9,10 +9,10 @@ use clap::Args;
 
 use crate::caller::{self, Caller};
 use crate::cgroup::{self, MemoryGroup};
-use crate::check::{Verdict, events_due};
 use crate::delivery::put_all;
 use crate::fault::{Fault, Result};
 use crate::fleet::{Fleet, Pace, Progress};
+use crate::judge::{Verdict, events_due};
 use crate::keys::{KeyChoice, Plan};
 use crate::process::{self, Process};
 use crate::screen::{Bar, count, megabytes};
@@ -57,7 +57,7 @@ pub struct HoldArgs {
     #[arg(long, requires = "tarsier", default_value = "", allow_hyphen_values = true)]
     tarsier_flags: String,
     /// Port of 127.0.0.1 for it
-    #[arg(long, default_value_t = 23500)]
+    #[arg(long, default_value_t = 23500, value_parser = clap::value_parser!(u16).range(1..))]
     port: u16,
     /// Where its data directory is made
     #[arg(long)]

@@ -5,20 +5,19 @@
 //! seen one by one, as the deletions of their keys. Those without are counted: the server says how many it has revoked, and
 //! since they go in the order of their time, the first of them are those that are gone.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use hdrhistogram::Histogram;
-use prost::Message;
 use tarsier_proto::etcdserverpb as pb;
-use tokio::task::JoinSet;
 
 use crate::caller::Caller;
 use crate::fault::{Fault, Result};
 use crate::harm::{WatchCall, Witness};
+use crate::lanes::in_lanes;
 use crate::link::Windows;
 use crate::load::{latencies, record};
 use crate::meter::Meter;
@@ -184,17 +183,14 @@ pub async fn grant(endpoint: &Arc<str>, leases: u32, ttl: Duration) -> Result<Ve
             asked.borrow_mut().push(Instant::now());
             let request = pb::LeaseGrantRequest { ttl: ttl.as_secs() as i64, id: i64::from(id) };
             async move {
-                let path = wire::PATH_LEASE_GRANT;
-                let body = caller.call_message(path, &request).await?;
-                let malformed = |_| Fault::Malformed { path, cause: wire::Malformed("no LeaseGrantResponse") };
-                match pb::LeaseGrantResponse::decode(&body[..]).map_err(malformed)?.ttl {
+                match caller.ask::<pb::LeaseGrantResponse>(wire::PATH_LEASE_GRANT, &request).await?.ttl {
                     granted if granted == request.ttl => Ok(()),
                     other => Err(Fault::Refused(format!("{} s were asked for and {other} granted", request.ttl))),
                 }
             }
         }
     };
-    in_lanes(endpoint, leases, begin).await?;
+    for_each_id(endpoint, leases, begin).await?;
     let asked = asked.take();
     match asked.first().is_some_and(|first| first.elapsed() >= ttl) {
         true => Err(Fault::Refused(format!("the first of {leases} leases is due before the last is granted"))),
@@ -209,35 +205,20 @@ async fn put_keys(endpoint: &Arc<str>, leases: u32) -> Result<()> {
         let request = pb::PutRequest { key, value: "v".into(), lease: i64::from(id), ..Default::default() };
         async move { caller.call_message(wire::PATH_PUT, &request).await.map(drop) }
     };
-    in_lanes(endpoint, leases, begin).await
+    for_each_id(endpoint, leases, begin).await
 }
 
-/// One call for each number from 1 on, begun in their order, many at a time.
-async fn in_lanes<F, W>(endpoint: &Arc<str>, calls: u32, begin: F) -> Result<()>
+/// One call for each id of a lease, from 1 on, begun in their order, many at a time.
+async fn for_each_id<F, W>(endpoint: &Arc<str>, leases: u32, mut begin: F) -> Result<()>
 where
     F: FnMut(Caller, u32) -> W + 'static,
     W: Future<Output = Result<()>> + 'static,
 {
-    let (last, begin) = (Rc::new(Cell::new(0)), Rc::new(RefCell::new(begin)));
-    let mut lanes = JoinSet::new();
+    let mut callers = Vec::new();
     for _ in 0..CONNECTIONS {
-        let caller = Caller::connect(endpoint, Windows::SMALL).await?;
-        for _ in 0..LANES_A_CONNECTION {
-            let (caller, last, begin) = (caller.clone(), last.clone(), begin.clone());
-            lanes.spawn_local(async move {
-                while last.get() < calls {
-                    last.set(last.get() + 1);
-                    let work = (*begin.borrow_mut())(caller.clone(), last.get());
-                    work.await?;
-                }
-                Ok::<_, Fault>(())
-            });
-        }
+        callers.push(Caller::connect(endpoint, Windows::SMALL).await?);
     }
-    while let Some(ended) = lanes.join_next().await {
-        ended.map_err(|cause| Fault::Refused(format!("a lane ended badly: {cause}")))??;
-    }
-    Ok(())
+    in_lanes(&callers, LANES_A_CONNECTION, leases, move |caller, at| begin(caller, at + 1)).await
 }
 
 /// The modest client beside an expiry: first alone, then from the first due time on.

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use clap::Args;
 use tarsier_proto::etcdserverpb as pb;
-use tarsier_proto::v3lockpb;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -29,7 +28,7 @@ const NAME: &str = "line";
 const WAITERS_TOGETHER: u32 = 500;
 const WAITERS_APART: u32 = 50;
 const LEASE_TTL: Duration = Duration::from_secs(7_200);
-const LOOK: Duration = Duration::from_millis(100);
+const LOOK: Duration = Duration::from_millis(10);
 
 #[derive(Args, Clone, Debug)]
 pub struct LockArgs {
@@ -75,8 +74,7 @@ pub async fn locks(server: &mut Server, sizes: Sizes) -> Result<Measured> {
     let (begun, meter) = (Instant::now(), Meter::start(server.process)?);
     let (told, mut holders) = mpsc::unbounded_channel();
     // The calls end with the scene.
-    let _waiters = line_up(server, sizes.waiters, &told).await?;
-    wait_for_line(&main, sizes).await?;
+    let _waiters = line_up(server, sizes, &main, &told).await?;
     measured.add(&scene, "all in line within, s", begun.elapsed().as_secs_f64());
     server.wait_until_quiet().await?;
     let spent = meter.read()?;
@@ -88,12 +86,12 @@ pub async fn locks(server: &mut Server, sizes: Sizes) -> Result<Measured> {
 
     let (meter, mut took) = (Meter::start(server.process)?, latencies());
     for _ in 0..sizes.handovers {
-        if holders.try_recv().is_ok() {
+        if let Ok(answered) = holders.try_recv() {
+            answered?;
             return Err(Fault::Refused("two hold one lock".to_owned()));
         }
         let begun = Instant::now();
-        let unlock = v3lockpb::UnlockRequest { key: held.key };
-        main.call_message(wire::PATH_UNLOCK, &unlock).await?;
+        main.unlock(held.key).await?;
         let next = tokio::time::timeout(sizes.patience, holders.recv()).await.map_err(|_| Fault::Stalled {
             waiting_for: "the next holder of the lock".to_owned(),
             seconds: sizes.patience.as_secs(),
@@ -111,18 +109,23 @@ pub async fn locks(server: &mut Server, sizes: Sizes) -> Result<Measured> {
 }
 
 async fn lock(caller: &Caller, lease: u32) -> Result<Held> {
-    let request = v3lockpb::LockRequest { name: NAME.as_bytes().into(), lease: i64::from(lease) };
-    let answer: v3lockpb::LockResponse = caller.ask(wire::PATH_LOCK, &request).await?;
-    Ok(Held { key: answer.key, at: Instant::now() })
+    let key = caller.lock(NAME, i64::from(lease)).await?;
+    Ok(Held { key, at: Instant::now() })
 }
 
-/// Starts all calls.
-async fn line_up(server: &Server, waiters: u32, told: &mpsc::UnboundedSender<Result<Held>>) -> Result<JoinSet<()>> {
+/// Starts the calls, those of a connection when those of the one before stand in line: etcd refuses some of 5,000 that
+/// come at once ("request timed out").
+async fn line_up(
+    server: &Server,
+    sizes: Sizes,
+    looks: &Caller,
+    told: &mpsc::UnboundedSender<Result<Held>>,
+) -> Result<JoinSet<()>> {
     let (mut calls, mut lease) = (JoinSet::new(), 0);
-    while lease < waiters {
+    while lease < sizes.waiters {
         let caller = Caller::connect(&server.endpoint, Windows::SMALL).await?;
         let together = if lease == 0 { WAITERS_TOGETHER } else { WAITERS_APART };
-        for _ in 0..together.min(waiters - lease) {
+        for _ in 0..together.min(sizes.waiters - lease) {
             lease += 1;
             let (caller, told, lease) = (caller.clone(), told.clone(), lease);
             calls.spawn_local(async move {
@@ -130,22 +133,23 @@ async fn line_up(server: &Server, waiters: u32, told: &mpsc::UnboundedSender<Res
                 let _ = told.send(lock(&caller, lease).await);
             });
         }
+        wait_for_line(looks, lease, sizes.patience).await?;
     }
     Ok(calls)
 }
 
-/// Until the key of each stands below the name.
-async fn wait_for_line(caller: &Caller, sizes: Sizes) -> Result<()> {
+/// Until the keys of so many and of the holder stand below the name.
+async fn wait_for_line(caller: &Caller, waiters: u32, patience: Duration) -> Result<()> {
     let (key, range_end) = (format!("{NAME}/").into_bytes().into(), format!("{NAME}0").into_bytes().into());
     let request = pb::RangeRequest { key, range_end, count_only: true, ..Default::default() };
     let (mut there, mut last) = (0, Instant::now());
-    while there <= i64::from(sizes.waiters) {
+    while there <= i64::from(waiters) {
         let answer: pb::RangeResponse = caller.ask(wire::PATH_RANGE, &request).await?;
         if answer.count > there {
             (there, last) = (answer.count, Instant::now());
-        } else if last.elapsed() > sizes.patience {
-            let waiting_for = format!("{} keys in line, of which {there} are there", sizes.waiters + 1);
-            return Err(Fault::Stalled { waiting_for, seconds: sizes.patience.as_secs() });
+        } else if last.elapsed() > patience {
+            let waiting_for = format!("{} keys in line, of which {there} are there", waiters + 1);
+            return Err(Fault::Stalled { waiting_for, seconds: patience.as_secs() });
         }
         tokio::time::sleep(LOOK).await;
     }

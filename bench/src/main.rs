@@ -14,11 +14,11 @@
 //! main ─► hold    ─┬─► fleet (held watches)  ──┬─► link (one h2 connection) ─► wire (bytes)
 //!      ─► speed ───┤   load (calls in a loop)  │
 //!                  │   caller (single calls) ──┘
-//!                  └─► delivery ─► check (the judge)  keys (who watches what)  process (what the kernel knows)
-//!          speed ──► open_loop, bystander, leases ─► server (started and stopped)  cgroup  meter (what it cost)  disk  report
+//!                  └─► delivery ─► judge  keys (who watches what)  process (what the kernel knows)
+//!          speed ──► open_loop, bystander, leases, lanes ─► server (started and stopped)  cgroup  meter (what it cost)  disk  report
 //!          speed ──► harm (who asks for everything, and what others feel) ─► plot (pictures)
-//!      ─► table ─────► server, fleet, delivery  cgroup  plot (pictures)
-//!      ─► deliveries ► fleet, load, harm, delivery (the judge beside every kind of load)
+//!      ─► table ─────► subject (what is asked), server, fleet, delivery  cgroup  plot (pictures)
+//!      ─► check ─────► subject, fleet, load, harm, delivery (the proof beside every kind of load)
 //!      ─► size (constants that the table has measured)
 //!      ─► etcd_load ─► caller
 //!      ─► soak ──────► proof (trials of durability) ─► server  caller  link  disk
@@ -28,7 +28,6 @@ mod bystander;
 mod caller;
 mod cgroup;
 mod check;
-mod deliveries;
 mod delivery;
 mod disk;
 mod etcd_load;
@@ -37,7 +36,9 @@ mod files;
 mod fleet;
 mod harm;
 mod hold;
+mod judge;
 mod keys;
+mod lanes;
 mod leases;
 mod link;
 mod load;
@@ -54,6 +55,7 @@ mod server;
 mod size;
 mod soak;
 mod speed;
+mod subject;
 mod table;
 mod wire;
 mod work;
@@ -83,7 +85,7 @@ enum Command {
     /// Run etcd and tarsier in turn and print what a unit of work costs each of them
     Speed(Box<speed::SpeedArgs>),
     /// Prove beside each kind of load that watches get what was put to their keys, once and in order
-    Check(deliveries::CheckArgs),
+    Check(check::CheckArgs),
     /// Say how much memory and how many cores a tarsier needs for so many watches
     Size(size::SizeArgs),
     /// The loads of etcd's own `benchmark` tool, by its names and flags
@@ -113,7 +115,7 @@ fn run(arguments: Arguments) -> Result<()> {
                 Command::Hold(args) => hold::run(args).await,
                 Command::Table(args) => table::run(*args).await,
                 Command::Speed(args) => speed::run(*args).await,
-                Command::Check(args) => deliveries::run(args).await,
+                Command::Check(args) => check::run(args).await,
                 Command::Size(args) => size::run(&args),
                 Command::EtcdLoad(args) => etcd_load::run(args).await,
                 Command::Soak(args) => soak::run(args).await,
@@ -137,4 +139,37 @@ async fn interrupted() -> Result<()> {
         _ = terminate.recv() => {}
     }
     Err(Fault::Refused("interrupted".to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> std::result::Result<Arguments, clap::Error> {
+        Arguments::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_commands_of_the_readme_are_commands_of_this_program() {
+        let readme = include_str!("../../README.md");
+        let shown: Vec<&str> =
+            readme.lines().filter(|line| line.starts_with("target/release/tarsier-bench ")).collect();
+        assert!(shown.len() >= 5, "the README shows commands: {shown:?}");
+        for line in shown {
+            assert!(parse(line).is_ok(), "{line}: {}", parse(line).unwrap_err());
+        }
+    }
+
+    #[test]
+    fn ports_that_do_not_exist_are_refused() {
+        for command in ["table", "speed --etcd x", "check --etcd x", "hold --tarsier x", "soak --server x"] {
+            assert!(parse(&format!("bench {command} --port 23400")).is_ok(), "{command}");
+            assert!(parse(&format!("bench {command} --port 0")).is_err(), "{command}");
+        }
+        // The first of four.
+        for command in ["table", "speed --etcd x", "check --etcd x"] {
+            assert!(parse(&format!("bench {command} --port 65532")).is_ok(), "{command}");
+            assert!(parse(&format!("bench {command} --port 65533")).is_err(), "{command}");
+        }
+    }
 }

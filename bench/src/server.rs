@@ -88,15 +88,13 @@ impl ProgramFlags {
         collection.into_iter().chain(self.etcd_gomemlimit.clone().map(|limit| ("GOMEMLIMIT", limit))).collect()
     }
 
-    /// The programs that are named, on ports from the first on.
+    /// The programs that are named, on the four ports from `port` on.
     ///
     /// # Errors
     /// When one is not what it was named as.
     pub fn programs(&self, etcd: Option<PathBuf>, tarsier: Option<PathBuf>, port: u16) -> Result<Vec<Program>> {
-        let named = [
-            (Side::Etcd, etcd, &self.etcd_flags, port),
-            (Side::Tarsier, tarsier, &self.tarsier_flags, port.saturating_add(2)),
-        ];
+        let named =
+            [(Side::Etcd, etcd, &self.etcd_flags, port), (Side::Tarsier, tarsier, &self.tarsier_flags, port + 2)];
         let programs = named.into_iter().filter_map(|(side, path, flags, port)| {
             let flags = flags.split_whitespace().map(str::to_owned).collect();
             let environment = if side == Side::Etcd { self.etcd_environment() } else { Vec::new() };

@@ -35,7 +35,7 @@ pub struct SoakArgs {
     #[arg(long, default_value_t = 400)]
     load: u64,
     /// First of two ports on 127.0.0.1
-    #[arg(long, default_value_t = 25400)]
+    #[arg(long, default_value_t = 25400, value_parser = clap::value_parser!(u16).range(1..=65534))]
     port: u16,
     /// Where data directories and images are made
     #[arg(long)]

@@ -46,6 +46,7 @@ use kv::range_stream::RangeStream;
 use lease::{Answers, LeaseMethod};
 use maintenance::MaintenanceMethod;
 use recipes::Recipe;
+use recipes::announcement::Announcer;
 use recipes::awaited::Awaited;
 use recipes::course::Course;
 
@@ -204,6 +205,8 @@ pub struct Services {
     scratch_bytes: Rc<Cell<usize>>,
     /// The courses that wait for a change of a key.
     awaited: Awaited,
+    /// What those who observe a leader are told.
+    announcer: Announcer,
     /// What courses ask of the backend.
     asked: VecDeque<(u32, Command)>,
     /// What courses hold beside their rows.
@@ -213,6 +216,7 @@ pub struct Services {
 impl Services {
     /// Every batch behind the revision `at` will be shown to it.
     pub fn new(identity: Identity, member: Arc<Member>, limits: Limits, at: Revision) -> Services {
+        let scratch_bytes = Rc::default();
         Services {
             identity,
             member,
@@ -220,8 +224,9 @@ impl Services {
             calls: Slab::new(),
             preparing: VecDeque::new(),
             discarding: VecDeque::new(),
-            scratch_bytes: Rc::default(),
             awaited: Awaited::new(at),
+            announcer: Announcer::new(Rc::clone(&scratch_bytes)),
+            scratch_bytes,
             asked: VecDeque::new(),
             course_bytes: 0,
         }

@@ -83,25 +83,12 @@ fn hub(streams: usize, watches: usize, range: impl Fn(usize, usize) -> KeyRange)
     for watch in 0..watches {
         for (at, stream) in streams.iter().enumerate() {
             let range = range(at, watch);
-            hub.request(*stream, Revision::FIRST, Request::Create(create(range)));
+            hub.request(*stream, Revision::FIRST, Request::Create(Create::plain(range)));
             while hub.take_output(*stream, usize::MAX).is_some() {}
         }
     }
     while hub.next_ready().is_some() {}
     hub
-}
-
-fn create(range: KeyRange) -> Create {
-    Create {
-        range,
-        start: 0,
-        watch_id: 0,
-        no_put: false,
-        no_delete: false,
-        prev_kv: false,
-        progress_notify: false,
-        fragment: false,
-    }
 }
 
 fn key(number: usize) -> Bytes {

@@ -76,16 +76,7 @@ mod tests {
         let mut intake = Intake::new(appender.reader(), appender.committed(), Revision(10));
         intake.feed(&mut hub, |_| ());
         let stream = hub.open_stream(0);
-        let create = Create {
-            range: KeyRange::One("a".into()),
-            start: 8,
-            watch_id: 0,
-            no_put: false,
-            no_delete: false,
-            prev_kv: false,
-            progress_notify: false,
-            fragment: false,
-        };
+        let create = Create { start: 8, ..Create::plain(KeyRange::One("a".into())) };
         hub.request(stream, intake.committed(), Request::Create(create));
         let mut told = 0;
         for _ in 0..5 {

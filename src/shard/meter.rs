@@ -247,6 +247,11 @@ impl Meter {
         }
     }
 
+    /// No call is open: after a crowd its places would be kept for ever.
+    pub fn give_back(&mut self) {
+        self.calls = Vec::new();
+    }
+
     /// Tells how many lines were left out, when no line came to tell.
     pub fn keep_house(&mut self, now: Instant) {
         let budgets = [(&mut self.slow_lines, "slow requests"), (&mut self.refusal_lines, "refused and ended watches")];

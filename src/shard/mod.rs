@@ -525,6 +525,9 @@ impl Shard {
         let time = clock::now();
         self.boards.turned(self.index, time);
         core.meter.keep_house(time);
+        if core.services.bytes().0 == 0 {
+            core.meter.give_back();
+        }
         if let Some(server) = self.server.borrow().upgrade() {
             server.keep_house(time);
         }

@@ -43,6 +43,8 @@ pub struct Faults {
     pub capacity_bytes: Option<u64>,
     /// The file system has turned read-only.
     pub is_read_only: bool,
+    /// It turns so with the call that fails.
+    pub turns_read_only: bool,
 }
 
 struct State {
@@ -243,6 +245,7 @@ impl State {
             return Ok(Fate::Fails(error(rustix::io::Errno::NODEV)));
         }
         if self.faults.fail_call == Some(self.calls) {
+            self.faults.is_read_only |= self.faults.turns_read_only;
             return Ok(Fate::Fails(error(rustix::io::Errno::IO)));
         }
         Ok(Fate::Succeeds)

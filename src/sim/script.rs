@@ -158,16 +158,7 @@ impl Stage {
     fn watch(&mut self, what: &str) -> String {
         let mut words = what.split(' ');
         let name = words.next().expect("a watch has a name").to_owned();
-        let mut create = Create {
-            range: key_range(words.next().expect("a watch has a range")),
-            start: 0,
-            watch_id: 0,
-            no_put: false,
-            no_delete: false,
-            prev_kv: false,
-            progress_notify: false,
-            fragment: false,
-        };
+        let mut create = Create::plain(key_range(words.next().expect("a watch has a range")));
         while let Some(option) = words.next() {
             match option {
                 "from" => create.start = number(words.next().expect("from REVISION")),

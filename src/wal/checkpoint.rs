@@ -13,6 +13,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::io;
 use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -29,6 +30,10 @@ use super::checkpoint_rows::{Meta, decode_lease, decode_row, encode_lease, encod
 use super::disk::{Disk, DiskFile};
 
 pub const FILE_NAME: &str = "checkpoint.redb";
+/// Is there while the file is compacted. redb does that in single steps: pages and the pointer to them in one sync. When it
+/// fails and the process ends, as it must, the page cache may show a file that the disk lacks, and the kernel takes it for
+/// clean; redb would open it and make the pointer alone durable. So the start behind such an end writes the file again.
+pub const COMPACTING_NAME: &str = "checkpoint.compacting";
 /// The file while it is being made.
 pub const NEW_FILE_NAME: &str = "checkpoint.redb.new";
 
@@ -180,6 +185,33 @@ impl<D: Disk> Checkpoint<D> {
         checkpoint.disk.rename(NEW_FILE_NAME, FILE_NAME).map_err(CheckpointError::io)?;
         checkpoint.disk.sync_names().map_err(CheckpointError::io)?;
         Ok(checkpoint)
+    }
+
+    /// Before the file is opened for the first time: makes what it shows durable, when a compaction may have left it a mere
+    /// show.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn end_compaction(disk: &D) -> Result<(), CheckpointError> {
+        let cured = (|| {
+            if !disk.names()?.iter().any(|name| name == COMPACTING_NAME) {
+                return Ok(());
+            }
+            let file = disk.open(FILE_NAME)?;
+            let length = file.len()?;
+            let mut bytes = vec![0; CHUNK_BYTES];
+            let mut offset = 0;
+            while offset < length {
+                let piece = &mut bytes[..CHUNK_BYTES.min((length - offset) as usize)];
+                file.read_at(offset, piece)?;
+                file.write_at(offset, piece)?;
+                offset += piece.len() as u64;
+            }
+            file.sync_data()?;
+            disk.remove(COMPACTING_NAME)?;
+            disk.sync_names()
+        })();
+        cured.map_err(CheckpointError::io)
     }
 
     /// Opens the file that is there and checks the structure of all of it.
@@ -510,6 +542,7 @@ impl<D: Disk> Checkpoint<D> {
     /// What the disk says.
     pub fn compact(&mut self) -> Result<(), CheckpointError> {
         let Some(database) = &mut self.database else { return Ok(()) };
+        note_compaction(&*self.disk).map_err(CheckpointError::io)?;
         let result = database.compact().map_err(|error| match error {
             redb::CompactionError::Storage(error) => self.shared.error(error),
             error => CheckpointError::Damaged(error.to_string()),
@@ -520,7 +553,16 @@ impl<D: Disk> Checkpoint<D> {
         }
         // A compaction leaves a file that a crash would have repaired in full; a commit makes the next start quick again.
         let meta = self.meta.clone();
-        self.write(&Additions::default(), &[], meta)
+        self.write(&Additions::default(), &[], meta)?;
+        self.disk.remove(COMPACTING_NAME).and_then(|()| self.disk.sync_names()).map_err(CheckpointError::io)
+    }
+}
+
+/// An earlier compaction that found no space may have left its note.
+fn note_compaction<D: Disk>(disk: &D) -> io::Result<()> {
+    match disk.create(COMPACTING_NAME) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        Ok(_) | Err(_) => disk.sync_names(),
     }
 }
 

@@ -49,6 +49,8 @@ const POLL: Duration = Duration::from_millis(100);
 /// Nothing is under way: two wakes a second.
 const IDLE_POLL: Duration = Duration::from_millis(500);
 const RETRY: Duration = Duration::from_secs(1);
+/// A defragmentation waits for room through so many attempts: the log gives back what it keeps ready a little later.
+const DEFRAGMENT_TRIES: u32 = 5;
 
 /// 20 MB a second at [`POLL`], in rows of some 300 bytes.
 const SCRUB_BYTES_PER_POLL: u64 = 2_000_000;
@@ -81,6 +83,8 @@ pub struct Mover<D: Disk> {
     /// When the oldest group that is not written yet came.
     since: Option<Instant>,
     retry_at: Option<Instant>,
+    /// Attempts since one last got anywhere.
+    tries: u32,
     defragment: Vec<Sender<Result<(), String>>>,
     is_stopping: bool,
     has_reserve: bool,
@@ -133,6 +137,7 @@ impl<D: Disk> Mover<D> {
             gathered,
             since: None,
             retry_at: None,
+            tries: 0,
             defragment: Vec::new(),
             is_stopping: false,
             has_reserve: false,
@@ -224,6 +229,7 @@ impl<D: Disk> Mover<D> {
         let removed = self.gathered.removed() as u64;
         let share = self.checkpoint.meta().rows / FORGET_SHARE;
         let forget = removed >= share.clamp(FORGET_MIN, FORGET_MAX) || !self.defragment.is_empty() || !self.has_reserve;
+        let before = self.checkpoint.meta().position;
         let mut result = self.checkpoint.commit(&mut self.gathered, forget);
         // A reserve that cannot be removed either changes nothing: the next attempt comes anyway.
         if let Err(CheckpointError::Full(_)) = &result
@@ -234,18 +240,30 @@ impl<D: Disk> Mover<D> {
             self.reserve_at = now + RETRY;
             result = self.checkpoint.commit(&mut self.gathered, true);
         }
+        // Also when the disk has no room for the rest: what it took frees segments of the log, and these make room.
+        self.checkpointed.position.store(self.checkpoint.meta().position.0, Ordering::Release);
         match result {
             Ok(()) => {
-                (self.since, self.retry_at) = (None, None);
-                self.checkpointed.position.store(self.checkpoint.meta().position.0, Ordering::Release);
+                (self.since, self.retry_at, self.tries) = (None, None, 0);
                 self.checkpointed.meter.checkpointed(clock::wall(), self.gathered.bytes());
                 Ok(())
             }
             Err(CheckpointError::Full(error)) => {
                 self.is_full(&error, now);
+                self.tries = if self.checkpoint.meta().position > before { 0 } else { self.tries + 1 };
+                if self.tries >= DEFRAGMENT_TRIES {
+                    self.answer_defragment(&Err(error.to_string()));
+                }
                 Ok(())
             }
             Err(error) => Err(error),
+        }
+    }
+
+    fn answer_defragment(&mut self, result: &Result<(), String>) {
+        for reply in self.defragment.drain(..) {
+            // Whoever asked may have gone.
+            let _ = reply.send(result.clone());
         }
     }
 
@@ -281,11 +299,7 @@ impl<D: Disk> Mover<D> {
 
     fn defragment(&mut self) -> Result<(), CheckpointError> {
         let result = self.checkpoint.compact();
-        let told = result.as_ref().copied().map_err(CheckpointError::to_string);
-        for reply in self.defragment.drain(..) {
-            // Whoever asked may have gone.
-            let _ = reply.send(told.clone());
-        }
+        self.answer_defragment(&result.as_ref().copied().map_err(CheckpointError::to_string));
         match result {
             Err(CheckpointError::Full(_)) | Ok(()) => Ok(()),
             Err(error) => Err(error),
@@ -487,6 +501,26 @@ mod tests {
         bench.after(RETRY);
         assert_eq!(bench.checkpointed(), 2);
         assert!(!bench.is_short() && bench.has_reserve());
+    }
+
+    #[test]
+    fn a_defragmentation_that_finds_no_room_says_so_in_the_end() {
+        let mut bench = bench();
+        bench.disk.set_faults(Faults { capacity_bytes: Some(bench.disk.used_bytes()), ..Faults::default() });
+        bench.put(20 << 20);
+        let (reply, answer) = channel();
+        bench.progress.send(Progress::Defragment(reply)).unwrap();
+        for _ in 0..DEFRAGMENT_TRIES {
+            assert!(answer.try_recv().is_err());
+            bench.disk.set_faults(Faults { capacity_bytes: Some(bench.disk.used_bytes()), ..Faults::default() });
+            bench.after(RETRY);
+        }
+        assert!(answer.try_recv().unwrap().unwrap_err().contains("space"));
+        bench.disk.set_faults(Faults::default());
+        let (reply, answer) = channel();
+        bench.progress.send(Progress::Defragment(reply)).unwrap();
+        bench.after(RETRY);
+        assert_eq!((answer.try_recv(), bench.checkpointed()), (Ok(Ok(())), 1));
     }
 
     #[test]

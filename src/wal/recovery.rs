@@ -4,6 +4,7 @@
 //! DATA/tarsier           format and ids; made first
 //! DATA/lock              held by the process that uses the directory
 //! DATA/checkpoint.redb   rows up to a position of the log; made second
+//! DATA/checkpoint.compacting  is there while the file above is compacted
 //! DATA/wal/*.wal         the log; may lie elsewhere
 //! DATA/reserve           space for a full disk
 //! ```
@@ -318,11 +319,13 @@ fn take_group(
 fn open_checkpoint<D: Disk>(files: &Files<D>) -> Result<Checkpoint<D>, Refused> {
     let names = files.data.names().map_err(|error| cannot("read", &files.path, &error))?;
     if names.iter().any(|name| name == checkpoint::FILE_NAME) {
-        let opened = match Checkpoint::open(files.data.clone()) {
+        let open = || {
+            Checkpoint::end_compaction(&*files.data)?;
+            Checkpoint::open(files.data.clone())
+        };
+        let opened = match open() {
             // A full disk must not keep a server down that has a reserve for this.
-            Err(CheckpointError::Full(_)) if files.data.remove(RESERVE_NAME).is_ok() => {
-                Checkpoint::open(files.data.clone())?
-            }
+            Err(CheckpointError::Full(_)) if files.data.remove(RESERVE_NAME).is_ok() => open()?,
             opened => opened?,
         };
         let Identity { cluster_id, member_id } = files.identity;
@@ -395,6 +398,8 @@ mod tests {
 
     use super::*;
     use crate::sim::Folder;
+    use crate::sim::disk::{FakeDisk, Faults};
+    use crate::wal::disk::DiskFile;
 
     const IDENTITY: Identity = Identity { cluster_id: 5, member_id: 6 };
 
@@ -490,6 +495,20 @@ mod tests {
         assert!(refusal(&data.0).contains("checkpoint.redb is missing"));
         std::fs::remove_file(data.0.join(WAL_NAME).join("0000000000000001.wal")).unwrap();
         start(&data.0);
+    }
+
+    #[test]
+    fn a_compaction_that_was_cut_short_is_ended_on_a_full_disk_with_the_space_of_the_reserve() {
+        let disk = Arc::new(FakeDisk::new(1));
+        let files = Files::new((disk.clone(), disk.clone()), IDENTITY, Path::new("data"), Path::new("wal"));
+        let start = || recover(&files, &mut Nothing, &mut |_| {}).map(drop);
+        start().unwrap();
+        disk.create(checkpoint::COMPACTING_NAME).unwrap();
+        disk.create(RESERVE_NAME).unwrap().allocate(16 << 20).unwrap();
+        // The file has holes, and what was never written needs space now.
+        disk.set_faults(Faults { capacity_bytes: Some(disk.used_bytes()), ..Faults::default() });
+        start().unwrap();
+        assert_eq!(disk.names().unwrap(), [checkpoint::FILE_NAME]);
     }
 
     #[test]

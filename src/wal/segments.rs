@@ -10,7 +10,8 @@
 //! without a gap.
 //!
 //! One segment lies ready beyond the one in use. It is the reserve that lets deletes and compactions through when the disk
-//! is full: as soon as the next one cannot be made, the writer is told.
+//! is full: as soon as the next one cannot be made, the writer is told. It is not made either where the checkpoint would lack
+//! the room to take what the log holds: then neither could ever give way to the other.
 //!
 //! A commit of the checkpoint frees many segments at once, and until the next commit the log takes as many again. So as many
 //! spares are kept as the log filled between the last two commits: filling a new file with zeros would write everything
@@ -198,6 +199,8 @@ pub struct Keeper<D: SegmentDisk> {
     shared: Arc<Shared>,
     checkpointed: Arc<AtomicU64>,
     salt: Box<dyn FnMut() -> u64 + Send>,
+    /// A call failed over a disk that has become read-only: the files are left as they are until the next start.
+    has_turned_read_only: bool,
 }
 
 struct Spare {
@@ -254,6 +257,7 @@ pub fn open<D: SegmentDisk>(
         shared,
         checkpointed,
         salt,
+        has_turned_read_only: false,
     };
     Ok((keeper, supply))
 }
@@ -267,10 +271,26 @@ impl<D: SegmentDisk> Keeper<D> {
         if self.ready.is_abandoned() {
             return Ok(Step::Over);
         }
+        if self.has_turned_read_only {
+            return Ok(Step::ShortOfSpace);
+        }
         let stepped = self.try_step();
-        let is_short = matches!(&stepped, Err(error) if is_refusal(error));
+        let is_short = match &stepped {
+            Ok(step) => *step == Step::ShortOfSpace,
+            Err(error) => is_refusal(error) || self.look_whether_read_only(),
+        };
         self.shared.is_short_of_space.store(is_short, Ordering::Relaxed);
         if is_short { Ok(Step::ShortOfSpace) } else { stepped }
+    }
+
+    /// A file system that turns read-only over an error of its own may answer the call that meets it with another one. What
+    /// was told does not depend on that call, and reads go on over such a disk. But what the call left is open, as it is
+    /// with every failed call: should the disk take writes again, the next start must look at it first.
+    fn look_whether_read_only(&mut self) -> bool {
+        let name = self.new_spare_name();
+        let changed = self.disk.create(&name).and_then(|_| self.disk.remove(&name));
+        self.has_turned_read_only = changed.is_err_and(|error| error.kind() == io::ErrorKind::ReadOnlyFilesystem);
+        self.has_turned_read_only
     }
 
     fn sync_names(&self) -> io::Result<()> {
@@ -294,11 +314,17 @@ impl<D: SegmentDisk> Keeper<D> {
             self.shed_spare()?;
             return Ok(Step::Idle);
         }
-        self.looks = 0;
         let header = match self.prepared.front() {
             Some(header) => *header,
-            None => self.prepare()?,
+            None => {
+                self.shed_spare()?;
+                if !self.has_headroom()? {
+                    return Ok(Step::ShortOfSpace);
+                }
+                self.prepare()?
+            }
         };
+        self.looks = 0;
         let segment = self.disk.open_segment(&segment_name(header.sequence))?;
         self.prepared.pop_front();
         let pushed = self.ready.push(Ready { header, segment });
@@ -320,23 +346,34 @@ impl<D: SegmentDisk> Keeper<D> {
         self.sync_names()
     }
 
+    /// On a disk that is all but full the checkpoint has the room of all spares.
     fn spares_max(&self) -> io::Result<usize> {
-        let has_room = self.disk.free_bytes()? >= ROOM_SEGMENTS * u64::from(self.blocks) * BLOCK_BYTES as u64;
-        Ok(if has_room { self.spares_wanted } else { SPARES_MIN })
+        let has_room = self.disk.free_bytes()? >= ROOM_SEGMENTS * self.segment_bytes();
+        Ok(match has_room {
+            true => self.spares_wanted,
+            false if self.has_headroom()? => SPARES_MIN,
+            false => 0,
+        })
     }
 
-    /// Whether there are spares that a rest or a filling disk takes away.
-    fn has_surplus(&self) -> bool {
-        self.spares.len() > SPARES_MIN
+    fn segment_bytes(&self) -> u64 {
+        u64::from(self.blocks) * BLOCK_BYTES as u64
+    }
+
+    /// Whether the checkpoint has the room to take what the log holds already. Each segment that it takes makes room itself,
+    /// so as much as the log holds is enough, also where a row takes more there.
+    fn has_headroom(&self) -> io::Result<bool> {
+        let held = self.closed.len() as u64;
+        Ok(held == 0 || self.disk.free_bytes()? >= (held + 1) * self.segment_bytes())
     }
 
     /// Removes one spare when the disk has no room for it or the log rests.
     fn shed_spare(&mut self) -> io::Result<()> {
-        if !self.has_surplus() {
+        if self.spares.is_empty() {
             return Ok(());
         }
         self.looks += 1;
-        if self.looks >= LOOKS_PER_SPARE {
+        if self.looks >= LOOKS_PER_SPARE && self.spares.len() > SPARES_MIN {
             self.looks = 0;
             self.spares_wanted = self.spares.len() - 1;
         }
@@ -434,7 +471,7 @@ pub fn spawn<D: SegmentDisk>(
                     wake();
                     std::thread::park_timeout(RETRY);
                 }
-                Ok(Step::Idle) if keeper.closed.is_empty() && !keeper.has_surplus() => std::thread::park(),
+                Ok(Step::Idle) if keeper.closed.is_empty() && keeper.spares.len() <= SPARES_MIN => std::thread::park(),
                 Ok(Step::Idle) => std::thread::park_timeout(RETRY),
                 Ok(Step::Over) => return,
                 Err(error) => return broken(&error),
@@ -518,7 +555,7 @@ mod tests {
         for _ in 0..before as u32 * LOOKS_PER_SPARE {
             assert_eq!(bench.keeper.step().unwrap(), Step::Idle);
         }
-        assert_eq!((bench.spares(), bench.keeper.has_surplus()), (SPARES_MIN, false));
+        assert_eq!(bench.spares(), SPARES_MIN);
     }
 
     #[test]
@@ -531,6 +568,48 @@ mod tests {
         bench.disk.set_faults(Faults { capacity_bytes, ..Faults::default() });
         assert_eq!(bench.keeper.step().unwrap(), Step::Idle);
         assert_eq!(bench.spares(), SPARES_MIN);
+    }
+
+    #[test]
+    fn on_a_disk_that_is_all_but_full_the_checkpoint_has_the_room_and_the_log_goes_on_behind_it() {
+        let mut bench = bench();
+        bench.fill_and_commit(4);
+        for _ in 0..2 {
+            let ready = bench.supply.next().expect("one lies ready");
+            bench.closed += 1;
+            bench.supply.close(Closed { sequence: ready.header.sequence, last: Position(bench.closed) });
+            bench.keeper.step().unwrap();
+        }
+        assert!(bench.spares() > 0 && bench.supply.next().is_some());
+        bench.disk.set_faults(Faults { capacity_bytes: Some(bench.disk.used_bytes()), ..Faults::default() });
+        assert_eq!(bench.keeper.step().unwrap(), Step::ShortOfSpace);
+        assert!(bench.supply.is_short_of_space(), "what the log holds has no room elsewhere");
+        assert_eq!(bench.spares(), 0, "spares are room for the checkpoint");
+        bench.checkpointed.store(bench.closed, Ordering::Relaxed);
+        while bench.keeper.step().unwrap() != Step::Idle {}
+        assert!(!bench.supply.is_short_of_space() && bench.supply.next().is_some());
+    }
+
+    #[test]
+    fn a_failed_call_ends_it_and_if_the_disk_has_turned_read_only_only_its_work() {
+        for turns_read_only in [false, true] {
+            for call in 1..9 {
+                let mut bench = bench();
+                bench.disk.set_faults(Faults { fail_call: Some(call), turns_read_only, ..Faults::default() });
+                match bench.keeper.step() {
+                    Ok(step) => assert_eq!((step, turns_read_only), (Step::ShortOfSpace, true), "call {call}"),
+                    Err(_) => assert!(!turns_read_only, "call {call}"),
+                }
+                assert_eq!(bench.supply.is_short_of_space(), turns_read_only);
+                let spares = bench.spares();
+                assert!(spares <= 1, "call {call} leaves {spares} spares of one segment");
+                bench.disk.set_faults(Faults::default());
+                if turns_read_only {
+                    let step = bench.keeper.step().unwrap();
+                    assert_eq!(step, Step::ShortOfSpace, "nobody knows what call {call} left, and a start will look");
+                }
+            }
+        }
     }
 
     #[test]

@@ -24,8 +24,9 @@ use super::refusal::{Refusal, RefusalCounts, Refusals, Why};
 use super::stream::Streams;
 use crate::types::{Batch, KeyRange, Revision, Time, WatchLimits};
 
-/// Requests that are answered, and the work on late watchers and removals, between two batches while more batches wait. Without
-/// it a steady stream of writes would starve them; without a bound a million creates would keep an event back.
+/// Requests that are answered, and apart from them the work on late watchers and removals, between two batches while more
+/// batches wait. Without it a steady stream of writes would starve them; without a bound a million creates would keep an
+/// event back.
 const WORK_BETWEEN_BATCHES: usize = 256;
 /// Shared events that are looked at each time.
 const SHARED_LOOKS: usize = 1_000;
@@ -62,6 +63,21 @@ pub struct Create {
 }
 
 impl Create {
+    /// Asks for nothing special: from now on, under an id that the hub chooses.
+    #[cfg(test)]
+    pub fn plain(range: KeyRange) -> Create {
+        Create {
+            range,
+            start: 0,
+            watch_id: 0,
+            no_put: false,
+            no_delete: false,
+            prev_kv: false,
+            progress_notify: false,
+            fragment: false,
+        }
+    }
+
     pub(super) fn options(&self) -> Options {
         Options::default()
             .with(Options::NO_PUT, self.no_put)
@@ -210,6 +226,7 @@ pub struct Hub {
     joining: bool,
     /// What may still be done between batches before the next one is in turn.
     work_left: usize,
+    /// Requests that may still be answered before then: of their own, so that neither keeps the other waiting.
     answers_left: usize,
     pub(super) events_sent: u64,
     pub(super) slow_events: u64,
@@ -467,8 +484,8 @@ impl Hub {
         self.recent.front().is_some_and(|batch| is_too_much || batch.revision <= self.compacted)
     }
 
-    /// Lets go of batches that nobody may ask for any more, or for which there is no memory. In turns: it may be all that is kept, and here may be the last
-    /// to hold them.
+    /// Lets go of batches that nobody may ask for any more, or for which there is no memory. In turns: it may be all that
+    /// is kept, and here may be the last to hold them.
     fn forget_compacted(&mut self, budget: usize) -> usize {
         let mut used = 0;
         while used < budget && self.keeps_compacted() {

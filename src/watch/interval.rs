@@ -156,7 +156,7 @@ impl Interval {
                 self.nodes[first].left = left;
                 self.nodes[first].right = rest;
                 self.refresh(bounds, first);
-                return self.balance_without(bounds, first, group);
+                return self.rotated(bounds, first).unwrap_or(first);
             }
         }
         self.balance_without(bounds, at, group)

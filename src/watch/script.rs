@@ -90,16 +90,7 @@ impl Shard {
 }
 
 fn create(key: &str, start: i64) -> Create {
-    Create {
-        range: KeyRange::One(Bytes::copy_from_slice(key.as_bytes())),
-        start,
-        watch_id: 0,
-        no_put: false,
-        no_delete: false,
-        prev_kv: false,
-        progress_notify: false,
-        fragment: false,
-    }
+    Create { start, ..Create::plain(KeyRange::One(Bytes::copy_from_slice(key.as_bytes()))) }
 }
 
 fn short(response: &WatchResponse) -> String {

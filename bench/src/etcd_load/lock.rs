@@ -12,7 +12,6 @@ use bytes::Bytes;
 use tarsier_proto::etcdserverpb as pb;
 use tarsier_proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use tarsier_proto::etcdserverpb::range_request::{SortOrder, SortTarget};
-use tarsier_proto::v3lockpb;
 use tokio::task::JoinSet;
 
 use super::Locker;
@@ -153,15 +152,12 @@ impl Session {
     }
 
     async fn ask_for_lock(&self) -> Result<()> {
-        let request = v3lockpb::LockRequest { name: NAME.as_bytes().into(), lease: self.lease };
-        let answer: v3lockpb::LockResponse = self.caller.ask(wire::PATH_LOCK, &request).await?;
-        self.held.replace(answer.key);
+        self.held.replace(self.caller.lock(NAME, self.lease).await?);
         Ok(())
     }
 
     async fn ask_for_unlock(&self) -> Result<()> {
-        let request = v3lockpb::UnlockRequest { key: self.held.take() };
-        self.caller.call_message(wire::PATH_UNLOCK, &request).await.map(drop)
+        self.caller.unlock(self.held.take()).await
     }
 }
 

@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 
 use super::Sizes;
 use super::witness::Witness;
-use crate::check::events_due;
 use crate::delivery::{self, put_all};
 use crate::fault::{Fault, Result};
 use crate::fleet::{self, Fleet};
+use crate::judge::events_due;
 use crate::keys::{KeyChoice, Plan};
 use crate::meter::Meter;
 use crate::process;

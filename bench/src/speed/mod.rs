@@ -114,7 +114,7 @@ pub struct SpeedArgs {
     #[arg(long, default_value_t = 1)]
     threads: u32,
     /// First of four ports on 127.0.0.1
-    #[arg(long, default_value_t = 23400)]
+    #[arg(long, default_value_t = 23400, value_parser = clap::value_parser!(u16).range(1..=65532))]
     port: u16,
     #[command(flatten)]
     started: ProgramFlags,

@@ -15,30 +15,14 @@ use crate::keys::{KeyChoice, Plan};
 use crate::link::Windows;
 use crate::process::{self, Process};
 use crate::screen::Bar;
-use crate::server::{Program, Server};
+use crate::server::Server;
+use crate::subject::{Named, Subject};
 
 /// What the load client takes at most: for a connection, for a further stream, for a watching. Measured on 2026-11-25: 22.7 KB,
 /// nearly all of it h2's, 0.8 KB and 10 bytes.
 pub const CLIENT_BYTES: [u64; 3] = [23_000, 1_000, 100];
 /// Left to the rest of the machine beside server and client.
 const RESERVE_BYTES: u64 = 512 << 20;
-
-/// A server of the table.
-pub enum Subject {
-    /// Started for each row, on an empty directory.
-    Program(Program),
-    /// Runs already, and goes on.
-    Running { name: String, endpoint: Arc<str>, process: Option<Process> },
-}
-
-impl Subject {
-    pub fn name(&self) -> &str {
-        match self {
-            Subject::Program(program) => program.side.name(),
-            Subject::Running { name, .. } => name,
-        }
-    }
-}
 
 /// What all rows of a run share.
 pub struct Circumstances {
@@ -78,12 +62,14 @@ pub struct Measured {
     pub version: String,
     pub empty_resident_bytes: u64,
     pub limit_bytes: Option<u64>,
+    /// Skipped for want of open files. What memory does not hold is left out by rule; this is for the user to mend.
+    pub lacks_files: bool,
     pub outcome: Outcome,
 }
 
 impl Measured {
     fn ended(outcome: Outcome) -> Measured {
-        Measured { version: String::new(), empty_resident_bytes: 0, limit_bytes: None, outcome }
+        Measured { version: String::new(), empty_resident_bytes: 0, limit_bytes: None, lacks_files: false, outcome }
     }
 }
 
@@ -96,7 +82,7 @@ pub async fn measure(subject: &Subject, shape: Shape, circumstances: &Circumstan
         return skip(reason);
     }
     if let Err(fault) = process::check_files(u64::from(shape.clients), "this row") {
-        return skip(fault.to_string());
+        return Measured { lacks_files: true, ..skip(fault.to_string()) };
     }
     let room = process::memory_available().saturating_sub(client_bytes(shape) + RESERVE_BYTES);
     if room == 0 {
@@ -134,6 +120,7 @@ async fn hold(
     if let Some(limit) = process.files_max().ok().filter(|limit| *limit < u64::from(plan.connections) + 20) {
         let connections = plan.connections;
         let text = format!("the server may open {limit} files, too few for {connections} connections: raise ulimit -n");
+        measured.lacks_files = true;
         return Ok(Outcome::Skipped { reason: text });
     }
     measured.empty_resident_bytes = process.memory()?.resident;
@@ -195,7 +182,7 @@ impl Target {
         guess: u64,
     ) -> Result<std::result::Result<Target, String>> {
         let program = match subject {
-            Subject::Running { endpoint, process, .. } => {
+            Subject::Running(Named { endpoint, process, .. }) => {
                 let process = process.or_else(|| Process::serving(endpoint));
                 return Ok(Ok(Target { endpoint: endpoint.clone(), process, server: None }));
             }

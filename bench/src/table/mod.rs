@@ -15,10 +15,7 @@ mod page;
 mod results;
 mod rows;
 
-use std::fmt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::Args;
@@ -30,11 +27,12 @@ use crate::files;
 use crate::fleet::Pace;
 use crate::keys::KeyChoice;
 use crate::link::Windows;
-use crate::process::{self, Process};
+use crate::process;
 use crate::server::ProgramFlags;
+use crate::subject::{Named, Subject};
 
 pub use fit::different;
-use measure::{Circumstances, Subject};
+use measure::Circumstances;
 use results::{Keys, Outcome, Results, Sample};
 use rows::{Chosen, Shape};
 
@@ -91,61 +89,15 @@ pub struct TableArgs {
     #[command(flatten)]
     pace: Pace,
     /// First of four ports on 127.0.0.1 for the servers that are started
-    #[arg(long, default_value_t = 23600)]
+    #[arg(long, default_value_t = 23600, value_parser = clap::value_parser!(u16).range(1..=65532))]
     port: u16,
     #[command(flatten)]
     started: ProgramFlags,
 }
 
-/// A server that somebody else has started.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Named {
-    pub name: String,
-    pub endpoint: Arc<str>,
-    process: Option<Process>,
-}
-
-impl FromStr for Named {
-    type Err = String;
-
-    fn from_str(text: &str) -> std::result::Result<Named, String> {
-        let wrong = || format!("{text:?} is not of the form NAME=HOST:PORT or NAME=HOST:PORT@PID");
-        let (name, place) = text.split_once('=').ok_or_else(wrong)?;
-        let (endpoint, id) = match place.split_once('@') {
-            Some((endpoint, id)) => (endpoint, Some(id.parse().map_err(|_| wrong())?)),
-            None => (place, None),
-        };
-        let (host, port) = endpoint.rsplit_once(':').ok_or_else(wrong)?;
-        // A scheme would be a host with a slash.
-        if name.is_empty() || host.is_empty() || host.contains('/') || port.parse::<u16>().is_err() {
-            return Err(wrong());
-        }
-        Ok(Named { name: name.to_owned(), endpoint: endpoint.into(), process: id.map(|id| Process { id }) })
-    }
-}
-
-impl fmt::Display for Named {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} at {}", self.name, self.endpoint)
-    }
-}
-
 impl TableArgs {
     fn subjects(&self) -> Result<Vec<Subject>> {
-        let programs = self.started.programs(self.etcd.clone(), self.tarsier_program()?, self.port)?;
-        let running = self.server.iter().cloned();
-        let running = running.map(|Named { name, endpoint, process }| Subject::Running { name, endpoint, process });
-        let subjects: Vec<Subject> = programs.into_iter().map(Subject::Program).chain(running).collect();
-        let mut names: Vec<&str> = subjects.iter().map(Subject::name).collect();
-        names.sort_unstable();
-        match names.windows(2).find(|pair| pair[0] == pair[1]) {
-            // Their rows would replace each other.
-            Some(pair) => Err(Fault::Refused(format!("two servers are named {}", pair[0]))),
-            None if subjects.is_empty() => {
-                Err(Fault::Refused("name a server: --etcd PATH, --tarsier PATH or --server NAME=HOST:PORT".to_owned()))
-            }
-            None => Ok(subjects),
-        }
+        Subject::all(self.started.programs(self.etcd.clone(), self.tarsier_program()?, self.port)?, &self.server)
     }
 
     fn tarsier_program(&self) -> Result<Option<PathBuf>> {
@@ -208,7 +160,8 @@ pub async fn run(args: TableArgs) -> Result<()> {
             let measured = measure::measure(subject, shape, &circumstances, guess).await;
             let outcome = measured.outcome;
             eprintln!("  {}", page::sentence(&outcome));
-            troubles += u32::from(matches!(outcome, Outcome::Void { .. } | Outcome::Failed { .. }));
+            let is_bad = matches!(outcome, Outcome::Void { .. } | Outcome::Failed { .. });
+            troubles += u32::from(is_bad || measured.lacks_files);
             measured_rows += u32::from(!matches!(outcome, Outcome::Skipped { .. }));
             report.add(Sample {
                 server: subject.name().to_owned(),
@@ -230,7 +183,10 @@ pub async fn run(args: TableArgs) -> Result<()> {
     match troubles {
         0 if measured_rows == 0 => Err(Fault::Refused("every row was skipped; the reasons stand above".to_owned())),
         0 => Ok(()),
-        rows => Err(Fault::Refused(format!("{rows} rows are void or have failed; their reasons stand above"))),
+        rows => {
+            let what = "void, have failed or found too few open files";
+            Err(Fault::Refused(format!("{rows} rows are {what}; their reasons stand above")))
+        }
     }
 }
 
@@ -238,9 +194,7 @@ pub async fn run(args: TableArgs) -> Result<()> {
 async fn try_out(subject: &Subject) -> Result<()> {
     match subject {
         Subject::Program(program) => program.start().await.map(drop),
-        Subject::Running { endpoint, .. } => {
-            Caller::connect(endpoint, Windows::SMALL).await?.revision().await.map(drop)
-        }
+        Subject::Running(named) => Caller::connect(&named.endpoint, Windows::SMALL).await?.revision().await.map(drop),
     }
 }
 
@@ -295,16 +249,6 @@ impl Report<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_running_server_is_named_with_its_place() {
-        let named = |process| Named { name: "mine".to_owned(), endpoint: "host:2379".into(), process };
-        assert_eq!("mine=host:2379".parse(), Ok(named(None)));
-        assert_eq!("mine=host:2379@17".parse(), Ok(named(Some(Process { id: 17 }))));
-        for text in ["", "host:2379", "=host:2379", "mine=host", "mine=host:x", "mine=host:1@x", "mine=http://host:1"] {
-            assert!(text.parse::<Named>().is_err(), "{text:?}");
-        }
-    }
 
     #[test]
     fn a_guess_follows_the_rows_that_were_held() {

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -43,6 +44,7 @@ pub fn among_bystanders(attack: impl AsyncFnOnce(&Server)) {
 impl Scene {
     async fn start() -> Scene {
         let server = Server::start(&server::binary_under_test());
+        all_shards_run(&server).await;
         let (is_over, mut watches, mut clients) = (Arc::new(AtomicBool::new(false)), Vec::new(), Vec::new());
         for _ in 0..BYSTANDERS {
             let client = Client::connect(server.address(), WIDE).await;
@@ -62,7 +64,7 @@ impl Scene {
         for client in &clients {
             client.put("warm", b"").await;
         }
-        let descriptors = descriptors(server.process());
+        let descriptors = descriptors(server.process()).len();
         let before = account(&server).await;
         let putters = clients.into_iter().enumerate();
         let putters = putters.map(|(index, client)| tokio::spawn(put_until(index, client, is_over.clone()))).collect();
@@ -103,19 +105,28 @@ impl Scene {
                 && account["calls"].0 == 0;
             if is_same
                 && account["backlog"].1 == 0
-                && descriptors + BYSTANDERS == self.descriptors
+                && descriptors.len() + BYSTANDERS == self.descriptors
                 && account["resident"].1 < self.before["resident"].1 + KEPT_BYTES_MAX
             {
                 return;
             }
             assert!(
                 Instant::now() < deadline,
-                "left: {account:?}, {descriptors} descriptors; before: {:?}, {} descriptors",
+                "left: {account:?}, {descriptors:?}; before: {:?}, {} descriptors",
                 self.before,
                 self.descriptors
             );
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
+    }
+}
+
+/// The first shard serves while the others start, and each of them opens files of its own.
+async fn all_shards_run(server: &Server) {
+    let deadline = Instant::now() + SOON;
+    while !server.log().contains("ready to serve client requests") {
+        assert!(Instant::now() < deadline, "not all shards run");
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
@@ -129,8 +140,12 @@ async fn put_until(index: usize, client: Client, is_over: Arc<AtomicBool>) -> Ve
     revisions
 }
 
-fn descriptors(process: u32) -> usize {
-    fs::read_dir(format!("/proc/{process}/fd")).expect("the server runs").count()
+/// What the server has open, but for the files of its log: a thread keeps segments ready, from some moment after the start on,
+/// and how many are in use goes by what was written.
+fn descriptors(process: u32) -> Vec<PathBuf> {
+    let all = fs::read_dir(format!("/proc/{process}/fd")).expect("the server runs");
+    let targets = all.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+    targets.filter(|target| !target.parent().is_some_and(|parent| parent.ends_with("wal"))).collect()
 }
 
 fn accounts(log: &str) -> usize {

@@ -93,7 +93,8 @@ async fn memory(server: &Server) -> HashMap<String, u64> {
 /// A call that waits on a task of its own tells with what it ended, and goes when it is told to.
 fn wait_on_a_task(mut stream: Stream, lease: usize, told: mpsc::UnboundedSender<usize>) -> tokio::task::JoinHandle<()> {
     tokio::spawn(async move {
-        let (body, status) = stream.read_all().await.expect("the connection lives");
+        // It goes with its connection.
+        let Ok((body, status)) = stream.read_all().await else { return };
         assert_eq!(status, 0, "the lock of {lease}");
         let locked = v3lockpb::LockResponse::decode(&body[5..]).expect("a whole response");
         assert_eq!(locked.key, key(lease));

@@ -218,6 +218,10 @@ impl Awaited {
                 return Some(Told { handle, batch: telling.batch.clone(), index: telling.index });
             }
         }
+        // After a revision that deleted very many keys the queue would stay as large as ever.
+        if self.telling.capacity() > TOLD_MAX {
+            self.telling = VecDeque::new();
+        }
         None
     }
 }
@@ -331,5 +335,10 @@ mod tests {
         awaited.batch(&Arc::new(Batch { revision: Revision(2), time: Time(0), changes }));
         assert_eq!(awaited.next_told().map(|told| (told.handle, told.index)), Some((77, 0)));
         assert!(awaited.next_told().is_none() && !awaited.has_next());
+        let changes =
+            (0..5_000).map(|number| Change::Delete { key: format!("l/{number}").into(), previous: None }).collect();
+        awaited.batch(&Arc::new(Batch { revision: Revision(3), time: Time(0), changes }));
+        assert!(std::iter::from_fn(|| awaited.next_told()).map(|told| told.handle).eq(0..5_000));
+        assert!(awaited.telling.capacity() <= TOLD_MAX, "{} places are kept", awaited.telling.capacity());
     }
 }

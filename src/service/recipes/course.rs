@@ -11,6 +11,7 @@ use crate::net::Output;
 use crate::service::kv::decode::Limits;
 use crate::types::{Batch, Revision};
 
+use super::announcement::Announcer;
 use super::awaited::Place;
 use super::contest::Contest;
 use super::observation::Observation;
@@ -46,6 +47,7 @@ impl Next {
 pub struct Around<'a> {
     pub identity: Identity,
     pub limits: &'a Limits,
+    pub announcer: &'a Announcer,
 }
 
 /// Where a course waits, and up to which revision it knows what happened there.
@@ -104,7 +106,7 @@ impl Course {
     pub fn reply(&mut self, reply: Reply, around: Around<'_>) -> Next {
         match self {
             Course::Contest(contest) => contest.reply(reply, around),
-            Course::Observation(observation) => observation.reply(reply, around.identity),
+            Course::Observation(observation) => observation.reply(reply, around),
             Course::Proclamation(proclamation) => proclamation.reply(reply, around),
         }
     }
@@ -113,7 +115,7 @@ impl Course {
     pub fn told(&mut self, batch: &Batch, index: usize, around: Around<'_>) -> Next {
         match self {
             Course::Contest(contest) => contest.told(&batch.changes[index]),
-            Course::Observation(observation) => observation.told(batch, index, around.identity),
+            Course::Observation(observation) => observation.told(batch, index, around),
             Course::Proclamation(_) => unreachable!("it waits for nothing"),
         }
     }

@@ -7,11 +7,12 @@
 //! - [`single`]: the calls that come down to one request.
 //! - [`course`]: the others, of several steps. [`contest`] (Lock and Campaign) waits until nobody is in front,
 //!   [`observation`] tells who leads, [`proclamation`] asks for a lease before it speaks.
-//! - [`awaited`]: who waits for which key.
+//! - [`awaited`]: who waits for which key. [`announcement`]: what observers are told, once for all of them.
 //! - [`waiting`]: how [`Services`](super::Services) leads the courses through their steps.
 //!
 //! An error loses its status on etcd's way: it keeps its words, and its code becomes UNKNOWN.
 
+pub mod announcement;
 pub mod awaited;
 pub mod course;
 pub mod single;

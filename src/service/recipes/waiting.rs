@@ -48,7 +48,7 @@ impl Services {
     ) -> Option<CallId> {
         let call = &mut self.calls[handle as usize];
         let Unary::Course(course) = &mut call.state else { unreachable!("only a course has steps") };
-        let around = Around { identity: self.identity, limits: &self.limits };
+        let around = Around { identity: self.identity, limits: &self.limits, announcer: &self.announcer };
         self.course_bytes -= course.bytes();
         let next = run(course, around);
         self.course_bytes += course.bytes();
@@ -110,7 +110,10 @@ impl Services {
 
     /// Tells one call of one change.
     pub fn tell_next(&mut self) -> Telling {
-        let Some(told) = self.awaited.next_told() else { return Telling::Nothing };
+        let Some(told) = self.awaited.next_told() else {
+            self.announcer.forget();
+            return Telling::Nothing;
+        };
         Telling::Call(self.step(told.handle, |course, around| course.told(&told.batch, told.index, around)))
     }
 
@@ -138,7 +141,8 @@ impl Services {
     /// A reply to a course that goes on though its peer has gone.
     pub(in crate::service) fn course_left(&mut self, handle: u32, mut course: Box<Course>, reply: Reply) {
         self.course_bytes -= course.bytes();
-        let gone = course.left(reply, Around { identity: self.identity, limits: &self.limits });
+        let around = Around { identity: self.identity, limits: &self.limits, announcer: &self.announcer };
+        let gone = course.left(reply, around);
         self.course_bytes += course.bytes();
         self.leave(handle, course, gone);
     }

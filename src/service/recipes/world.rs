@@ -365,7 +365,8 @@ impl World {
         let observers: Vec<u32> = self.clients.keys().copied().collect();
         observers.into_iter().for_each(|client| self.close(client));
         let (calls, _) = self.services.bytes();
-        assert_eq!((calls, self.services.course_bytes, self.services.awaited.bytes()), (0, 0, 0));
+        let apart = (self.services.course_bytes, self.services.awaited.bytes(), self.services.scratch_bytes());
+        assert_eq!((calls, apart), (0, (0, 0, 0)));
     }
 }
 

@@ -39,16 +39,7 @@ impl Path {
     }
 
     fn watch(&mut self, stream: StreamId, key: String) {
-        let create = Create {
-            range: KeyRange::One(key.into()),
-            start: 0,
-            watch_id: 0,
-            no_put: false,
-            no_delete: false,
-            prev_kv: false,
-            progress_notify: false,
-            fragment: false,
-        };
+        let create = Create::plain(KeyRange::One(key.into()));
         self.hub.request(stream, self.intake.committed(), Request::Create(create));
         while self.hub.take_output(stream, usize::MAX).is_some() {}
     }
