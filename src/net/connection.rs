@@ -71,6 +71,10 @@ pub struct Connection {
     is_heavy: bool,
     /// It takes no turn before the lane calls it.
     waits_in_lane: bool,
+    /// The end of this turn.
+    until: Instant,
+    /// Looks at due streams before h2 is handed more frames.
+    looks_left: usize,
     /// Its peer is gone, and its calls are still to be ended.
     has_ended: bool,
     has_been_at_stream_limit: bool,
@@ -128,6 +132,8 @@ impl Connection {
             weight: Weight::new(now),
             is_heavy: false,
             waits_in_lane: false,
+            until: now,
+            looks_left: 0,
             has_ended: false,
             has_been_at_stream_limit: false,
             is_slow: false,
@@ -135,10 +141,12 @@ impl Connection {
         }
     }
 
-    fn turn(&mut self, context: &mut Context<'_>, until: Instant) -> Poll<()> {
+    fn turn(&mut self, context: &mut Context<'_>) -> Poll<()> {
         if matches!(self.state, State::Closing) {
             return self.wire.poll_close(context);
         }
+        // This turn serves what has woken it. The lane's call would else look like more to do, and call for another turn for ever.
+        self.server.ready.take_woken(self.slot);
         self.wire.begin_turn();
         self.look_at_the_time();
         for _ in 0..ROUNDS_PER_TURN {
@@ -151,7 +159,7 @@ impl Connection {
                 self.close();
                 return self.wire.poll_close(context);
             }
-            self.look_at_due_streams(until);
+            self.look_at_due_streams();
             if !self.has_more() {
                 self.wire.send(context);
                 self.set_slow(self.wire.is_congested());
@@ -161,7 +169,7 @@ impl Connection {
                 self.set_alarm();
                 return Poll::Pending;
             }
-            if self.now() >= until {
+            if self.now() >= self.until {
                 break;
             }
         }
@@ -186,7 +194,8 @@ impl Connection {
         if self.waits_in_lane {
             return (Poll::Pending, None);
         }
-        let polled = self.turn(context, begun + lane.turn_time_max(begun));
+        self.until = begun + lane.turn_time_max(begun);
+        let polled = self.turn(context);
         let now = self.now();
         let taken = now.saturating_duration_since(begun);
         self.weight.add(taken);
@@ -198,9 +207,13 @@ impl Connection {
     }
 
     fn has_more(&self) -> bool {
-        self.server.ready.take_woken(self.slot)
-            || self.wire.is_cut_short()
-            || self.server.ready.has_due(self.slot) && !self.wire.is_congested()
+        self.server.ready.take_woken(self.slot) || self.wire.is_cut_short() || self.has_due()
+    }
+
+    /// A stream may be looked at. While output waits for a slow peer they stay due: what they have to send had better stay
+    /// with the handler.
+    fn has_due(&self) -> bool {
+        self.server.ready.has_due(self.slot) && !self.wire.is_congested()
     }
 
     /// Everything that was due is done. After a silence the buffers go; after traffic the next silence is looked for.
@@ -306,7 +319,10 @@ impl Connection {
 
     /// Lets h2 read and write, and opens the calls that it brings. Ready at the end of the connection.
     fn poll_h2(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        self.wire.allow_frames();
+        if self.looks_left == 0 || !self.has_due() {
+            self.wire.allow_frames();
+            self.looks_left = STREAMS_PER_ROUND;
+        }
         if let State::Shaking(handshake) = &mut self.state {
             match Pin::new(handshake).poll(context) {
                 Poll::Pending => return Poll::Pending,
@@ -417,15 +433,16 @@ impl Connection {
         }
     }
 
-    /// A bounded number of streams. While output waits for a slow peer they stay due: what they have to send had better
-    /// stay with the handler.
-    fn look_at_due_streams(&mut self, until: Instant) {
-        for looks in 1..=STREAMS_PER_ROUND {
-            if self.wire.is_congested() || looks % LOOKS_PER_CLOCK == 0 && self.now() >= until {
-                return;
-            }
+    /// A bounded number of streams, and time. What the clock leaves over comes before h2 is handed more frames: else the
+    /// requests of short turns would pile up in h2, whose slabs never shrink.
+    fn look_at_due_streams(&mut self) {
+        while self.looks_left > 0 && !self.wire.is_congested() {
             let Some(due) = self.server.ready.next(self.slot) else { return };
             self.look(due);
+            self.looks_left -= 1;
+            if self.looks_left % LOOKS_PER_CLOCK == 0 && self.now() >= self.until {
+                return;
+            }
         }
     }
 
@@ -435,6 +452,8 @@ impl Connection {
             handler: &*self.server.handler,
             call: self.call(stream),
             request_bytes_max: self.server.config.request_bytes_max,
+            now: self.server.config.now,
+            until: self.until,
         };
         let Some(row) = self.rows.get_mut(stream as usize) else { return };
         let waker = self.server.ready.stream_waker(self.slot, stream);
