@@ -134,6 +134,19 @@ impl Caller {
     }
 }
 
+/// The first word to a server that is said to be there: it answers a read soon, or is none. What takes connections and says
+/// nothing would otherwise be waited for without end.
+pub async fn greet(endpoint: &Arc<str>) -> Result<Caller> {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let greeting = async {
+        let caller = Caller::connect(endpoint, Windows::SMALL).await?;
+        caller.revision().await?;
+        Ok(caller)
+    };
+    let silent = |_| Fault::Stalled { waiting_for: format!("an answer of {endpoint}"), seconds: PATIENCE.as_secs() };
+    tokio::time::timeout(PATIENCE, greeting).await.map_err(silent)?
+}
+
 /// Waits until a server answers a read; gives a caller for it.
 pub async fn wait_until_ready(
     endpoint: &Arc<str>,

@@ -107,6 +107,9 @@ fn plan(choice: KeyChoice) -> Plan {
 pub async fn run(args: CheckArgs) -> Result<()> {
     let programs = args.started.programs(args.etcd.clone(), args.tarsier.clone(), args.port)?;
     let subjects = Subject::all(programs, &args.server)?;
+    for subject in &subjects {
+        subject.try_out().await?;
+    }
     let all = Company::value_variants();
     let companies = if args.beside.is_empty() { all } else { &args.beside };
     let watches = CHOICES.len() as u64 * plan(KeyChoice::Own).watches();

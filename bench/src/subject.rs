@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use crate::caller;
 use crate::fault::{Fault, Result};
 use crate::process::Process;
 use crate::server::Program;
@@ -32,6 +33,14 @@ impl Subject {
                 Err(Fault::Refused("name a server: --etcd PATH, --tarsier PATH or --server NAME=HOST:PORT".to_owned()))
             }
             None => Ok(subjects),
+        }
+    }
+
+    /// Says at once, and not in each row, that a server is not there or is none.
+    pub async fn try_out(&self) -> Result<()> {
+        match self {
+            Subject::Program(program) => program.start().await?.stop().await,
+            Subject::Running(named) => caller::greet(&named.endpoint).await.map(drop),
         }
     }
 

@@ -125,7 +125,11 @@ pub const FLAGS: &[Flag] = &[
         "16384",
         "HTTP/2 streams (calls and watch streams) that one connection may have open at a time. etcd's default is 4294967295.",
     ),
-    supported("grpc-keepalive-min-time", "5s", "Duration a client should wait between pings; not enforced yet."),
+    supported(
+        "grpc-keepalive-min-time",
+        "5s",
+        "Least duration between pings of a client; one that pings more often is told to go. 0 means 5m.",
+    ),
     supported(
         "grpc-keepalive-interval",
         "2h",

@@ -41,6 +41,8 @@ const MEMORY_BYTES_MIN: u64 = 32 * 1024 * 1024;
 const PROGRESS_INTERVAL_MIN: Duration = Duration::from_millis(100);
 const PROGRESS_INTERVAL_DEFAULT: Duration = Duration::from_secs(600);
 const WARN_AFTER_UNARY_DEFAULT: Duration = Duration::from_millis(300);
+/// grpc-go's, which counts when etcd sets none.
+const KEEPALIVE_MIN_TIME_DEFAULT: Duration = Duration::from_secs(300);
 /// grpc-go raises a shorter ping interval of a server to this.
 const KEEPALIVE_INTERVAL_MIN: Duration = Duration::from_secs(1);
 
@@ -79,7 +81,8 @@ pub struct Config {
     /// `--max-concurrent-streams`: streams of one connection, default 16,384. etcd allows 2^32 - 1; waiting watches and
     /// locks each hold a stream, and this many are enough for any client while a runaway one is stopped.
     pub concurrent_streams_max: u32,
-    /// `--grpc-keepalive-min-time`: default 5 s as in etcd. Unused until clients that ping too often are told to go.
+    /// `--grpc-keepalive-min-time`: default 5 s as in etcd. Clients that ping more often are told to go. 0 leaves it to gRPC,
+    /// whose own default is five minutes.
     pub keepalive_min_time: Duration,
     /// `--grpc-keepalive-interval` and `--grpc-keepalive-timeout`; `None` when either is 0, which disables the pings.
     pub keepalive_ping: Option<KeepalivePing>,
@@ -276,7 +279,6 @@ impl Config {
         let config = config(&source)?;
         let mut warnings = foreign_flags(&source)?;
         warnings.extend(foreign_gates(&source)?);
-        warnings.extend(unbuilt_flags(&source));
         warnings.extend(source.warnings);
         Ok(Asked::Serve(Box::new(config), warnings))
     }
@@ -325,7 +327,10 @@ fn config(source: &Source) -> Result<Config, ConfigError> {
         txn_operations_max: number(source, "max-txn-ops", 1, TXN_OPERATIONS_MAX)? as usize,
         concurrent_streams_max: u32::try_from(number(source, "max-concurrent-streams", 1, u64::from(u32::MAX))?)
             .expect("the line above bounds it"),
-        keepalive_min_time: read(source, "grpc-keepalive-min-time", value::duration)?,
+        keepalive_min_time: match read(source, "grpc-keepalive-min-time", value::duration)? {
+            Duration::ZERO => KEEPALIVE_MIN_TIME_DEFAULT,
+            time => time,
+        },
         keepalive_ping: keepalive_ping(source)?,
         watch_progress_interval: match read(source, "watch-progress-notify-interval", value::duration)? {
             Duration::ZERO => PROGRESS_INTERVAL_DEFAULT,
@@ -495,14 +500,6 @@ fn foreign_gates(source: &Source) -> Result<Option<Warning>, ConfigError> {
     let given = source.given.get("feature-gates").filter(|_| has_foreign);
     let why = "all but LeaseCheckpoint name features of etcd's own";
     Ok(given.map(|given| Warning { what: given.written_as.clone(), why }))
-}
-
-/// Flags that are read and will be kept, but are not yet.
-fn unbuilt_flags(source: &Source) -> Vec<Warning> {
-    [("grpc-keepalive-min-time", "clients that ping too often are not told to go yet")]
-        .into_iter()
-        .filter_map(|(name, why)| source.given.get(name).map(|given| Warning { what: given.written_as.clone(), why }))
-        .collect()
 }
 
 fn text<'a>(source: &'a Source, name: &str) -> &'a str {

@@ -152,6 +152,7 @@ numbers! {
     RefusedBroken Sum Counter One "tarsier_refusals_total" "reason=\"broken_connection\"" "";
     RefusedStalledStream Sum Counter One "tarsier_refusals_total" "reason=\"stalled_stream\"" "";
     RefusedStalledConnection Sum Counter One "tarsier_refusals_total" "reason=\"stalled_connection\"" "";
+    RefusedPings Sum Counter One "tarsier_refusals_total" "reason=\"too_many_pings\"" "";
     RefusedDeadline Sum Counter One "tarsier_refusals_total" "reason=\"call_past_deadline\"" "";
     RefusedWatchLimit Sum Counter One "tarsier_refusals_total" "reason=\"watch_limit\"" "";
     RefusedWatchMemory Sum Counter One "tarsier_refusals_total" "reason=\"watch_memory\"" "";

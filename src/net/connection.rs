@@ -132,7 +132,7 @@ impl Connection {
         peer: SocketAddr,
         (door, admitted): (Door, Option<Admitted>),
     ) -> Connection {
-        let (plain, wire) = plain::open(client, server.counters.clone());
+        let (plain, wire) = plain::open(client, server.counters.clone(), server.config.ping_rule());
         let now = (server.config.now)();
         let (state, at, step) = match door {
             Door::Clients => (State::New(plain), now + server.config.handshake_timeout, LivenessStep::CutHandshake),
@@ -166,7 +166,7 @@ impl Connection {
         if matches!(self.state, State::Closing) {
             return self.wire.poll_close(context);
         }
-        self.wire.begin_turn();
+        self.wire.begin_turn(self.rows.len());
         self.look_at_the_time();
         if let Some(pause) = &mut self.pause {
             if Pin::new(pause).poll(context).is_pending() {

@@ -87,6 +87,8 @@ pub struct Counters {
     /// Streams, and whole connections, that were ended because their peer took nothing of what was due to it.
     pub streams_stalled: Count,
     pub connections_stalled: Count,
+    /// Connections that were ended because their peer pinged too often.
+    pub connections_pinging: Count,
     pub bytes_in: Count,
     pub bytes_out: Count,
     /// The same of connections that speak HTTP/1.1.

@@ -21,6 +21,7 @@ mod http1;
 mod idle;
 pub mod limits;
 pub mod listener;
+mod pings;
 mod plain;
 mod ready;
 pub mod ring;

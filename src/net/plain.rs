@@ -20,6 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::counters::Counters;
 use super::idle::{self, Buffers};
+use super::pings::{self, PingRule, Pings};
 use super::ring::Received;
 use super::socket::Socket;
 
@@ -48,6 +49,13 @@ struct State {
     socket: Socket,
     counters: Rc<Counters>,
     meter: Meter,
+    ping_rule: PingRule,
+    pings: Pings,
+    /// The calls of the connection, and the last stream that its peer has begun, when its turn began.
+    calls: usize,
+    calls_up_to: u32,
+    /// It has pinged too often and was told so: nothing of it is heard any more.
+    is_told_to_go: bool,
     input: Option<Input>,
     input_taken: usize,
     frames_left: u32,
@@ -64,6 +72,8 @@ struct State {
     /// There are no frames here, and what comes and goes is not counted as gRPC's.
     is_http1: bool,
     failed: Option<io::ErrorKind>,
+    /// h2's last write was taken in part: its next one begins amid a frame.
+    is_amid_output: bool,
 }
 
 /// What a peer speaks, by its first bytes.
@@ -122,11 +132,16 @@ impl Deref for Input {
     }
 }
 
-pub fn open(descriptor: OwnedFd, counters: Rc<Counters>) -> (Plain, Wire) {
+pub fn open(descriptor: OwnedFd, counters: Rc<Counters>, ping_rule: PingRule) -> (Plain, Wire) {
     let state = Rc::new(RefCell::new(State {
         socket: Socket::new(descriptor),
         counters,
         meter: Meter::default(),
+        ping_rule,
+        pings: Pings::default(),
+        calls: 0,
+        calls_up_to: 0,
+        is_told_to_go: false,
         input: None,
         input_taken: 0,
         frames_left: FRAMES_PER_POLL,
@@ -140,6 +155,7 @@ pub fn open(descriptor: OwnedFd, counters: Rc<Counters>) -> (Plain, Wire) {
         is_pad_due: false,
         is_http1: false,
         failed: None,
+        is_amid_output: false,
     }));
     (Plain(state.clone()), Wire(state))
 }
@@ -229,9 +245,11 @@ impl Wire {
         let _ = self.state().poll_send(context);
     }
 
-    /// A turn of the connection begins: h2 may run from here on, and what is known of its buffers holds no more.
-    pub fn begin_turn(&self) {
+    /// A turn of the connection, which has so many calls, begins: h2 may run from here on, and what is known of its buffers
+    /// holds no more.
+    pub fn begin_turn(&self, calls: usize) {
         let state = &mut *self.state();
+        (state.calls, state.calls_up_to) = (calls, state.meter.last_stream);
         state.buffers.forget();
         state.is_pad_due = false;
     }
@@ -446,8 +464,22 @@ impl State {
         bytes_in.add(bytes as u64);
     }
 
+    /// The peer hears why it has to go, and h2 that there is no more to read. It then sends all that was gathered.
+    fn tell_to_go(&mut self) {
+        self.is_told_to_go = true;
+        self.counters.connections_pinging.add(1);
+        // Amid a frame nothing can be said.
+        if !self.is_amid_output {
+            let frame = pings::goaway(self.meter.last_stream);
+            self.gather(&frame, frame.len());
+        }
+    }
+
     fn poll_read(&mut self, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let state = self;
+        if state.is_told_to_go {
+            return Poll::Ready(Ok(()));
+        }
         if state.frames_left == 0 {
             // Not woken for it: the connection sees the mark and polls again once it has served these.
             state.is_cut_short = true;
@@ -468,6 +500,14 @@ impl State {
         let bytes = &input[state.input_taken..];
         let bytes = &bytes[..bytes.len().min(into.remaining())];
         let passed = state.meter.pass(bytes, &mut state.frames_left, &state.counters);
+        for _ in 0..std::mem::take(&mut state.meter.pings) {
+            let has_call = state.calls > 0 || state.meter.last_stream != state.calls_up_to;
+            if state.pings.is_one_too_many(state.ping_rule, has_call, state.bytes_out) {
+                state.input = None;
+                state.tell_to_go();
+                return Poll::Ready(Ok(()));
+            }
+        }
         into.put_slice(&bytes[..passed]);
         state.input_taken += passed;
         if state.input_taken == input.len() {
@@ -494,6 +534,7 @@ impl AsyncWrite for Plain {
         for slice in slices {
             taken += state.gather(slice, room - taken);
         }
+        state.is_amid_output = taken < slices.iter().map(|slice| slice.len()).sum();
         state.buffers.wrote(slices, taken);
         Poll::Ready(Ok(taken))
     }
@@ -521,13 +562,20 @@ struct Meter {
     preface_bytes: u8,
     payload_left: u32,
     is_amid_headers: bool,
+    /// Pings that were passed and not looked at yet.
+    pings: u32,
+    /// The last stream that the peer has begun.
+    last_stream: u32,
 }
 
 const PREFACE_BYTES: u8 = PREFACE.len() as u8;
 const HEADERS: u8 = 1;
 const PUSH_PROMISE: u8 = 5;
+const PING: u8 = 6;
 const CONTINUATION: u8 = 9;
 const END_HEADERS: u8 = 4;
+/// Of a ping: it is the answer to one.
+const ACK: u8 = 1;
 
 impl Meter {
     /// Passes bytes until `frames_left` frames have ended, and says how many bytes that were.
@@ -555,6 +603,7 @@ impl Meter {
                     self.payload_left = u32::from_be_bytes([0, self.header[0], self.header[1], self.header[2]]);
                     counters.frame(self.header[3]);
                     self.note_headers(self.header[3], self.header[4]);
+                    self.pings += u32::from(self.header[3] == PING && self.header[4] & ACK == 0);
                     *frames_left -= u32::from(self.payload_left == 0);
                 }
             }
@@ -566,6 +615,10 @@ impl Meter {
     fn note_headers(&mut self, kind: u8, flags: u8) {
         if matches!(kind, HEADERS | PUSH_PROMISE | CONTINUATION) {
             self.is_amid_headers = flags & END_HEADERS == 0;
+        }
+        if kind == HEADERS {
+            let [.., a, b, c, d] = self.header;
+            self.last_stream = self.last_stream.max(u32::from_be_bytes([a & 0x7f, b, c, d]));
         }
     }
 

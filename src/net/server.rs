@@ -16,6 +16,7 @@ use super::costs;
 use super::counters::Counters;
 use super::limits::{ConnectionLimits, OverLimit};
 use super::listener::{self, Listener};
+use super::pings::PingRule;
 use super::ready::Ready;
 use super::timers::Timers;
 use super::{Door, Handler, IdleBuffers, ring};
@@ -44,6 +45,8 @@ pub struct NetConfig {
     pub keepalive_interval: Option<Duration>,
     /// How long it has to answer (etcd: `--grpc-keepalive-timeout`).
     pub keepalive_timeout: Duration,
+    /// The least time between a peer's pings (etcd: `--grpc-keepalive-min-time`); `None` holds peers to nothing.
+    pub ping_interval_min: Option<Duration>,
     /// How long something may be due to a stream that takes no byte of it; `None` waits for ever.
     pub stalled_stream_timeout: Option<Duration>,
     /// What the kernel may hold for a peer that does not take it.
@@ -65,6 +68,10 @@ impl NetConfig {
         self.keepalive_interval.unwrap_or(NEVER)
     }
 
+    pub(super) fn ping_rule(&self) -> PingRule {
+        PingRule { now: self.now, interval_min: self.ping_interval_min }
+    }
+
     pub fn new(now: fn() -> Instant) -> NetConfig {
         NetConfig {
             now,
@@ -76,6 +83,7 @@ impl NetConfig {
             handshake_timeout: Duration::from_secs(10),
             keepalive_interval: Some(Duration::from_secs(2 * 3_600)),
             keepalive_timeout: Duration::from_secs(20),
+            ping_interval_min: None,
             stalled_stream_timeout: Some(Duration::from_secs(600)),
             send_buffer_bytes: listener::SEND_BUFFER_BYTES,
             idle_buffers: IdleBuffers::GiveBack,

@@ -152,6 +152,7 @@ impl Shard {
             (Number::RefusedBroken, &counters.connections_broken),
             (Number::RefusedStalledStream, &counters.streams_stalled),
             (Number::RefusedStalledConnection, &counters.connections_stalled),
+            (Number::RefusedPings, &counters.connections_pinging),
             (Number::RefusedDeadline, &counters.calls_past_deadline),
             (Number::ShardConnections, &counters.connections_open),
         ] {

@@ -366,6 +366,7 @@ fn net_config(config: &Config, limits: Arc<ConnectionLimits>, budget: &Budget) -
     net.limits = limits;
     net.stalled_stream_timeout = config.stalled_stream_timeout;
     net.idle_buffers = if config.idle_buffers_are_kept { IdleBuffers::Keep } else { IdleBuffers::GiveBack };
+    net.ping_interval_min = Some(config.keepalive_min_time);
     net.keepalive_interval = config.keepalive_ping.map(|ping| ping.interval);
     if let Some(ping) = config.keepalive_ping {
         net.keepalive_timeout = ping.timeout;

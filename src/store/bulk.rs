@@ -19,6 +19,8 @@ use super::key_index::{KeyIndex, Version, Versions};
 const TWO_THREADS_MIN: usize = 10_000;
 /// Key bytes that an entry shows at once.
 const WINDOW_BYTES: usize = 7;
+/// Entries whose keys are looked at in one go.
+const LOOKED_AHEAD: usize = 64;
 /// Marks a window behind which the key goes on.
 const GOES_ON: u64 = 8;
 
@@ -72,13 +74,52 @@ pub struct Bulk {
 /// What became of the versions.
 #[derive(Debug, Default)]
 pub struct Folded {
-    pub index: KeyIndex,
+    pub sorted: Sorted,
     /// The state of a key before a revision that changed it, for each change that tells it.
     pub previous: Vec<(ChangeId, KeyValue)>,
     /// Puts that a later change of the same revision replaced: only their batch holds them.
     pub unindexed: Vec<(Revision, usize)>,
     /// Changes below the compacted revision that nothing needs any more, in ascending order.
     pub superseded: Vec<ChangeId>,
+}
+
+/// The next of sorted entries. From time to time it looks at the keys of many that follow, one look right behind the
+/// other: each is at a place in memory that no cache has, and processors wait for many such places at once, but not for
+/// those that come a whole entry's work later.
+fn next(entries: &mut std::vec::IntoIter<Entry>) -> Option<Entry> {
+    if entries.len().is_multiple_of(LOOKED_AHEAD) {
+        for entry in entries.as_slice().iter().take(LOOKED_AHEAD) {
+            std::hint::black_box(entry.kv.key().first());
+        }
+    }
+    entries.next()
+}
+
+/// What the index is made of.
+#[derive(Debug, Default)]
+pub struct Sorted {
+    keys: Vec<(Box<[u8]>, Versions)>,
+    keys_bytes: usize,
+    versions_bytes: usize,
+}
+
+impl Sorted {
+    pub fn into_index(self) -> KeyIndex {
+        // From what is sorted already, the tree is built without a search.
+        KeyIndex::whole(BTreeMap::from_iter(self.keys), self.keys_bytes, self.versions_bytes)
+    }
+}
+
+/// Does two things that share nothing, on two threads if they are about enough entries.
+pub fn both<L: Send, R>(entries: usize, left: impl FnOnce() -> L + Send, right: impl FnOnce() -> R) -> (L, R) {
+    if entries < TWO_THREADS_MIN {
+        return (left(), right());
+    }
+    std::thread::scope(|scope| {
+        let left = scope.spawn(left);
+        let right = right();
+        (left.join().expect("a panic of ours stops the process"), right)
+    })
 }
 
 impl Bulk {
@@ -103,6 +144,11 @@ impl Bulk {
         self.entries.push(Entry { window: window(key, self.common.len()), ordinal, kv });
     }
 
+    /// How many versions were pushed.
+    pub fn versions(&self) -> usize {
+        self.entries.len()
+    }
+
     pub fn fold(mut self) -> Folded {
         let depth = self.common.len();
         for entry in &mut self.entries[..self.stale] {
@@ -110,17 +156,15 @@ impl Bulk {
         }
         let (below, compacted) = (self.below, self.compacted);
         let half = |entries| Half::new(below, compacted).fold(entries, depth);
-        if self.entries.len() < TWO_THREADS_MIN {
+        let count = self.entries.len();
+        if count < TWO_THREADS_MIN {
             return half(self.entries).into_folded();
         }
         let split = self.median();
         let split = partition(&mut self.entries, split);
         let upper = self.entries.split_off(split);
         let lower = self.entries;
-        let (lower, upper) = std::thread::scope(|scope| {
-            let upper = scope.spawn(|| half(upper));
-            (half(lower), upper.join().expect("a panic of ours stops the process"))
-        });
+        let (upper, lower) = both(count, || half(upper), || half(lower));
         lower.join(upper).into_folded()
     }
 
@@ -190,12 +234,12 @@ impl Half {
     fn fold(mut self, mut entries: Vec<Entry>, depth: usize) -> Half {
         sort(&mut entries, depth);
         self.keys.reserve(entries.len());
-        let mut entries = entries.into_iter().peekable();
+        let mut entries = entries.into_iter();
         let mut of_key = Vec::new();
-        while let Some(first) = entries.next() {
+        while let Some(first) = next(&mut entries) {
             let key: Box<[u8]> = first.kv.key().into();
-            while let Some(next) = entries.next_if(|next| next.has_key_of(&first)) {
-                of_key.push(next);
+            while entries.as_slice().first().is_some_and(|follower| follower.has_key_of(&first)) {
+                of_key.extend(next(&mut entries));
             }
             if let Some(versions) = self.versions(first, &mut of_key) {
                 self.keys_bytes += super::key_index::KEY_BYTES + key.len();
@@ -274,9 +318,8 @@ impl Half {
 
     fn into_folded(mut self) -> Folded {
         self.superseded.sort_unstable();
-        // From what is sorted already, the tree is built without a search.
-        let index = KeyIndex::whole(BTreeMap::from_iter(self.keys), self.keys_bytes, self.versions_bytes);
-        Folded { index, previous: self.previous, unindexed: self.unindexed, superseded: self.superseded }
+        let Half { keys, keys_bytes, versions_bytes, previous, unindexed, superseded, .. } = self;
+        Folded { sorted: Sorted { keys, keys_bytes, versions_bytes }, previous, unindexed, superseded }
     }
 }
 

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use crate::types::{Alarm, Batch, Change, ChangeId, KeyRange, KeyValue, Revision, Row};
 
 use super::Store;
-use super::bulk::{Bulk, tombstone};
+use super::bulk::{self, Bulk, Folded, tombstone};
 use super::compact::Removal;
 use super::history::History;
 use super::key_index::Changed;
@@ -50,7 +50,7 @@ pub struct Restore {
     first: Revision,
     last: Option<ChangeId>,
     bulk: Bulk,
-    batches: Vec<Batch>,
+    batches: Vec<Arc<Batch>>,
     /// The changes so far of the revision behind the last batch.
     changes: Vec<Change>,
 }
@@ -85,7 +85,7 @@ impl Restore {
         if is_last {
             // One revision has few changes mostly, and a box holds no more than they need.
             let changes = std::mem::take(&mut self.changes).into_boxed_slice();
-            self.batches.push(Batch { revision: id.revision, time, changes });
+            self.batches.push(Arc::new(Batch { revision: id.revision, time, changes }));
         }
         Ok(())
     }
@@ -98,7 +98,7 @@ impl Restore {
 
     /// All rows were given. Beside the store stand the changes that nothing needs, in an order that is safe to forget
     /// them in.
-    pub fn finish(mut self) -> Result<(Store, Vec<ChangeId>), Damage> {
+    pub fn finish(self) -> Result<(Store, Vec<ChangeId>), Damage> {
         let expected = self.expected();
         if self.compacted > Some(self.revision) {
             return Err(Damage::Impossible(self.revision));
@@ -107,28 +107,15 @@ impl Restore {
             return Err(Damage::Missing(expected));
         }
         let compacted = self.compacted.unwrap_or_default();
-        let folded = self.bulk.fold();
-        let at = |revision: Revision| (revision.0 - self.first.0) as usize;
-        for (id, before) in folded.previous {
-            match &mut self.batches[at(id.revision)].changes[id.sub as usize] {
-                Change::Put { previous, .. } | Change::Delete { previous, .. } => *previous = Some(before),
-            }
-        }
-        let mut unindexed_bytes = folded.unindexed;
-        unindexed_bytes.sort_unstable();
-        let mut unindexed = unindexed_bytes.into_iter().peekable();
-        let mut history = History::from(self.first);
         let at_compacted = self.batches.first().filter(|batch| Some(batch.revision) == self.compacted);
         let removal =
             Removal::done(compacted.max(Revision::FIRST), at_compacted.map_or(0, |batch| batch.changes.len()));
-        for batch in self.batches {
-            let mut bytes = 0;
-            while let Some((_, more)) = unindexed.next_if(|(revision, _)| *revision == batch.revision) {
-                bytes += more;
-            }
-            history.push(Arc::new(batch), bytes);
-        }
-        let (index, revision, compacted) = (folded.index, self.revision, self.compacted);
+        let versions = self.bulk.versions();
+        let Folded { sorted, previous, unindexed, superseded } = self.bulk.fold();
+        let (first, batches) = (self.first, self.batches);
+        let history = || history(first, batches, previous, unindexed);
+        let (index, history) = bulk::both(versions, || sorted.into_index(), history);
+        let (revision, compacted) = (self.revision, self.compacted);
         let store = Store {
             index,
             history,
@@ -139,8 +126,34 @@ impl Restore {
             #[cfg(test)]
             planted: super::Planted::default(),
         };
-        Ok((store, folded.superseded))
+        Ok((store, superseded))
     }
+}
+
+/// The batches with the states before them, and with the bytes that they alone hold.
+fn history(
+    first: Revision,
+    mut batches: Vec<Arc<Batch>>,
+    previous: Vec<(ChangeId, KeyValue)>,
+    mut unindexed: Vec<(Revision, usize)>,
+) -> History {
+    for (id, before) in previous {
+        let batch = Arc::get_mut(&mut batches[(id.revision.0 - first.0) as usize]);
+        match &mut batch.expect("nobody else has the batch yet").changes[id.sub as usize] {
+            Change::Put { previous, .. } | Change::Delete { previous, .. } => *previous = Some(before),
+        }
+    }
+    unindexed.sort_unstable();
+    let mut unindexed = unindexed.into_iter().peekable();
+    let mut history = History::from(first);
+    for batch in batches {
+        let mut bytes = 0;
+        while let Some((_, more)) = unindexed.next_if(|(revision, _)| *revision == batch.revision) {
+            bytes += more;
+        }
+        history.push(batch, bytes);
+    }
+    history
 }
 
 impl Store {

@@ -10,7 +10,7 @@ use tarsier_proto::etcdserverpb as pb;
 use super::keys::{Keys, random_bytes};
 use super::pace::Pace;
 use super::tally::Tally;
-use super::{Common, Consistency, LeaseArgs, PutArgs, RangeArgs, SEED, TxnMixedArgs, TxnPutArgs};
+use super::{Common, Consistency, LeaseArgs, PutArgs, RangeArgs, SEED, TxnMixedArgs, TxnPutArgs, mark_if_cut_short};
 use crate::caller::Caller;
 use crate::fault::{Fault, Result};
 use crate::random::Random;
@@ -58,11 +58,11 @@ where
         if ended.is_err() {
             // The others would only find the same; what was measured so far is printed.
             outcome = ended;
-            println!("\nThe run was cut short; so far:");
             workers.abort_all();
             break;
         }
     }
+    mark_if_cut_short(&outcome);
     let total = started.elapsed();
     let mut refused = 0;
     for (name, tally) in names.iter().zip(tallies.borrow().iter()) {

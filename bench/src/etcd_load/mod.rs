@@ -21,11 +21,13 @@ mod tally;
 mod watches;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
+use tokio::net::TcpStream;
 
-use crate::caller::Caller;
-use crate::fault::Result;
+use crate::caller::{self, Caller};
+use crate::fault::{Fault, Result};
 use crate::link::Windows;
 
 /// A range may answer with many megabytes.
@@ -60,6 +62,9 @@ pub struct Common {
 impl Common {
     /// One a client; the connection of client i is i modulo their number, its server that modulo the servers.
     async fn callers(&self) -> Result<Vec<Caller>> {
+        for endpoint in &self.endpoints {
+            caller::greet(endpoint).await?;
+        }
         let mut connections = Vec::new();
         for at in 0..self.conns.min(self.clients) as usize {
             let endpoint = &self.endpoints[at % self.endpoints.len()];
@@ -304,7 +309,7 @@ pub struct WatchGetArgs {
 /// Runs it. Must be called inside a `LocalSet`.
 pub async fn run(args: EtcdLoadArgs) -> Result<()> {
     let common = &args.common;
-    match args.load {
+    let outcome = match args.load {
         Load::Put(args) => calls::put(common, args).await,
         Load::Range(args) => calls::range(common, args).await,
         Load::TxnPut(args) => calls::txn_put(common, args).await,
@@ -314,5 +319,31 @@ pub async fn run(args: EtcdLoadArgs) -> Result<()> {
         Load::Watch(args) => watches::watch(common, args).await,
         Load::WatchLatency(args) => watches::watch_latency(common, args).await,
         Load::WatchGet(args) => watches::watch_get(common, args).await,
+    };
+    match outcome {
+        Err(fault) => Err(explain(fault, &common.endpoints).await),
+        Ok(()) => Ok(()),
+    }
+}
+
+/// A broken connection, or that its server is gone, where that explains it.
+async fn explain(fault: Fault, endpoints: &[Arc<str>]) -> Fault {
+    if !matches!(fault, Fault::Http { .. } | Fault::Closed { .. } | Fault::Malformed { .. } | Fault::NoAnswer { .. }) {
+        return fault;
+    }
+    for endpoint in endpoints {
+        // A dying process closes its connections before its port.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        if let Err(cause) = TcpStream::connect(&**endpoint).await {
+            return Fault::ServerDied(format!("the server at {endpoint} is gone ({cause}); before that: {fault}"));
+        }
+    }
+    fault
+}
+
+/// What is printed of a run with a fault is marked.
+fn mark_if_cut_short(outcome: &Result<()>) {
+    if outcome.is_err() {
+        println!("\nThe run was cut short; so far:");
     }
 }

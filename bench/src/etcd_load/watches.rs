@@ -17,7 +17,7 @@ use super::keys::{key, random_bytes};
 use super::pace::Pace;
 use super::stream::{PATIENCE, WatchStream, events, within_patience};
 use super::tally::Tally;
-use super::{Common, SEED, WINDOWS, WatchArgs, WatchGetArgs, WatchLatencyArgs};
+use super::{Common, SEED, WINDOWS, WatchArgs, WatchGetArgs, WatchLatencyArgs, mark_if_cut_short};
 use crate::caller::Caller;
 use crate::fault::{Fault, Result};
 use crate::random::Random;
@@ -106,19 +106,24 @@ pub async fn watch(common: &Common, args: WatchArgs) -> Result<()> {
         put_all(callers, &args, watched.clone()).await?;
         received.wait(expected).await
     };
-    tokio::select! {
-        outcome = puts => outcome?,
-        fault = all(readers) => fault.map(drop)?,
-    }
-    if received.count.get() != expected {
-        return Err(Fault::Broken(format!("{} events came where {expected} were due", received.count.get())));
-    }
+    let outcome = tokio::select! {
+        outcome = puts => outcome,
+        fault = all(readers) => fault.map(drop),
+    };
+    let events = received.count.get();
+    let outcome = outcome.and_then(|()| match events == expected {
+        true => Ok(()),
+        false => Err(Fault::Broken(format!("{events} events came where {expected} were due"))),
+    });
+    mark_if_cut_short(&outcome);
     // Etcd's tool prints latencies here that begin when an event has come: they say how fast the tool is, so they are
     // left out.
-    let total = received.last.get() - started;
-    println!("Watch events received summary:\n\nSummary:\n  Total:\t{:.4} secs.", total.as_secs_f64());
-    println!("  Events:\t{expected}\n  Requests/sec:\t{:.4}", expected as f64 / total.as_secs_f64());
-    Ok(())
+    let seconds = received.last.get().saturating_duration_since(started).as_secs_f64();
+    println!("Watch events received summary:\n\nSummary:\n  Total:\t{seconds:.4} secs.\n  Events:\t{events}");
+    if events > 0 {
+        println!("  Requests/sec:\t{:.4}", events as f64 / seconds);
+    }
+    outcome
 }
 
 /// Streams that create their watches one after the other, all streams at once, keys handed out in turn.
@@ -230,25 +235,29 @@ pub async fn watch_latency(common: &Common, args: WatchLatencyArgs) -> Result<()
         });
     }
     let putter = Caller::connect(callers[0].endpoint(), WINDOWS).await?;
-    let (mut puts, puts_started) = (Tally::default(), Instant::now());
+    let (mut puts, puts_started, mut puts_total) = (Tally::default(), Instant::now(), Duration::ZERO);
     let pace = RefCell::new(Pace::new(args.put_rate, args.put_rate));
-    for _ in 0..args.put_total {
-        wait_for(&pace).await;
-        let begun = Instant::now();
-        putter.put(&key, &value).await?;
-        answered.borrow_mut().push(Instant::now());
-        puts.add(begun.elapsed());
-    }
-    let puts_total = puts_started.elapsed();
     let expected = args.put_total * u64::from(args.streams) * u64::from(args.watchers_per_stream);
-    tokio::select! {
-        outcome = received.wait(expected) => outcome?,
-        // They end when they have all, or with a fault.
-        ended = all(readers) => ended.map(drop)?,
-    }
+    let run = async {
+        for _ in 0..args.put_total {
+            wait_for(&pace).await;
+            let begun = Instant::now();
+            putter.put(&key, &value).await?;
+            answered.borrow_mut().push(Instant::now());
+            puts.add(begun.elapsed());
+            puts_total = puts_started.elapsed();
+        }
+        tokio::select! {
+            outcome = received.wait(expected) => outcome,
+            // They end when they have all, or with a fault.
+            ended = all(readers) => ended.map(drop),
+        }
+    };
+    let outcome = run.await;
+    mark_if_cut_short(&outcome);
     println!("\nPut summary:\n{}", puts.text(puts_total, common.precise));
     println!("\nWatch events summary:\n{}", latencies.borrow().text(puts_started.elapsed(), common.precise));
-    Ok(())
+    outcome
 }
 
 /// How long a read takes while very many watches catch up.
@@ -261,7 +270,7 @@ pub async fn watch_get(common: &Common, args: WatchGetArgs) -> Result<()> {
         first.get_or_insert(revision);
     }
     let first = first.ok_or_else(|| Fault::Refused("--events must be above zero".to_owned()))?;
-    let (begins, ends) = (Rc::new(tokio::sync::Notify::new()), Rc::new(Cell::new(false)));
+    let (begins, ends) = (Rc::new(tokio::sync::Notify::new()), Cell::new(false));
     let mut readers = Tasks::new();
     for stream in 0..args.streams {
         let share = |stream: u64| u64::from(args.watchers) * stream / u64::from(args.streams);
@@ -295,22 +304,26 @@ pub async fn watch_get(common: &Common, args: WatchGetArgs) -> Result<()> {
         });
     }
     let getter = Caller::connect(callers[0].endpoint(), WINDOWS).await?;
-    let (over, mut gets) = (ends.clone(), Tasks::new());
-    gets.spawn_local(async move {
+    let (mut tally, mut total) = (Tally::default(), Duration::ZERO);
+    let gets = async {
         begins.notified().await;
-        let (mut tally, started) = (Tally::default(), Instant::now());
-        while !over.get() {
+        let started = Instant::now();
+        while !ends.get() {
             let begun = Instant::now();
             let request = pb::RangeRequest { key: b"abc".as_slice().into(), serializable: true, ..Default::default() };
             getter.call_message(wire::PATH_RANGE, &request).await?;
             tally.add(begun.elapsed());
+            total = started.elapsed();
         }
-        Ok((tally, started.elapsed()))
-    });
-    all(readers).await?;
-    ends.set(true);
-    for (tally, total) in all(gets).await? {
-        println!("Get during watch summary:\n{}", tally.text(total, common.precise));
-    }
-    Ok(())
+        Ok(())
+    };
+    let reads = async {
+        let outcome = all(readers).await.map(drop);
+        ends.set(true);
+        outcome
+    };
+    let outcome = tokio::try_join!(gets, reads).map(drop);
+    mark_if_cut_short(&outcome);
+    println!("Get during watch summary:\n{}", tally.text(total, common.precise));
+    outcome
 }

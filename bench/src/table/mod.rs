@@ -20,13 +20,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::Args;
 
-use crate::caller::Caller;
 use crate::cgroup;
 use crate::fault::{Fault, Result};
 use crate::files;
 use crate::fleet::Pace;
 use crate::keys::KeyChoice;
-use crate::link::Windows;
 use crate::process;
 use crate::server::ProgramFlags;
 use crate::subject::{Named, Subject};
@@ -146,7 +144,7 @@ pub async fn run(args: TableArgs) -> Result<()> {
     circumstances.plan(smallest).check().map_err(Fault::Refused)?;
     let mut report = Report::open(args.output.as_deref())?;
     for subject in &subjects {
-        try_out(subject).await?;
+        subject.try_out().await?;
     }
     let (machine, command) = (process::machine(), std::env::args().collect::<Vec<_>>().join(" "));
     let (mut troubles, mut measured_rows) = (0, 0);
@@ -187,14 +185,6 @@ pub async fn run(args: TableArgs) -> Result<()> {
             let what = "void, have failed or found too few open files";
             Err(Fault::Refused(format!("{rows} rows are {what}; their reasons stand above")))
         }
-    }
-}
-
-/// Says at once, and not in each row, that a server is not there or is none.
-async fn try_out(subject: &Subject) -> Result<()> {
-    match subject {
-        Subject::Program(program) => program.start().await?.stop().await,
-        Subject::Running(named) => Caller::connect(&named.endpoint, Windows::SMALL).await?.revision().await.map(drop),
     }
 }
 

@@ -198,6 +198,50 @@ fn a_silent_peer_is_pinged_and_cut_when_it_does_not_answer() {
 }
 
 #[test]
+fn a_peer_that_pings_too_often_hears_why_it_has_to_go() {
+    use std::io::Write;
+    let server = start(|config| config.ping_interval_min = Some(Duration::from_secs(5)));
+    let mut socket = raw_peer(server.address);
+    let (mut answered, mut goodbye) = (0, None);
+    // What the server says of its settings takes strikes back, so nobody counts pings before it is quiet.
+    std::thread::sleep(Duration::from_millis(100));
+    let ping = [&[0, 0, 8, PING, 0, 0, 0, 0, 0][..], &[7; 8]].concat();
+    socket.write_all(&ping).unwrap();
+    while let Some((kind, flags, payload)) = next_frame(&mut socket) {
+        match kind {
+            PING if flags & 1 == 1 => {
+                answered += 1;
+                socket.write_all(&ping).unwrap();
+            }
+            GO_AWAY => goodbye = Some(payload),
+            _ => {}
+        }
+    }
+    assert_eq!(goodbye.as_deref(), Some(&b"\0\0\0\0\0\0\0\x0btoo_many_pings"[..]), "no stream, ENHANCE_YOUR_CALM");
+    assert_eq!(answered, 3, "the one that may come, and two that should not");
+    server.end();
+}
+
+#[test]
+fn a_peer_may_ping_between_the_answers_to_its_calls() {
+    let server = start(|config| config.ping_interval_min = Some(Duration::from_secs(5)));
+    run(async {
+        let (client, mut connection) =
+            h2::client::handshake(tokio::net::TcpStream::connect(server.address).await.unwrap()).await.unwrap();
+        let mut pings = connection.ping_pong().unwrap();
+        let connection = tokio::spawn(connection);
+        let client = &mut client.ready().await.unwrap();
+        for _ in 0..20 {
+            pings.ping(h2::Ping::opaque()).await.unwrap();
+            let answer = call(client, request("/test/Unary", &[]), framed(b"x")).await;
+            assert_eq!(answer.status().0, "0");
+        }
+        assert!(!connection.is_finished());
+    });
+    server.end();
+}
+
+#[test]
 fn a_drain_says_goodbye_ends_streams_with_its_status_and_lets_unary_calls_finish() {
     let server = start(|_| {});
     let stop = server.stop.clone();
