@@ -221,7 +221,8 @@ impl<D: Disk> Checkpoint<D> {
         cured.map_err(CheckpointError::io)
     }
 
-    /// Opens the file that is there and checks the structure of all of it. Nothing is written before rows are.
+    /// Opens the file that is there and checks the structure of all of it. Nothing is written until
+    /// [`Checkpoint::release_held`].
     ///
     /// # Errors
     /// When the disk fails or the file is damaged. The rows are looked at by [`Checkpoint::load`].
@@ -342,8 +343,12 @@ impl<D: Disk> Checkpoint<D> {
         Ok(())
     }
 
-    /// What opening the file had to write comes before anything else that is written.
-    fn release_held(&self) -> Result<(), CheckpointError> {
+    /// Writes what opening the file had to. It comes before anything else that is written, and before the log may give up
+    /// what the file shows.
+    ///
+    /// # Errors
+    /// What the disk says; it may be tried again.
+    pub fn release_held(&self) -> Result<(), CheckpointError> {
         if !self.shared.held.is_holding() {
             return Ok(());
         }

@@ -1,8 +1,10 @@
-//! What redb writes to its file while a start only reads it: held back until somebody writes rows.
+//! What redb writes to its file while a start only reads it: held back until the start is not refused.
 //!
 //! redb notes in its file that it is open, repairs what a crash left, and notes when it is closed. A start that is refused
 //! must not leave any of that: an operator who looks at damage, or puts an old file back, wants it as it was. The calls are
-//! made later in their order, syncs among them, so that a power cut in between meets what redb itself would have left.
+//! made later in their order, syncs among them, so that a power cut in between meets what redb itself would have left. They
+//! must be made before anybody believes what the file shows: behind a failed sync it may show a commit that the disk lacks,
+//! and it is these calls that write its pointer again.
 
 use std::io;
 use std::sync::{PoisonError, RwLock};
@@ -59,18 +61,19 @@ impl Held {
         }
     }
 
-    /// Makes the calls that were held back. Those behind one that fails are as lost as in a crash.
+    /// Makes the calls that were held back. When one fails, all are held still, and may be made again from the first.
     ///
     /// # Errors
     /// What the disk says.
     pub fn release(&self, file: &impl DiskFile) -> io::Result<()> {
-        let held = self.0.write().unwrap_or_else(PoisonError::into_inner).take();
-        for call in held.into_iter().flatten() {
+        let mut held = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        for call in held.iter().flatten() {
             match call {
-                Call::Write { offset, bytes } => file.write_at(offset, &bytes)?,
+                Call::Write { offset, bytes } => file.write_at(*offset, bytes)?,
                 Call::Sync => file.sync_data().map_err(failed_sync)?,
             }
         }
+        *held = None;
         Ok(())
     }
 }

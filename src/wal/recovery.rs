@@ -343,6 +343,10 @@ pub fn recover<D: Disk>(
     }
     meta.position = meta.position.max(replayed.last);
     let torn = replayed.torn.map(|torn| torn.under(&files.wal_path));
+    match checkpoint.release_held() {
+        Err(CheckpointError::Full(_)) if files.data.remove(RESERVE_NAME).is_ok() => checkpoint.release_held()?,
+        released => released?,
+    }
     Ok(Recovered { checkpoint, gathered, meta, resume: replayed.resume, torn })
 }
 
