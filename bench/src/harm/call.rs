@@ -57,6 +57,10 @@ impl WatchCall {
     pub async fn watch(&mut self, key: &[u8], range_end: &[u8], start_revision: u64) -> Result<()> {
         self.create(key, range_end, start_revision);
         self.flush()?;
+        self.wait_until_created().await
+    }
+
+    async fn wait_until_created(&mut self) -> Result<()> {
         let mut is_created = false;
         while !is_created {
             self.read(|reply| {
@@ -91,10 +95,16 @@ pub async fn deaf_streams(
     let mut deaf = Vec::with_capacity(streams as usize);
     while (deaf.len() as u32) < streams {
         let caller = Caller::connect(endpoint, windows).await?;
-        for _ in 0..STREAMS_A_CONNECTION.min(streams - deaf.len() as u32) {
+        let first = deaf.len();
+        for _ in 0..STREAMS_A_CONNECTION.min(streams - first as u32) {
             let mut call = WatchCall::open(&caller).await?;
-            call.watch(EVERYTHING.0, EVERYTHING.1, start_revision).await?;
+            call.create(EVERYTHING.0, EVERYTHING.1, start_revision);
+            call.flush()?;
             deaf.push(call);
+        }
+        // One behind the other, ten thousand of them would take minutes beside a load, which goes on meanwhile.
+        for call in &mut deaf[first..] {
+            call.wait_until_created().await?;
         }
     }
     Ok(deaf)
