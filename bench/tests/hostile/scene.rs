@@ -148,8 +148,9 @@ fn descriptors(process: u32) -> Vec<PathBuf> {
     targets.filter(|target| !target.parent().is_some_and(|parent| parent.ends_with("wal"))).collect()
 }
 
+/// Accounts that are there to the end of their last line: the server writes while this is read.
 fn accounts(log: &str) -> usize {
-    log.lines().filter(|line| line.starts_with("resident")).count()
+    log.split_inclusive('\n').filter(|line| line.starts_with("resident") && line.ends_with('\n')).count()
 }
 
 /// What SIGUSR1 makes the server print: count and bytes by class.
