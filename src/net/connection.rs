@@ -20,16 +20,17 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use h2::server::{Connection as H2, Handshake, SendResponse};
-use h2::{Ping, PingPong, RecvStream};
+use h2::{Ping, RecvStream};
 use http::{Request, StatusCode};
 use slab::Slab;
 
 use super::http1::{self, Http1};
+use super::lane::Weight;
 use super::limits::Admitted;
+use super::patience::{Liveness, LivenessStep, Quiet, STALL_CHECKS, Stall};
 use super::plain::{self, Plain, Protocol, Wire};
 use super::ready::Due;
-use super::ring::Nop;
-use super::server::{Drain, NetConfig, Server};
+use super::server::{Drain, Server};
 use super::stream::{Broken, Look, Row, Surroundings};
 use super::{CallHead, CallId, CallKind, Door, IdleBuffers, settings};
 use crate::backend::Caller;
@@ -40,11 +41,13 @@ use crate::grpc::status::{Code, Status};
 const ROUNDS_PER_TURN: usize = 32;
 /// Streams that are looked at before h2 writes what they queued: its slabs never shrink.
 const STREAMS_PER_ROUND: usize = 16;
+/// Streams that are looked at between two looks at the clock.
+const LOOKS_PER_CLOCK: usize = 2;
+/// Calls that a connection ends at once. One with more waits for its turn in the lane: of a fleet that leaves, each has many.
+const CALLS_ENDED_AT_ONCE: usize = 4;
 /// Calls that are accepted before h2 writes.
 const CALLS_PER_ROUND: usize = 16;
 
-/// Checks in the time after which a stream is stalled: it is found between once and once and a quarter of that time.
-const STALL_CHECKS: u8 = 4;
 const STALLED: &str = "tarsier: the client took nothing of what was due to it for too long";
 
 pub struct Connection {
@@ -63,7 +66,17 @@ pub struct Connection {
     alarm: Option<Instant>,
     /// What this connection does about the end of the server; `None` until then.
     drain_until: Option<Instant>,
-    pause: Option<Nop>,
+    weight: Weight,
+    /// It takes much of the shard's time, as of this turn.
+    is_heavy: bool,
+    /// It takes no turn before the lane calls it.
+    waits_in_lane: bool,
+    /// The end of this turn.
+    until: Instant,
+    /// Looks at due streams before h2 is handed more frames.
+    looks_left: usize,
+    /// Its peer is gone, and its calls are still to be ended.
+    has_ended: bool,
     has_been_at_stream_limit: bool,
     /// At the end of the last turn its peer had not taken what was due to it.
     is_slow: bool,
@@ -83,45 +96,6 @@ enum State {
     /// read resets the connection, and the reset can overtake the answer that says why.
     Lingering,
     Closing,
-}
-
-/// What is next to be done about a silent peer, and when.
-struct Liveness {
-    at: Instant,
-    step: LivenessStep,
-    /// Bytes received when the step was taken. Whatever has come since proves that the peer lives.
-    bytes_in: u64,
-    pings: Option<PingPong>,
-}
-
-/// What is to be done about h2's buffers once nothing happens any more.
-#[derive(Default)]
-struct Quiet {
-    /// When the next look at the traffic is due. It is set by the first traffic after a silence, and not moved by more.
-    at: Option<Instant>,
-    /// The traffic at that time.
-    traffic: u64,
-    /// The silence was long enough, and this turn is for the buffers.
-    is_due: bool,
-    have_given_back: bool,
-}
-
-/// What is known of peers that take nothing. A connection on which nobody waits has no check ahead of it.
-#[derive(Default)]
-struct Stall {
-    at: Option<Instant>,
-    /// Sends that had ended by the last check, and how many checks in a row have found the next one still in flight.
-    sends: u64,
-    stuck_checks: u8,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum LivenessStep {
-    CutHandshake,
-    Ask,
-    CutUnlessAnswered,
-    LookAtHttp1,
-    EndLingering,
 }
 
 impl Connection {
@@ -155,7 +129,12 @@ impl Connection {
             stall: Stall::default(),
             alarm: None,
             drain_until: None,
-            pause: None,
+            weight: Weight::new(now),
+            is_heavy: false,
+            waits_in_lane: false,
+            until: now,
+            looks_left: 0,
+            has_ended: false,
             has_been_at_stream_limit: false,
             is_slow: false,
             _admitted: admitted,
@@ -166,17 +145,17 @@ impl Connection {
         if matches!(self.state, State::Closing) {
             return self.wire.poll_close(context);
         }
+        // This turn serves what has woken it. The lane's call would else look like more to do, and call for another turn for ever.
+        self.server.ready.take_woken(self.slot);
         self.wire.begin_turn(self.rows.len());
         self.look_at_the_time();
-        if let Some(pause) = &mut self.pause {
-            if Pin::new(pause).poll(context).is_pending() {
-                return Poll::Pending;
-            }
-            self.pause = None;
-        }
         for _ in 0..ROUNDS_PER_TURN {
             self.wire.send_completed(context);
-            if self.poll_protocol(context).is_ready() {
+            if self.has_ended || self.poll_protocol(context).is_ready() {
+                if !self.has_ended && !self.is_heavy && self.rows.len() > CALLS_ENDED_AT_ONCE {
+                    self.has_ended = true;
+                    break;
+                }
                 self.close();
                 return self.wire.poll_close(context);
             }
@@ -190,20 +169,51 @@ impl Connection {
                 self.set_alarm();
                 return Poll::Pending;
             }
+            if self.now() >= self.until {
+                break;
+            }
         }
         self.wire.send(context);
         self.set_alarm();
-        let mut pause = Nop::submit();
-        // It was submitted just now and completes in the kernel: this poll only leaves the waker.
-        let _ = Pin::new(&mut pause).poll(context);
-        self.pause = Some(pause);
+        self.waits_in_lane = true;
+        self.server.lane.wait(self.slot);
         Poll::Pending
     }
 
+    /// A turn of bounded time, once it has come: a heavy connection waits for it in the lane. Beside the outcome, whose turn in
+    /// the lane comes next.
+    fn paced_turn(&mut self, context: &mut Context<'_>) -> (Poll<()>, Option<u32>) {
+        let (server, begun) = (self.server.clone(), self.now());
+        let lane = &server.lane;
+        self.is_heavy = self.waits_in_lane || self.weight.is_heavy(begun);
+        let may_begin = match self.waits_in_lane {
+            true => lane.has_called(self.slot),
+            false => !self.is_heavy || lane.admits(self.slot, begun),
+        };
+        self.waits_in_lane = !may_begin;
+        if self.waits_in_lane {
+            return (Poll::Pending, None);
+        }
+        self.until = begun + lane.turn_time_max(begun);
+        let polled = self.turn(context);
+        let now = self.now();
+        let taken = now.saturating_duration_since(begun);
+        self.weight.add(taken);
+        (polled, if self.is_heavy { lane.ended(self.slot, taken, now) } else { None })
+    }
+
+    fn now(&self) -> Instant {
+        (self.server.config.now)()
+    }
+
     fn has_more(&self) -> bool {
-        self.server.ready.take_woken(self.slot)
-            || self.wire.is_cut_short()
-            || self.server.ready.has_due(self.slot) && !self.wire.is_congested()
+        self.server.ready.take_woken(self.slot) || self.wire.is_cut_short() || self.has_due()
+    }
+
+    /// A stream may be looked at. While output waits for a slow peer they stay due: what they have to send had better stay
+    /// with the handler.
+    fn has_due(&self) -> bool {
+        self.server.ready.has_due(self.slot) && !self.wire.is_congested()
     }
 
     /// Everything that was due is done. After a silence the buffers go; after traffic the next silence is looked for.
@@ -309,7 +319,10 @@ impl Connection {
 
     /// Lets h2 read and write, and opens the calls that it brings. Ready at the end of the connection.
     fn poll_h2(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        self.wire.allow_frames();
+        if self.looks_left == 0 || !self.has_due() {
+            self.wire.allow_frames();
+            self.looks_left = STREAMS_PER_ROUND;
+        }
         if let State::Shaking(handshake) = &mut self.state {
             match Pin::new(handshake).poll(context) {
                 Poll::Pending => return Poll::Pending,
@@ -378,6 +391,9 @@ impl Connection {
         row.open(opened.kind, opened.handle);
         row.method = opened.method;
         self.server.counters.methods.started(row.method);
+        if opened.kind == CallKind::OneRequest && !self.is_heavy {
+            self.server.lane.call_came(self.now());
+        }
         if let Some(timeout) = head.timeout {
             // A time that the clock cannot say never comes.
             row.deadline = (self.server.config.now)().checked_add(timeout);
@@ -417,15 +433,16 @@ impl Connection {
         }
     }
 
-    /// A bounded number of streams. While output waits for a slow peer they stay due: what they have to send had better
-    /// stay with the handler.
+    /// A bounded number of streams, and time. What the clock leaves over comes before h2 is handed more frames: else the
+    /// requests of short turns would pile up in h2, whose slabs never shrink.
     fn look_at_due_streams(&mut self) {
-        for _ in 0..STREAMS_PER_ROUND {
-            if self.wire.is_congested() {
-                return;
-            }
+        while self.looks_left > 0 && !self.wire.is_congested() {
             let Some(due) = self.server.ready.next(self.slot) else { return };
             self.look(due);
+            self.looks_left -= 1;
+            if self.looks_left.is_multiple_of(LOOKS_PER_CLOCK) && self.now() >= self.until {
+                return;
+            }
         }
     }
 
@@ -435,6 +452,8 @@ impl Connection {
             handler: &*self.server.handler,
             call: self.call(stream),
             request_bytes_max: self.server.config.request_bytes_max,
+            now: self.server.config.now,
+            until: self.until,
         };
         let Some(row) = self.rows.get_mut(stream as usize) else { return };
         let waker = self.server.ready.stream_waker(self.slot, stream);
@@ -645,7 +664,6 @@ impl Connection {
         self.wake_from_idle();
         self.set_slow(false);
         self.deadlines.clear();
-        self.pause = None;
         if let Some(alarm) = self.alarm.take() {
             self.server.timers.remove(alarm, self.slot);
         }
@@ -661,17 +679,6 @@ impl Connection {
     }
 }
 
-impl Stall {
-    /// Somebody waits for the peer: if no check lies ahead, one does from here on.
-    fn expect_progress(&mut self, config: &NetConfig) {
-        if self.at.is_none()
-            && let Some(timeout) = config.stalled_stream_timeout
-        {
-            self.at = (config.now)().checked_add(timeout / u32::from(STALL_CHECKS));
-        }
-    }
-}
-
 impl Future for Connection {
     type Output = ();
 
@@ -681,8 +688,10 @@ impl Future for Connection {
         server.ready.enter(this.slot, context.waker());
         // h2 and the ring wake the connection through its slot, so a wake during the turn costs no second turn.
         let waker = server.ready.connection_waker(this.slot);
-        let polled = this.turn(&mut Context::from_waker(&waker));
+        let (polled, next) = this.paced_turn(&mut Context::from_waker(&waker));
         server.ready.leave(this.slot);
+        // It may be this one.
+        next.into_iter().for_each(|next| server.ready.wake_connection(next));
         if polled.is_ready() {
             server.gone(this.slot);
         }

@@ -4,7 +4,8 @@
 //! one thread, so nothing here is `Send` and nothing is locked.
 //!
 //! From the kernel up: [`ring`] (operations), [`listener`], `socket`, `plain` (frame meter, write gathering), `idle` (what
-//! becomes of h2's buffers while a connection is silent), `http1` (hyper, for peers that speak no HTTP/2), `connection` (one task that drives h2 and all its streams), `stream` (a row for each call), [`server`] (what the
+//! becomes of h2's buffers while a connection is silent), `http1` (hyper, for peers that speak no HTTP/2), `connection` (one task that drives h2 and all its streams), `stream` (a row for each call), `lane` (whose
+//! turn it is among connections that take much time), [`server`] (what the
 //! connections of a shard share). A shard is put together so, inside of [`ring::Ring::run`]:
 //!
 //! ```ignore
@@ -19,8 +20,10 @@ mod costs;
 pub mod counters;
 mod http1;
 mod idle;
+mod lane;
 pub mod limits;
 pub mod listener;
+mod patience;
 mod pings;
 mod plain;
 mod ready;

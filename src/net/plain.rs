@@ -391,6 +391,12 @@ fn spare(mut buffer: Vec<u8>) {
     }
 }
 
+/// What the shard keeps for the next sends, whoever they go to.
+#[cfg(test)]
+pub fn spare_bytes() -> usize {
+    SPARES.with_borrow(|spares| spares.iter().map(Vec::capacity).sum())
+}
+
 impl Drop for Plain {
     /// h2 is gone, and its buffers with it.
     fn drop(&mut self) {

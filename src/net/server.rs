@@ -14,6 +14,7 @@ use rustix::net::{SendFlags, Shutdown};
 use super::connection::Connection;
 use super::costs;
 use super::counters::Counters;
+use super::lane::Lane;
 use super::limits::{ConnectionLimits, OverLimit};
 use super::listener::{self, Listener};
 use super::pings::PingRule;
@@ -99,10 +100,11 @@ pub struct Server {
     pub(super) config: NetConfig,
     pub(super) counters: Rc<Counters>,
     pub(super) timers: Timers,
+    pub(super) lane: Lane,
     listeners: RefCell<Vec<Listener>>,
     drain: RefCell<Option<Drain>>,
     emptied: RefCell<Option<Waker>>,
-    has_timers: Cell<bool>,
+    has_tasks: Cell<bool>,
     told_of_limit: Cell<Option<Instant>>,
     stall_lines: Cell<LineBudget>,
 }
@@ -124,10 +126,11 @@ impl Server {
             config,
             counters: Rc::default(),
             timers: Timers::default(),
+            lane: Lane::default(),
             listeners: RefCell::default(),
             drain: RefCell::default(),
             emptied: RefCell::default(),
-            has_timers: Cell::new(false),
+            has_tasks: Cell::new(false),
             told_of_limit: Cell::new(None),
             stall_lines: Cell::default(),
         })
@@ -147,10 +150,14 @@ impl Server {
 
     /// Serves one client that is connected already.
     pub fn serve(self: &Rc<Self>, client: OwnedFd, peer: SocketAddr, door: Door) {
-        if !self.has_timers.replace(true) {
+        if !self.has_tasks.replace(true) {
             let server = self.clone();
             ring::spawn(async move {
                 server.timers.run(server.config.now, |connection| server.ready.wake_connection(connection)).await;
+            });
+            let server = self.clone();
+            ring::spawn(async move {
+                server.lane.run(server.config.now, |connection| server.ready.wake_connection(connection)).await;
             });
         }
         let is_full = self.counters.connections_open.get() >= self.config.connections_max;
@@ -218,6 +225,16 @@ impl Server {
             tracing::warn!(left_out, of = "stalled streams", "lines were left out");
         }
         self.stall_lines.set(lines);
+    }
+
+    /// Somebody waits for what has come to this shard from another. See [`lane`](super::lane).
+    pub fn call_passed(&self, now: Instant) {
+        self.lane.call_passed(now);
+    }
+
+    /// What a turn on this shard may take now, so that no call waits long behind it.
+    pub fn turn_time_max(&self, now: Instant) -> Duration {
+        self.lane.turn_time_max(now)
     }
 
     pub fn counters(&self) -> &Rc<Counters> {

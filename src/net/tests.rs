@@ -20,6 +20,7 @@ use http::{HeaderMap, Request, Response};
 use slab::Slab;
 
 use super::listener::Listener;
+use super::plain;
 use super::ring::{self, Doorbell, Ring};
 use super::{CallHead, CallId, CallKind, Door, Handler, IdleBuffers, Intake, NetConfig, Opened, Output, Ready, Server};
 use crate::grpc::frame;
@@ -194,7 +195,9 @@ fn start(adjust: impl FnOnce(&mut NetConfig) + Send + 'static) -> Running {
             ring::spawn(async move {
                 loop {
                     seen.0.store(counters.idle_connections.get(), Ordering::Relaxed);
-                    seen.1.store(crate::shard::costs::held() as i64, Ordering::Relaxed);
+                    // How large the buffers of sends become is a matter of how much happens to leave together.
+                    let held = crate::shard::costs::held() as i64 - plain::spare_bytes() as i64;
+                    seen.1.store(held, Ordering::Relaxed);
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 }
             });

@@ -21,6 +21,8 @@ pub struct Embedded {
     ports: Vec<Port>,
     /// The shards that have something new to look at since the last turn.
     told: Vec<bool>,
+    /// Commands of the last turn.
+    commands_taken: usize,
     failure: Option<LogFailure>,
     defragmenting: Defragmenting,
     /// The clock of the leases. Each of their commands asks it: a turn may be long, and no lease may end early by that.
@@ -41,7 +43,18 @@ impl Embedded {
         let told = vec![false; ports.len()];
         let defragmenting = Defragmenting::default();
         let uptime = Uptime::default;
-        Embedded { writer, durability, appender, ports, told, failure: None, defragmenting, uptime, put_bytes: 0 }
+        Embedded {
+            writer,
+            durability,
+            appender,
+            ports,
+            told,
+            commands_taken: 0,
+            failure: None,
+            defragmenting,
+            uptime,
+            put_bytes: 0,
+        }
     }
 
     /// Without it, time stands still for leases.
@@ -54,6 +67,7 @@ impl Embedded {
     /// others' (a transaction counts as its operations), then a piece of the long work. True when there is more to do.
     pub fn turn(&mut self, time: Time, commands_max: usize) -> bool {
         self.told.fill(false);
+        self.commands_taken = 0;
         self.release();
         self.writer.set_short_of_space(self.durability.is_short_of_space());
         let share = commands_max.div_ceil(self.ports.len());
@@ -62,6 +76,7 @@ impl Embedded {
             while left > 0 {
                 let Some(Request { token, command }) = self.receive(shard) else { break };
                 left = left.saturating_sub(weight(&command));
+                self.commands_taken += 1;
                 self.command(Origin { shard: shard as u16, token }, command, time);
             }
         }
@@ -156,6 +171,11 @@ impl Embedded {
                 }
             }
         }
+    }
+
+    /// How many commands the last turn took.
+    pub fn commands_taken(&self) -> usize {
+        self.commands_taken
     }
 
     /// An operator looks here for the reason when writes are refused.

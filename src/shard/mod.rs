@@ -76,8 +76,11 @@ use progress::ProgressTimers;
 const COMMANDS_PER_TURN: usize = 512;
 /// Replies a shard takes in one turn.
 const REPLIES_PER_TURN: usize = 512;
-/// Members, list rows or changes that the hub touches in one turn: some 200 us of work.
-const HUB_WORK_PER_TURN: usize = 2_000;
+/// Commands or batches of one turn that are few enough to be somebody's who waits; more are a load, for which short turns are
+/// no help.
+const FEW: usize = 8;
+/// Members, list rows or changes that the hub touches between two looks at the clock: some 5 us of work.
+const HUB_WORK_PER_CLOCK: usize = 50;
 /// Calls that wait for a key and are told of a change in one turn.
 const TOLD_PER_TURN: usize = 1_000;
 /// Streams announced to their connections in one turn.
@@ -319,8 +322,10 @@ impl Shard {
         let mut more = self.turn_writer(core);
         more |= self.take_replies(core);
         core.meter.before_feed(core.hub.revision(), core.hub.counters().events_sent, &self.boards, clock::now);
+        let received = core.intake.received();
         more |= self.feed(core);
-        more |= core.hub.turn(HUB_WORK_PER_TURN);
+        self.note_call((core.intake.received().0 - received.0) as usize);
+        more |= self.turn_hub(&mut core.hub);
         if let Some(from) = core.hub.next_history_request() {
             self.send(core, HISTORY_TOKEN, Command::History { from });
         }
@@ -343,6 +348,31 @@ impl Shard {
             self.boards.answer(self.index, question, &self.numbers(core));
         }
         more
+    }
+
+    /// Few commands or batches came: somebody waits for what becomes of them, and turns are short.
+    fn note_call(&self, came: usize) {
+        if (1..=FEW).contains(&came)
+            && let Some(server) = self.server.borrow().upgrade()
+        {
+            server.call_passed(clock::now());
+        }
+    }
+
+    /// A piece of the hub's work, of bounded time. True when there is more.
+    fn turn_hub(&self, hub: &mut Hub) -> bool {
+        if !hub.has_work() {
+            return false;
+        }
+        let begun = clock::now();
+        let server = self.server.borrow().upgrade();
+        let time_max = server.map_or(Duration::ZERO, |server| server.turn_time_max(begun));
+        while hub.turn(HUB_WORK_PER_CLOCK) {
+            if clock::now() - begun >= time_max {
+                return true;
+            }
+        }
+        false
     }
 
     /// Tells the others what this shard holds, and what of this shard may grow, how far it may.
@@ -375,6 +405,7 @@ impl Shard {
         let Some(embedded) = &mut core.embedded else { return false };
         let begun = clock::now();
         let more = embedded.turn(clock::wall(), COMMANDS_PER_TURN);
+        self.note_call(embedded.commands_taken());
         let (sealed, committed) = (embedded.writer().sealed_position(), embedded.writer().committed_position());
         core.meter.writer_turned(sealed, committed, core.intake.committed(), begun, &self.boards);
         match embedded.take_failure() {

@@ -1,0 +1,279 @@
+//! Whose turn it is among connections that take much of their shard's time.
+//!
+//! The runtime runs tasks in the order in which they were woken. A put that comes while thirty connections create a thousand
+//! watches each would wait behind thirty whole turns, and again at each of its steps: at the writer, for the log, with its
+//! answer. So a connection that has lately taken more than its share is *heavy*, and the heavy ones have their turns one
+//! behind the other, as many as fit into a bounded time of each *pass* through the ring. Everybody else runs when woken.
+//!
+//! While a light connection waits for an answer, turns are short. Behind a lone call the heavy even stay back for the time that
+//! an answer usually takes; then they have their turns, so that nobody starves: of a core the light take a quarter by that
+//! at most, as long as the heavy have something to do. Nobody waits for an empty lane.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
+
+use super::ring;
+
+/// What one turn may take, and all heavy ones together of a pass.
+const TURN_TIME_MAX: Duration = Duration::from_micros(200);
+/// The same while somebody light asks from time to time: a put takes five or six passes, and may find a turn under way in
+/// each. Still shorter ones cost too much, since a pass is some 4 us of work of its own.
+const SHORT_TURN_TIME_MAX: Duration = Duration::from_micros(30);
+/// For how long turns are short behind a call of somebody light.
+const CALLS_EXPECTED: Duration = Duration::from_millis(10);
+/// For how long the heavy stay back behind a call of somebody light, and for how long at most between two turns.
+const HELD_BACK_MAX: Duration = Duration::from_micros(250);
+/// Light calls that come closer behind one another are a load: turns are short for them, and nobody stays back.
+const LONE_CALL_GAP: Duration = Duration::from_millis(1);
+/// A connection's share of its shard's time without being heavy is one part in so many.
+const LIGHT_SHARE: u32 = 16;
+/// What it may take at once beyond that share.
+const OWED_MAX: Duration = Duration::from_micros(200);
+/// A newcomer is heavy for 60 ms; an idle server makes nobody wait for that.
+const NEWCOMER_OWES: Duration = Duration::from_millis(4);
+/// Whatever a connection has taken, after a second of silence it is light.
+const OWED_COUNTED_MAX: Duration = Duration::from_millis(60);
+
+/// What a connection has taken of its shard's time beyond its share.
+pub struct Weight {
+    owed: Duration,
+    at: Instant,
+}
+
+impl Weight {
+    /// A newcomer is heavy at first: of a fleet that comes back at once, each is new.
+    pub fn new(now: Instant) -> Weight {
+        Weight { owed: NEWCOMER_OWES, at: now }
+    }
+
+    pub fn is_heavy(&mut self, now: Instant) -> bool {
+        self.owed = self.owed.saturating_sub(now.saturating_duration_since(self.at) / LIGHT_SHARE);
+        self.at = now;
+        self.owed > OWED_MAX
+    }
+
+    pub fn add(&mut self, taken: Duration) {
+        self.owed = (self.owed + taken).min(OWED_COUNTED_MAX);
+    }
+}
+
+/// The lane of one shard.
+#[derive(Default)]
+pub struct Lane {
+    /// Connections by their slots, each at most once.
+    waiting: RefCell<VecDeque<u32>>,
+    /// The one that was told to take its turn and has not had it yet.
+    called: Cell<Option<u32>>,
+    /// What heavy connections have taken of this pass.
+    taken: Cell<Duration>,
+    /// When somebody light last asked for something here, or through here.
+    called_at: Cell<Option<Instant>>,
+    /// When somebody light last asked who was the only one for a while.
+    lone_call_at: Cell<Option<Instant>>,
+    passed_at: Cell<Option<Instant>>,
+    /// When the last turn of a heavy connection ended.
+    ended_at: Cell<Option<Instant>>,
+    /// The next pass is to be told apart from this one.
+    is_pass_due: Cell<bool>,
+    sleeper: RefCell<Option<Waker>>,
+}
+
+impl Lane {
+    /// Somebody light waits for an answer from here on.
+    pub fn call_came(&self, now: Instant) {
+        if !is_within(self.called_at.replace(Some(now)), now, LONE_CALL_GAP) {
+            self.lone_call_at.set(Some(now));
+        }
+    }
+
+    /// Somebody, who may be heavy, waits for what has come to this shard from another.
+    pub fn call_passed(&self, now: Instant) {
+        self.passed_at.set(Some(now));
+    }
+
+    /// What a turn may take.
+    pub fn turn_time_max(&self, now: Instant) -> Duration {
+        let is_expected = [&self.called_at, &self.passed_at].iter().any(|at| is_within(at.get(), now, CALLS_EXPECTED));
+        if is_expected { SHORT_TURN_TIME_MAX } else { TURN_TIME_MAX }
+    }
+
+    fn holds_back(&self, now: Instant) -> bool {
+        is_within(self.lone_call_at.get(), now, HELD_BACK_MAX) && is_within(self.ended_at.get(), now, HELD_BACK_MAX)
+    }
+
+    /// A heavy connection has something to do: true when it may begin at once. Else it waits, and is called.
+    pub fn admits(&self, connection: u32, now: Instant) -> bool {
+        if self.has_time(now) && self.called.get().is_none() && self.waiting.borrow().is_empty() {
+            return true;
+        }
+        self.wait(connection);
+        false
+    }
+
+    /// The connection is called when its turn comes. It must not wait already.
+    pub fn wait(&self, connection: u32) {
+        self.waiting.borrow_mut().push_back(connection);
+        self.want_pass();
+    }
+
+    /// Whether the turn of a connection that waits has come.
+    pub fn has_called(&self, connection: u32) -> bool {
+        self.called.get() == Some(connection)
+    }
+
+    /// The turn of a heavy connection has ended. Gives the one that is called next, if there is time for it in this pass.
+    pub fn ended(&self, connection: u32, taken: Duration, now: Instant) -> Option<u32> {
+        if self.has_called(connection) {
+            self.called.set(None);
+        }
+        self.taken.set(self.taken.get() + taken);
+        self.ended_at.set(Some(now));
+        self.want_pass();
+        self.call_next(now)
+    }
+
+    fn has_time(&self, now: Instant) -> bool {
+        self.taken.get() < self.turn_time_max(now) && !self.holds_back(now)
+    }
+
+    fn call_next(&self, now: Instant) -> Option<u32> {
+        if self.called.get().is_some() || !self.has_time(now) {
+            return None;
+        }
+        let next = self.waiting.borrow_mut().pop_front();
+        self.called.set(next);
+        next
+    }
+
+    fn want_pass(&self) {
+        if !self.is_pass_due.replace(true)
+            && let Some(sleeper) = self.sleeper.take()
+        {
+            sleeper.wake();
+        }
+    }
+
+    /// Follows the passes for ever, and calls `wake` with the connection whose turn comes.
+    pub async fn run(&self, now: fn() -> Instant, mut wake: impl FnMut(u32)) {
+        loop {
+            self.pass_due().await;
+            ring::yield_through_ring().await;
+            self.begin_pass(now()).into_iter().for_each(&mut wake);
+        }
+    }
+
+    fn begin_pass(&self, now: Instant) -> Option<u32> {
+        self.is_pass_due.set(!self.waiting.borrow().is_empty());
+        self.taken.set(Duration::ZERO);
+        self.call_next(now)
+    }
+
+    async fn pass_due(&self) {
+        poll_fn(|context| {
+            if self.is_pass_due.get() {
+                return Poll::Ready(());
+            }
+            self.sleeper.replace(Some(context.waker().clone()));
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
+fn is_within(at: Option<Instant>, now: Instant, time: Duration) -> bool {
+    at.is_some_and(|at| now.saturating_duration_since(at) < time)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_heavy_have_their_turns_in_order_and_a_bounded_time_of_each_pass() {
+        let (lane, now) = (Lane::default(), Instant::now());
+        assert!(lane.admits(1, now), "nobody waits for an empty lane");
+        assert_eq!(lane.ended(1, TURN_TIME_MAX / 2, now), None);
+        assert!(lane.admits(2, now), "there is time left");
+        assert_eq!(lane.ended(2, TURN_TIME_MAX / 2, now), None);
+        assert!([3, 4, 5].iter().all(|&connection| !lane.admits(connection, now)), "the time of this pass is over");
+        assert_eq!(lane.begin_pass(now), Some(3));
+        assert!(lane.has_called(3) && !lane.has_called(4));
+        assert!(!lane.admits(1, now), "others are in front of it");
+        assert_eq!(lane.ended(3, TURN_TIME_MAX / 2, now), Some(4), "there is time for one more");
+        lane.wait(3);
+        assert_eq!(lane.ended(4, TURN_TIME_MAX, now), None);
+        let order = std::iter::from_fn(|| {
+            let called = lane.begin_pass(now)?;
+            assert_eq!(lane.ended(called, TURN_TIME_MAX, now), None);
+            Some(called)
+        });
+        assert_eq!(order.collect::<Vec<_>>(), [5, 1, 3]);
+        assert!(!lane.is_pass_due.get(), "passes are followed only while somebody is heavy");
+    }
+
+    /// Turns that a lane with something to do gives in a quarter of a second of passes of 25 us, with a light call every `gap`.
+    fn turns_beside_calls_every(gap: Duration) -> usize {
+        let (lane, start) = (Lane::default(), Instant::now());
+        lane.wait(1);
+        let (mut turns, mut next_call) = (0, start);
+        for pass in 0..10_000 {
+            let now = start + HELD_BACK_MAX / 10 * pass;
+            while next_call <= now {
+                lane.call_came(next_call);
+                next_call += gap;
+            }
+            let Some(called) = lane.begin_pass(now) else {
+                assert!(lane.is_pass_due.get(), "it is looked at again");
+                continue;
+            };
+            turns += 1;
+            lane.wait(called);
+            assert_eq!(lane.ended(called, lane.turn_time_max(now), now), None, "one turn in a pass");
+        }
+        turns
+    }
+
+    #[test]
+    fn the_heavy_stay_back_behind_a_lone_call_and_do_not_starve() {
+        let (lane, start) = (Lane::default(), Instant::now());
+        assert!(lane.admits(1, start));
+        assert_eq!(lane.ended(1, TURN_TIME_MAX, start), None);
+        lane.wait(1);
+        lane.wait(2);
+        lane.call_came(start);
+        assert_eq!(lane.turn_time_max(start), SHORT_TURN_TIME_MAX);
+        assert_eq!(lane.begin_pass(start), None);
+        assert!(lane.is_pass_due.get(), "it is looked at again");
+        assert!(lane.begin_pass(start + HELD_BACK_MAX).is_some(), "though it is called upon again");
+        let later = start + Duration::from_secs(1);
+        assert_eq!(lane.turn_time_max(later), TURN_TIME_MAX);
+        // However often somebody light calls, and calls that come close behind one another hold nobody back.
+        for (gap_us, turns_min) in [(20, 9_900), (200, 9_900), (990, 9_900), (1_000, 7_500), (10_000, 9_700)] {
+            let turns = turns_beside_calls_every(Duration::from_micros(gap_us));
+            assert!(turns >= turns_min, "{turns} turns with a call every {gap_us} us");
+        }
+        assert!(turns_beside_calls_every(LONE_CALL_GAP) < 8_000, "they do stay back");
+    }
+
+    #[test]
+    fn a_connection_is_heavy_when_it_takes_more_than_its_share_and_light_again_after_a_silence() {
+        let start = Instant::now();
+        let mut weight = Weight::new(start);
+        assert!(weight.is_heavy(start), "a newcomer");
+        let mut now = start + Duration::from_secs(1);
+        // A put of 40 us, 500 times a second.
+        for _ in 0..5_000 {
+            now += Duration::from_millis(2);
+            assert!(!weight.is_heavy(now));
+            weight.add(Duration::from_micros(40));
+        }
+        weight.add(OWED_MAX * 2);
+        assert!(weight.is_heavy(now));
+        weight.add(OWED_COUNTED_MAX * 100);
+        assert!(weight.is_heavy(now + Duration::from_millis(100)));
+        assert!(!weight.is_heavy(now + Duration::from_millis(1_100)));
+    }
+}
