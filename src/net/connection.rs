@@ -25,7 +25,7 @@ use http::{Request, StatusCode};
 use slab::Slab;
 
 use super::http1::{self, Http1};
-use super::lane::Weight;
+use super::lane::{self, Weight};
 use super::limits::Admitted;
 use super::patience::{Liveness, LivenessStep, Quiet, STALL_CHECKS, Stall};
 use super::plain::{self, Plain, Protocol, Wire};
@@ -194,12 +194,16 @@ impl Connection {
         if self.waits_in_lane {
             return (Poll::Pending, None);
         }
-        self.until = begun + lane.turn_time_max(begun);
+        self.until = begun + if self.is_heavy { lane.turn_time_max(begun) } else { lane::TURN_TIME_MAX };
         let polled = self.turn(context);
         let now = self.now();
         let taken = now.saturating_duration_since(begun);
         self.weight.add(taken);
-        (polled, if self.is_heavy { lane.ended(self.slot, taken, now) } else { None })
+        if self.is_heavy {
+            return (polled, lane.ended(self.slot, taken, now));
+        }
+        lane.light_ended(taken);
+        (polled, None)
     }
 
     fn now(&self) -> Instant {

@@ -5,9 +5,10 @@
 //! answer. So a connection that has lately taken more than its share is *heavy*, and the heavy ones have their turns one
 //! behind the other, as many as fit into a bounded time of each *pass* through the ring. Everybody else runs when woken.
 //!
-//! While a light connection waits for an answer, turns are short. Behind a lone call the heavy even stay back for the time that
-//! an answer usually takes; then they have their turns, so that nobody starves: of a core the light take a quarter by that
-//! at most, as long as the heavy have something to do. Nobody waits for an empty lane.
+//! While a light connection waits for an answer, the time of a pass is short. Behind a lone call the heavy even stay back for
+//! the time that an answer usually takes; then they have their turns. Beside a load of light calls, whose passes are long,
+//! the heavy together have as much of each pass as the light had of the one before. So nobody starves, and nobody waits for
+//! an empty lane.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -18,7 +19,7 @@ use std::time::{Duration, Instant};
 use super::ring;
 
 /// What one turn may take, and all heavy ones together of a pass.
-const TURN_TIME_MAX: Duration = Duration::from_micros(200);
+pub const TURN_TIME_MAX: Duration = Duration::from_micros(200);
 /// The same while somebody light asks from time to time: a put takes five or six passes, and may find a turn under way in
 /// each. Still shorter ones cost too much, since a pass is some 4 us of work of its own.
 const SHORT_TURN_TIME_MAX: Duration = Duration::from_micros(30);
@@ -69,6 +70,10 @@ pub struct Lane {
     called: Cell<Option<u32>>,
     /// What heavy connections have taken of this pass.
     taken: Cell<Duration>,
+    /// What light ones have taken of it.
+    light: Cell<Duration>,
+    /// What light ones had taken of the pass before.
+    share: Cell<Duration>,
     /// When somebody light last asked for something here, or through here.
     called_at: Cell<Option<Instant>>,
     /// When somebody light last asked who was the only one for a while.
@@ -94,10 +99,20 @@ impl Lane {
         self.passed_at.set(Some(now));
     }
 
-    /// What a turn may take.
-    pub fn turn_time_max(&self, now: Instant) -> Duration {
+    /// What all heavy ones may take of a pass.
+    pub fn pass_time_max(&self, now: Instant) -> Duration {
         let is_expected = [&self.called_at, &self.passed_at].iter().any(|at| is_within(at.get(), now, CALLS_EXPECTED));
-        if is_expected { SHORT_TURN_TIME_MAX } else { TURN_TIME_MAX }
+        if is_expected { SHORT_TURN_TIME_MAX.max(self.share.get()) } else { TURN_TIME_MAX.max(self.share.get()) }
+    }
+
+    /// What the turn of a heavy connection may take.
+    pub fn turn_time_max(&self, now: Instant) -> Duration {
+        self.pass_time_max(now).min(TURN_TIME_MAX)
+    }
+
+    /// The turn of a light connection has ended.
+    pub fn light_ended(&self, taken: Duration) {
+        self.light.set(self.light.get() + taken);
     }
 
     fn holds_back(&self, now: Instant) -> bool {
@@ -136,7 +151,7 @@ impl Lane {
     }
 
     fn has_time(&self, now: Instant) -> bool {
-        self.taken.get() < self.turn_time_max(now) && !self.holds_back(now)
+        self.taken.get() < self.pass_time_max(now) && !self.holds_back(now)
     }
 
     fn call_next(&self, now: Instant) -> Option<u32> {
@@ -168,6 +183,7 @@ impl Lane {
     fn begin_pass(&self, now: Instant) -> Option<u32> {
         self.is_pass_due.set(!self.waiting.borrow().is_empty());
         self.taken.set(Duration::ZERO);
+        self.share.set(self.light.take());
         self.call_next(now)
     }
 

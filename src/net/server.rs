@@ -232,9 +232,9 @@ impl Server {
         self.lane.call_passed(now);
     }
 
-    /// What a turn on this shard may take now, so that no call waits long behind it.
+    /// What long work on this shard may take at once now, so that no call waits long behind it.
     pub fn turn_time_max(&self, now: Instant) -> Duration {
-        self.lane.turn_time_max(now)
+        self.lane.pass_time_max(now)
     }
 
     pub fn counters(&self) -> &Rc<Counters> {
