@@ -71,8 +71,10 @@ pub struct Connection {
     is_heavy: bool,
     /// It takes no turn before the lane calls it.
     waits_in_lane: bool,
-    /// The end of this turn.
+    /// The end of this turn, and that of one that serves streams of requests.
     until: Instant,
+    streams_until: Instant,
+    has_served_streams: bool,
     /// Looks at due streams before h2 is handed more frames.
     looks_left: usize,
     /// Its peer is gone, and its calls are still to be ended.
@@ -133,6 +135,8 @@ impl Connection {
             is_heavy: false,
             waits_in_lane: false,
             until: now,
+            streams_until: now,
+            has_served_streams: false,
             looks_left: 0,
             has_ended: false,
             has_been_at_stream_limit: false,
@@ -194,7 +198,9 @@ impl Connection {
         if self.waits_in_lane {
             return (Poll::Pending, None);
         }
-        self.until = begun + if self.is_heavy { lane.turn_time_max(begun) } else { lane::TURN_TIME_MAX };
+        self.streams_until = begun + lane.turn_time_max(begun);
+        self.until = if self.is_heavy { self.streams_until } else { begun + lane::TURN_TIME_MAX };
+        self.has_served_streams = false;
         let polled = self.turn(context);
         let now = self.now();
         let taken = now.saturating_duration_since(begun);
@@ -202,7 +208,9 @@ impl Connection {
         if self.is_heavy {
             return (polled, lane.ended(self.slot, taken, now));
         }
-        lane.light_ended(taken);
+        if !self.has_served_streams {
+            lane.light_ended(taken);
+        }
         (polled, None)
     }
 
@@ -457,9 +465,13 @@ impl Connection {
             call: self.call(stream),
             request_bytes_max: self.server.config.request_bytes_max,
             now: self.server.config.now,
-            until: self.until,
+            until: self.until.min(self.streams_until),
         };
         let Some(row) = self.rows.get_mut(stream as usize) else { return };
+        if row.kind != CallKind::OneRequest {
+            self.until = self.until.min(self.streams_until);
+            self.has_served_streams = true;
+        }
         let waker = self.server.ready.stream_waker(self.slot, stream);
         let partial = &self.server.counters.partial_bytes;
         partial.subtract(row.held_bytes() as u64);
