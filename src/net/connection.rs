@@ -74,7 +74,7 @@ pub struct Connection {
     /// The end of this turn, and that of one that serves streams of requests.
     until: Instant,
     streams_until: Instant,
-    has_served_streams: bool,
+    has_served_calls: bool,
     /// Looks at due streams before h2 is handed more frames.
     looks_left: usize,
     /// Its peer is gone, and its calls are still to be ended.
@@ -136,7 +136,7 @@ impl Connection {
             waits_in_lane: false,
             until: now,
             streams_until: now,
-            has_served_streams: false,
+            has_served_calls: false,
             looks_left: 0,
             has_ended: false,
             has_been_at_stream_limit: false,
@@ -200,7 +200,7 @@ impl Connection {
         }
         self.streams_until = begun + lane.turn_time_max(begun);
         self.until = if self.is_heavy { self.streams_until } else { begun + lane::TURN_TIME_MAX };
-        self.has_served_streams = false;
+        self.has_served_calls = false;
         let polled = self.turn(context);
         let now = self.now();
         let taken = now.saturating_duration_since(begun);
@@ -208,7 +208,7 @@ impl Connection {
         if self.is_heavy {
             return (polled, lane.ended(self.slot, taken, now));
         }
-        if !self.has_served_streams {
+        if self.has_served_calls {
             lane.light_ended(taken);
         }
         (polled, None)
@@ -468,9 +468,10 @@ impl Connection {
             until: self.until.min(self.streams_until),
         };
         let Some(row) = self.rows.get_mut(stream as usize) else { return };
-        if row.kind != CallKind::OneRequest {
+        if row.kind == CallKind::OneRequest {
+            self.has_served_calls = true;
+        } else {
             self.until = self.until.min(self.streams_until);
-            self.has_served_streams = true;
         }
         let waker = self.server.ready.stream_waker(self.slot, stream);
         let partial = &self.server.counters.partial_bytes;
