@@ -75,6 +75,9 @@ pub struct Connection {
     until: Instant,
     streams_until: Instant,
     has_served_calls: bool,
+    has_work_left: bool,
+    /// What it has taken of the shard's time since it last had nothing to do.
+    taken: Duration,
     /// Looks at due streams before h2 is handed more frames.
     looks_left: usize,
     /// Its peer is gone, and its calls are still to be ended.
@@ -137,6 +140,8 @@ impl Connection {
             until: now,
             streams_until: now,
             has_served_calls: false,
+            has_work_left: false,
+            taken: Duration::ZERO,
             looks_left: 0,
             has_ended: false,
             has_been_at_stream_limit: false,
@@ -179,8 +184,7 @@ impl Connection {
         }
         self.wire.send(context);
         self.set_alarm();
-        self.waits_in_lane = true;
-        self.server.lane.wait(self.slot);
+        self.has_work_left = true;
         Poll::Pending
     }
 
@@ -192,26 +196,33 @@ impl Connection {
         self.is_heavy = self.waits_in_lane || self.weight.is_heavy(begun);
         let may_begin = match self.waits_in_lane {
             true => lane.has_called(self.slot),
-            false => !self.is_heavy || lane.admits(self.slot, begun),
+            false => !self.is_heavy || lane.admits(begun),
         };
-        self.waits_in_lane = !may_begin;
-        if self.waits_in_lane {
+        if !may_begin {
+            if !std::mem::replace(&mut self.waits_in_lane, true) {
+                lane.wait(self.slot, self.taken);
+            }
             return (Poll::Pending, None);
         }
+        self.waits_in_lane = false;
         self.streams_until = begun + lane.turn_time_max(begun);
         self.until = if self.is_heavy { self.streams_until } else { begun + lane::TURN_TIME_MAX };
-        self.has_served_calls = false;
+        (self.has_served_calls, self.has_work_left) = (false, false);
         let polled = self.turn(context);
         let now = self.now();
         let taken = now.saturating_duration_since(begun);
         self.weight.add(taken);
-        if self.is_heavy {
-            return (polled, lane.ended(self.slot, taken, now));
+        self.taken = if self.has_work_left { self.taken + taken } else { Duration::ZERO };
+        if self.has_work_left {
+            self.waits_in_lane = true;
+            // Its end is long work, and nobody waits for it.
+            lane.wait(self.slot, if self.has_ended { Duration::MAX } else { self.taken });
         }
-        if self.has_served_calls {
+        let next = if self.is_heavy { lane.ended(self.slot, taken, now) } else { None };
+        if !self.is_heavy && self.has_served_calls {
             lane.light_ended(taken);
         }
-        (polled, None)
+        (polled, next)
     }
 
     fn now(&self) -> Instant {

@@ -29,6 +29,11 @@ const CALLS_EXPECTED: Duration = Duration::from_millis(10);
 const HELD_BACK_MAX: Duration = Duration::from_micros(250);
 /// Light calls that come closer behind one another are a load: turns are short for them, and nobody stays back.
 const LONE_CALL_GAP: Duration = Duration::from_millis(1);
+/// Who has taken less since it last had nothing to do stands in front of who has taken more: a newcomer's first calls, or a
+/// call that came behind a little more than fits into a turn, do not wait for a thousand that have very much to do.
+const BEGINNING: Duration = Duration::from_micros(200);
+/// Turns of such in a row, as long as another waits.
+const OVERTAKEN_MAX: u32 = 4;
 /// A connection's share of its shard's time without being heavy is one part in so many.
 const LIGHT_SHARE: u32 = 16;
 /// What it may take at once beyond that share.
@@ -64,8 +69,11 @@ impl Weight {
 /// The lane of one shard.
 #[derive(Default)]
 pub struct Lane {
-    /// Connections by their slots, each at most once.
+    /// Connections by their slots, each at most once: those that have taken little so far, and the others.
+    beginning: RefCell<VecDeque<u32>>,
     waiting: RefCell<VecDeque<u32>>,
+    /// How many turns have gone to the first of these since one went to the others.
+    overtaken: Cell<u32>,
     /// The one that was told to take its turn and has not had it yet.
     called: Cell<Option<u32>>,
     /// What heavy connections have taken of this pass.
@@ -119,18 +127,20 @@ impl Lane {
         is_within(self.lone_call_at.get(), now, HELD_BACK_MAX) && is_within(self.ended_at.get(), now, HELD_BACK_MAX)
     }
 
-    /// A heavy connection has something to do: true when it may begin at once. Else it waits, and is called.
-    pub fn admits(&self, connection: u32, now: Instant) -> bool {
-        if self.has_time(now) && self.called.get().is_none() && self.waiting.borrow().is_empty() {
-            return true;
-        }
-        self.wait(connection);
-        false
+    /// A heavy connection has something to do: true when it may begin at once. Else it is to wait, and is called.
+    pub fn admits(&self, now: Instant) -> bool {
+        self.has_time(now) && self.called.get().is_none() && self.is_empty()
     }
 
-    /// The connection is called when its turn comes. It must not wait already.
-    pub fn wait(&self, connection: u32) {
-        self.waiting.borrow_mut().push_back(connection);
+    fn is_empty(&self) -> bool {
+        self.waiting.borrow().is_empty() && self.beginning.borrow().is_empty()
+    }
+
+    /// The connection is called when its turn comes. It must not wait already. `taken` is what it has taken since it last had
+    /// nothing to do.
+    pub fn wait(&self, connection: u32, taken: Duration) {
+        let queue = if taken < BEGINNING { &self.beginning } else { &self.waiting };
+        queue.borrow_mut().push_back(connection);
         self.want_pass();
     }
 
@@ -158,9 +168,21 @@ impl Lane {
         if self.called.get().is_some() || !self.has_time(now) {
             return None;
         }
-        let next = self.waiting.borrow_mut().pop_front();
+        let next = self.pop();
         self.called.set(next);
         next
+    }
+
+    fn pop(&self) -> Option<u32> {
+        let (mut beginning, mut waiting) = (self.beginning.borrow_mut(), self.waiting.borrow_mut());
+        if self.overtaken.get() < OVERTAKEN_MAX || waiting.is_empty() {
+            if let Some(next) = beginning.pop_front() {
+                self.overtaken.set(self.overtaken.get() + 1);
+                return Some(next);
+            }
+        }
+        self.overtaken.set(0);
+        waiting.pop_front()
     }
 
     fn want_pass(&self) {
@@ -181,7 +203,7 @@ impl Lane {
     }
 
     fn begin_pass(&self, now: Instant) -> Option<u32> {
-        self.is_pass_due.set(!self.waiting.borrow().is_empty());
+        self.is_pass_due.set(!self.is_empty());
         self.taken.set(Duration::ZERO);
         self.share.set(self.light.take());
         self.call_next(now)
@@ -210,16 +232,18 @@ mod tests {
     #[test]
     fn the_heavy_have_their_turns_in_order_and_a_bounded_time_of_each_pass() {
         let (lane, now) = (Lane::default(), Instant::now());
-        assert!(lane.admits(1, now), "nobody waits for an empty lane");
+        assert!(lane.admits(now), "nobody waits for an empty lane");
         assert_eq!(lane.ended(1, TURN_TIME_MAX / 2, now), None);
-        assert!(lane.admits(2, now), "there is time left");
+        assert!(lane.admits(now), "there is time left");
         assert_eq!(lane.ended(2, TURN_TIME_MAX / 2, now), None);
-        assert!([3, 4, 5].iter().all(|&connection| !lane.admits(connection, now)), "the time of this pass is over");
+        assert!(!lane.admits(now), "the time of this pass is over");
+        [3, 4, 5].iter().for_each(|&connection| lane.wait(connection, BEGINNING));
         assert_eq!(lane.begin_pass(now), Some(3));
         assert!(lane.has_called(3) && !lane.has_called(4));
-        assert!(!lane.admits(1, now), "others are in front of it");
+        assert!(!lane.admits(now), "others are in front of it");
+        lane.wait(1, BEGINNING);
         assert_eq!(lane.ended(3, TURN_TIME_MAX / 2, now), Some(4), "there is time for one more");
-        lane.wait(3);
+        lane.wait(3, BEGINNING);
         assert_eq!(lane.ended(4, TURN_TIME_MAX, now), None);
         let order = std::iter::from_fn(|| {
             let called = lane.begin_pass(now)?;
@@ -230,10 +254,41 @@ mod tests {
         assert!(!lane.is_pass_due.get(), "passes are followed only while somebody is heavy");
     }
 
+    #[test]
+    fn who_has_taken_little_stands_in_front_and_not_for_ever() {
+        let (lane, now) = (Lane::default(), Instant::now());
+        lane.wait(1, BEGINNING);
+        (10..20).for_each(|connection| lane.wait(connection, Duration::ZERO));
+        let order: Vec<u32> = std::iter::from_fn(|| lane.pop()).collect();
+        assert_eq!(order, [10, 11, 12, 13, 1, 14, 15, 16, 17, 18, 19]);
+        lane.wait(1, BEGINNING);
+        lane.wait(2, Duration::ZERO);
+        assert_eq!(lane.pop(), Some(2));
+        assert!(!lane.is_empty() && lane.begin_pass(now) == Some(1));
+    }
+
+    #[test]
+    fn beside_a_load_of_calls_the_heavy_have_as_much_time() {
+        let (lane, now) = (Lane::default(), Instant::now());
+        lane.call_came(now - LONE_CALL_GAP / 2);
+        lane.call_came(now);
+        lane.light_ended(TURN_TIME_MAX * 3);
+        lane.wait(1, BEGINNING);
+        lane.wait(2, BEGINNING);
+        let later = now + HELD_BACK_MAX;
+        assert_eq!(lane.begin_pass(later), Some(1));
+        assert_eq!((lane.pass_time_max(later), lane.turn_time_max(later)), (TURN_TIME_MAX * 3, TURN_TIME_MAX));
+        assert_eq!(lane.ended(1, TURN_TIME_MAX, later), Some(2));
+        lane.wait(1, BEGINNING);
+        assert_eq!(lane.ended(2, TURN_TIME_MAX * 2, later), None, "that was as much");
+        assert_eq!(lane.begin_pass(later), Some(1));
+        assert_eq!(lane.pass_time_max(later), SHORT_TURN_TIME_MAX, "there was no call in that pass");
+    }
+
     /// Turns that a lane with something to do gives in a quarter of a second of passes of 25 us, with a light call every `gap`.
     fn turns_beside_calls_every(gap: Duration) -> usize {
         let (lane, start) = (Lane::default(), Instant::now());
-        lane.wait(1);
+        lane.wait(1, BEGINNING);
         let (mut turns, mut next_call) = (0, start);
         for pass in 0..10_000 {
             let now = start + HELD_BACK_MAX / 10 * pass;
@@ -246,7 +301,7 @@ mod tests {
                 continue;
             };
             turns += 1;
-            lane.wait(called);
+            lane.wait(called, BEGINNING);
             assert_eq!(lane.ended(called, lane.turn_time_max(now), now), None, "one turn in a pass");
         }
         turns
@@ -255,10 +310,10 @@ mod tests {
     #[test]
     fn the_heavy_stay_back_behind_a_lone_call_and_do_not_starve() {
         let (lane, start) = (Lane::default(), Instant::now());
-        assert!(lane.admits(1, start));
+        assert!(lane.admits(start));
         assert_eq!(lane.ended(1, TURN_TIME_MAX, start), None);
-        lane.wait(1);
-        lane.wait(2);
+        lane.wait(1, BEGINNING);
+        lane.wait(2, BEGINNING);
         lane.call_came(start);
         assert_eq!(lane.turn_time_max(start), SHORT_TURN_TIME_MAX);
         assert_eq!(lane.begin_pass(start), None);
