@@ -26,6 +26,7 @@ use crate::load::{Load, Shape};
 use crate::screen::count;
 use crate::server::{ProgramFlags, Server};
 use crate::subject::{Named, Subject};
+use crate::tasks;
 use crate::work::Work;
 
 /// What goes on beside the watches.
@@ -316,10 +317,7 @@ impl Running {
             Running::Calls(load) => load.finish().map(drop),
             Running::Churn { mut clients, is_over } => {
                 is_over.set(true);
-                while let Some(ended) = clients.join_next().await {
-                    ended.map_err(|cause| Fault::Refused(format!("a churning client ended badly: {cause}")))??;
-                }
-                Ok(())
+                tasks::all(&mut clients).await.map(drop)
             }
         }
     }

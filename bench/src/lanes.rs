@@ -6,7 +6,8 @@ use std::rc::Rc;
 use tokio::task::JoinSet;
 
 use crate::caller::Caller;
-use crate::fault::{Fault, Result};
+use crate::fault::Result;
+use crate::tasks;
 
 /// One call for each number below `calls`, begun in their order, over so many lanes of each caller. The first fault ends
 /// them all. Must be called inside a `LocalSet`.
@@ -27,19 +28,17 @@ where
                     let work = (*begin.borrow_mut())(caller.clone(), call);
                     work.await?;
                 }
-                Ok::<_, Fault>(())
+                Ok(())
             });
         }
     }
-    while let Some(ended) = lanes.join_next().await {
-        ended.map_err(|cause| Fault::Refused(format!("a lane ended badly: {cause}")))??;
-    }
-    Ok(())
+    tasks::all(&mut lanes).await.map(drop)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fault::Fault;
     use crate::link::Windows;
     use tokio::task::LocalSet;
 

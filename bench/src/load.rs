@@ -21,6 +21,7 @@ use crate::fault::{Fault, Result};
 use crate::latency::{latencies, record};
 use crate::link::{self, Answer, Calls, Link, Piece, Turn, Windows};
 use crate::random::Random;
+use crate::tasks;
 use crate::threads;
 use crate::wire::Deframer;
 use crate::work::Work;
@@ -116,14 +117,11 @@ impl Crew {
         let runtime = threads::event_loop()?;
         let crew = Rc::new(self);
         LocalSet::new().block_on(&runtime, async {
-            let mut tasks = JoinSet::new();
+            let mut connections = JoinSet::new();
             for connection in crew.connections.clone() {
-                tasks.spawn_local(drive(crew.clone(), connection));
+                connections.spawn_local(drive(crew.clone(), connection));
             }
-            while let Some(ended) = tasks.join_next().await {
-                ended.map_err(|cause| Fault::Refused(format!("a connection's task ended badly: {cause}")))??;
-            }
-            Ok::<_, Fault>(())
+            tasks::all(&mut connections).await
         })?;
         let latency = crew.latency.borrow().clone();
         Ok(latency)

@@ -60,6 +60,7 @@ mod soak;
 mod speed;
 mod subject;
 mod table;
+mod tasks;
 mod threads;
 mod wire;
 mod work;

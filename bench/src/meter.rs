@@ -9,7 +9,7 @@ use crate::fault::{Fault, Result};
 use crate::process::Process;
 use crate::report::{Limit, Measured};
 
-/// From this part of the time on, something counts as busy all the time: the clock ticks coarsely.
+/// From this part of the time on, something counts as busy all the time: the clock of the machine ticks coarsely.
 const BUSY: f64 = 0.95;
 
 /// Readings at the beginning of a stretch.

@@ -19,6 +19,7 @@ use crate::fault::{Fault, Result};
 use crate::latency::{latencies, record};
 use crate::link::Windows;
 use crate::random::Random;
+use crate::tasks;
 use crate::threads::{self, finished, on_thread};
 use crate::work::Work;
 
@@ -85,21 +86,17 @@ pub async fn begin_when_due<F: Future<Output = Result<()>> + 'static>(
     mut begin: impl FnMut(Instant, u64) -> F,
 ) -> Result<()> {
     let (mut calls, mut number) = (JoinSet::new(), 0);
-    let badly = |cause| Fault::Refused(format!("a call on schedule ended badly: {cause}"));
     while let Some(at) = schedule.recv().await {
         calls.spawn_local(begin(at, number));
         number += 1;
         while let Some(ended) = calls.try_join_next() {
-            ended.map_err(badly)??;
+            tasks::ended(ended)?;
         }
         if calls.len() > UNANSWERED_MAX {
             return Err(Fault::Refused(format!("{UNANSWERED_MAX} calls on schedule are unanswered")));
         }
     }
-    while let Some(ended) = calls.join_next().await {
-        ended.map_err(badly)??;
-    }
-    Ok(())
+    tasks::all(&mut calls).await.map(drop)
 }
 
 /// The times at which calls are due, until told to stop.

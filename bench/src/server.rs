@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::net::TcpListener;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -185,6 +185,7 @@ impl Program {
         let errors = output.try_clone().map_err(no_log)?;
         let data = directory.join(DATA);
         let mut command = group.map_or_else(|| Command::new(&self.path), |group| group.command(&self.path));
+        end_with_us(&mut command);
         let spawned = command
             .args(self.flags(&data.to_string_lossy()))
             .envs(self.environment.iter().cloned())
@@ -201,6 +202,26 @@ impl Program {
             |cause| Fault::Refused(format!("port {} cannot be used: {cause}; choose another --port", self.port));
         TcpListener::bind(("127.0.0.1", self.port)).map(drop).map_err(taken)
     }
+}
+
+/// Has the kernel kill the process when the thread that starts it ends. Nothing of ours runs when this program is killed or
+/// aborts, and a server left behind would hold its port, its memory and, in the next run, half of the clients.
+#[allow(
+    unsafe_code,
+    reason = "only between fork and exec can a process ask for this, and std has no safe way to be there"
+)]
+fn end_with_us(command: &mut Command) {
+    let parent = rustix::process::getpid();
+    let ask = move || {
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        // We may have ended before it asked.
+        match rustix::process::getppid() == Some(parent) {
+            true => Ok(()),
+            false => Err(std::io::ErrorKind::BrokenPipe.into()),
+        }
+    };
+    // SAFETY: the closure makes two system calls and allocates nothing, so it may run in the child of a process with threads.
+    unsafe { command.pre_exec(ask) };
 }
 
 /// A running server; dropping it stops it and removes its data.
@@ -405,6 +426,17 @@ mod tests {
         fs::write(path.join("file"), "x").unwrap();
         drop(directory);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_server_ends_with_the_thread_that_started_it() {
+        let start = || {
+            let mut command = Command::new("sleep");
+            end_with_us(command.arg("10"));
+            command.spawn().unwrap()
+        };
+        let ended = std::thread::spawn(start).join().unwrap().wait().unwrap();
+        assert_eq!(ended.signal(), Some(Signal::KILL.as_raw()));
     }
 
     #[test]

@@ -127,6 +127,7 @@ impl Appender {
 }
 
 /// The cursor of one shard.
+#[derive(Clone)]
 pub struct Reader {
     block: Arc<Block>,
     at: usize,

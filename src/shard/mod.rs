@@ -460,7 +460,7 @@ impl Shard {
     /// Hands what was committed to the watch hub and to those who wait for a key, and tells these.
     fn feed(&self, core: &mut Core) -> bool {
         let Core { intake, hub, services, .. } = core;
-        let mut more = services.is_behind() || intake.feed(hub, |batch| services.batch(batch));
+        let mut more = intake.feed(hub, services.awaited());
         for _ in 0..TOLD_PER_TURN {
             match core.services.tell_next() {
                 Telling::Nothing => break,

@@ -22,6 +22,7 @@ use prost::Message;
 use crate::backend::{Command, HistoryError, Identity, Reply};
 use crate::pb::etcdserverpb::WatchResponse;
 use crate::pb::mvccpb::event::EventType;
+use crate::service::recipes::awaited::Awaited;
 use crate::shard::durability::InMemory;
 use crate::shard::embedded::Embedded;
 use crate::shard::history::Appender;
@@ -101,7 +102,7 @@ impl Stage {
 
     fn settle(&mut self) {
         loop {
-            let mut more = self.intake.feed(&mut self.hub, |_| ());
+            let mut more = self.intake.feed(&mut self.hub, &mut Awaited::new(self.intake.received()));
             more |= self.hub.turn(1_000);
             if let Some(from) = self.hub.next_history_request() {
                 self.link.send(Request { token: 2, command: Command::History { from } });

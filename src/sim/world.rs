@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use crate::backend::{Command, HistoryError, Identity, LeaseAnswer, LeaseCommand, Reply};
 use crate::random::Random;
+use crate::service::recipes::awaited::Awaited;
 use crate::shard::embedded::Embedded;
 use crate::shard::history::{Appender, Committed};
 use crate::shard::intake::Intake;
@@ -382,7 +383,7 @@ impl World {
         }
         let shard = &mut self.shards[index];
         shard.link.refill();
-        let mut more = shard.intake.feed(&mut shard.hub, |_| ());
+        let mut more = shard.intake.feed(&mut shard.hub, &mut Awaited::new(shard.intake.received()));
         more |= shard.hub.turn(budget);
         if let Some(from) = shard.hub.next_history_request() {
             shard.link.send(Request { token: HISTORY_TOKEN, command: Command::History { from } });

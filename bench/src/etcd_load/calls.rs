@@ -14,6 +14,7 @@ use super::{Common, Consistency, LeaseArgs, PutArgs, RangeArgs, SEED, TxnMixedAr
 use crate::caller::Caller;
 use crate::fault::{Fault, Result};
 use crate::random::Random;
+use crate::tasks;
 use crate::wire::{self, framed, operation};
 
 /// Keys of one page of `range --paginate`.
@@ -49,19 +50,12 @@ where
                 let outcome = work.await;
                 tallies.borrow_mut()[kind].add_outcome(begun.elapsed(), outcome)?;
             }
-            Ok::<_, Fault>(())
+            Ok(())
         });
     }
-    let mut outcome = Ok(());
-    while let Some(ended) = workers.join_next().await {
-        let ended = ended.map_err(|cause| Fault::Refused(format!("a worker ended badly: {cause}")))?;
-        if ended.is_err() {
-            // The others would only find the same; what was measured so far is printed.
-            outcome = ended;
-            workers.abort_all();
-            break;
-        }
-    }
+    let outcome = tasks::all(&mut workers).await.map(drop);
+    // After a fault the others would only find the same; what was measured so far is printed.
+    workers.abort_all();
     mark_if_cut_short(&outcome);
     let total = started.elapsed();
     let mut refused = 0;

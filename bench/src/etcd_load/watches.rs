@@ -21,18 +21,11 @@ use super::{Common, SEED, WINDOWS, WatchArgs, WatchGetArgs, WatchLatencyArgs, ma
 use crate::caller::Caller;
 use crate::fault::{Fault, Result};
 use crate::random::Random;
+use crate::tasks;
 use crate::wire;
 
 /// Tasks whose first fault ends the run.
 type Tasks<T> = JoinSet<Result<T>>;
-
-async fn all<T: 'static>(mut tasks: Tasks<T>) -> Result<Vec<T>> {
-    let mut results = Vec::with_capacity(tasks.len());
-    while let Some(ended) = tasks.join_next().await {
-        results.push(ended.map_err(|cause| Fault::Refused(format!("a task ended badly: {cause}")))??);
-    }
-    Ok(results)
-}
 
 /// What all streams have received, and when the last of it came.
 struct Received {
@@ -78,7 +71,7 @@ pub async fn watch(common: &Common, args: WatchArgs) -> Result<()> {
     println!("Watch creation summary:\n{}", made.0.text(made.1, common.precise));
     if args.put_total == 0 {
         println!("{watches} watches are held; an interrupt ends them");
-        return all(hold(streams)).await.map(drop);
+        return tasks::all(&mut hold(streams)).await.map(drop);
     }
 
     let mut watchers: HashMap<&[u8], u64> = HashMap::new();
@@ -108,7 +101,7 @@ pub async fn watch(common: &Common, args: WatchArgs) -> Result<()> {
     };
     let outcome = tokio::select! {
         outcome = puts => outcome,
-        fault = all(readers) => fault.map(drop),
+        fault = tasks::all(&mut readers) => fault.map(drop),
     };
     let events = received.count.get();
     let outcome = outcome.and_then(|()| match events == expected {
@@ -151,7 +144,7 @@ async fn make_watches(
             Ok(stream)
         });
     }
-    let streams = all(makers).await?;
+    let streams = tasks::all(&mut makers).await?;
     let total = started.elapsed();
     Ok((streams, (tally.take(), total)))
 }
@@ -191,7 +184,7 @@ async fn put_all(callers: Vec<Caller>, args: &WatchArgs, watched: Rc<[Bytes]>) -
             Ok(())
         });
     }
-    all(putters).await.map(drop)
+    tasks::all(&mut putters).await.map(drop)
 }
 
 /// How long after its put has been answered an event comes; one that comes before counts as at once.
@@ -250,7 +243,7 @@ pub async fn watch_latency(common: &Common, args: WatchLatencyArgs) -> Result<()
         tokio::select! {
             outcome = received.wait(expected) => outcome,
             // They end when they have all, or with a fault.
-            ended = all(readers) => ended.map(drop),
+            ended = tasks::all(&mut readers) => ended.map(drop),
         }
     };
     let outcome = run.await;
@@ -318,7 +311,7 @@ pub async fn watch_get(common: &Common, args: WatchGetArgs) -> Result<()> {
         Ok(())
     };
     let reads = async {
-        let outcome = all(readers).await.map(drop);
+        let outcome = tasks::all(&mut readers).await.map(drop);
         ends.set(true);
         outcome
     };

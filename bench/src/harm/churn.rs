@@ -16,6 +16,7 @@ use crate::link::Windows;
 use crate::meter::Meter;
 use crate::report::Measured;
 use crate::server::Server;
+use crate::tasks;
 
 const CONNECTIONS: u32 = 10;
 /// Creates, and then cancels, of one connection at once.
@@ -27,28 +28,24 @@ pub async fn churn(server: &mut Server, sizes: Sizes) -> Result<Measured> {
     let scene = format!("create and cancel for {} s", sizes.churn.as_secs());
     let survivor = Witness::start(&server.endpoint, SURVIVOR_PUTS_A_SECOND)?;
     let (cycles, is_over) = (Rc::<Cell<u64>>::default(), Rc::<Cell<bool>>::default());
-    let mut tasks = JoinSet::new();
+    let mut clients = JoinSet::new();
     let meter = Meter::start(server.process)?;
     for connection in 0..CONNECTIONS {
-        tasks.spawn_local(create_and_cancel(server.endpoint.clone(), connection, cycles.clone(), is_over.clone()));
+        clients.spawn_local(create_and_cancel(server.endpoint.clone(), connection, cycles.clone(), is_over.clone()));
     }
     // The first tenth fills what the server keeps for reuse.
     let begun = Instant::now();
     let mut resident = Vec::new();
     while begun.elapsed() < sizes.churn {
         tokio::time::sleep(Duration::from_millis(500)).await;
-        if let Some(ended) = tasks.try_join_next() {
-            ended.map_err(|cause| Fault::Refused(format!("a churning client ended badly: {cause}")))??;
-        }
+        clients.try_join_next().map_or(Ok(()), tasks::ended)?;
         if begun.elapsed() >= sizes.churn / 10 {
             resident.push(server.process.memory()?.resident);
         }
     }
     let (spent, done) = (meter.read()?, cycles.get() as f64);
     is_over.set(true);
-    while let Some(ended) = tasks.join_next().await {
-        ended.map_err(|cause| Fault::Refused(format!("a churning client ended badly: {cause}")))??;
-    }
+    tasks::all(&mut clients).await?;
     let tails = survivor.finish().await?;
 
     let mut measured = Measured::default();

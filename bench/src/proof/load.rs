@@ -16,6 +16,7 @@ use crate::proof::history::{KEYS, Operation, Write};
 use crate::proof::ledger::Ledger;
 use crate::proof::watches::AllSeen;
 use crate::random::Random;
+use crate::tasks;
 
 const WRITERS: u32 = 8;
 const COMPACTIONS_EVERY: Duration = Duration::from_millis(25);
@@ -55,14 +56,8 @@ impl Load {
     /// Waits for the tasks to notice that the server is gone.
     pub async fn ended(mut self) -> Result<()> {
         self.is_over.set(true);
-        let all = async {
-            while let Some(ended) = self.tasks.join_next().await {
-                ended.map_err(|cause| Fault::Refused(format!("a writer ended badly: {cause}")))??;
-            }
-            Ok(())
-        };
         let late = |_| Fault::Stalled { waiting_for: "the end of the writers".to_owned(), seconds: PATIENCE.as_secs() };
-        tokio::time::timeout(PATIENCE, all).await.map_err(late)?
+        tokio::time::timeout(PATIENCE, tasks::all(&mut self.tasks)).await.map_err(late)?.map(drop)
     }
 }
 

@@ -12,6 +12,7 @@ use crate::link::Windows;
 use crate::meter::Meter;
 use crate::report::Measured;
 use crate::server::Server;
+use crate::tasks;
 
 const CONNECTIONS: u32 = 100;
 /// Requests of one stream that are unanswered.
@@ -55,17 +56,12 @@ async fn all<F: Future<Output = Result<Stream>> + 'static>(
     scale: &Scale,
     work: impl Fn(Stream) -> F,
 ) -> Result<Vec<Stream>> {
-    let mut tasks = JoinSet::new();
+    let mut side_by_side = JoinSet::new();
     for stream in streams {
-        tasks.spawn_local(tokio::time::timeout(scale.patience, work(stream)));
+        side_by_side.spawn_local(work(stream));
     }
-    let mut done = Vec::new();
     let late = |_| Fault::Stalled { waiting_for: "answers to cancels".to_owned(), seconds: scale.patience.as_secs() };
-    while let Some(ended) = tasks.join_next().await {
-        let ended = ended.map_err(|cause| Fault::Refused(format!("a client ended badly: {cause}")))?;
-        done.push(ended.map_err(late)??);
-    }
-    Ok(done)
+    tokio::time::timeout(scale.patience, tasks::all(&mut side_by_side)).await.map_err(late)?
 }
 
 fn key(stream: u32, watch: u32) -> Vec<u8> {

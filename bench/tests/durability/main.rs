@@ -47,6 +47,9 @@ mod scene;
 #[allow(dead_code, reason = "the load generator uses the rest")]
 mod server;
 mod starts;
+#[path = "../../src/tasks.rs"]
+#[allow(dead_code, reason = "the load generator uses the rest")]
+mod tasks;
 #[path = "../../src/wire.rs"]
 #[allow(dead_code, reason = "the load generator uses the rest")]
 mod wire;

@@ -8,7 +8,7 @@ use tarsier_proto::etcdserverpb as pb;
 use tokio::time::timeout;
 
 use crate::client::{Client, RANGE, SOON, WATCH, WIDE, create, framed, on_key};
-use crate::scene::{among_bystanders, backlog_of};
+use crate::scene::among_bystanders;
 use crate::server::{self, Server};
 
 #[test]
@@ -20,7 +20,7 @@ fn a_client_that_reads_nothing_for_long_then_reads_everything_in_order() {
         let writer = Client::connect(server.address(), WIDE).await;
         // The answers to the creates cannot be read yet: an account shows that they are there.
         let deadline = Instant::now() + SOON;
-        while backlog_of(server).await == 0 {
+        while server.account()["backlog"].bytes == 0 {
             assert!(Instant::now() < deadline, "no create was taken");
         }
         tokio::time::sleep(Duration::from_millis(300)).await;
@@ -28,7 +28,7 @@ fn a_client_that_reads_nothing_for_long_then_reads_everything_in_order() {
         for _ in 0..500 {
             revisions.push(writer.put("x", &[7; 500]).await);
         }
-        assert!(backlog_of(server).await < 1 << 20, "a client that does not read is not saved up for");
+        assert!(server.account()["backlog"].bytes < 1 << 20, "a client that does not read is not saved up for");
         client.set_window(WIDE);
         for id in 0..200 {
             let response = watch.next().await;
@@ -54,7 +54,7 @@ fn a_client_that_asks_and_never_reads_is_stopped_by_its_window() {
         let _watch = client.start(WATCH, requests.into(), false).await.expect("a watch begins");
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_secs(2) {
-            let backlog = backlog_of(server).await;
+            let backlog = server.account()["backlog"].bytes;
             assert!(backlog < 1 << 20, "{backlog} bytes wait for a client that reads nothing");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }

@@ -11,12 +11,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
 use tarsier_proto::etcdserverpb as pb;
 use tokio::task::JoinHandle;
 
 use crate::client::{Client, SOON, Stream, WATCH, WIDE, create};
-use crate::server::{self, Server};
+use crate::server::{self, Held, Server};
 
 const BYSTANDERS: usize = 4;
 /// What a server may keep in pools and slabs of what an attack made it hold.
@@ -28,7 +27,7 @@ pub struct Scene {
     putters: Vec<JoinHandle<Vec<i64>>>,
     is_over: Arc<AtomicBool>,
     descriptors: usize,
-    before: HashMap<String, (u64, u64)>,
+    before: HashMap<String, Held>,
 }
 
 /// Runs an attack among bystanders, and checks what it left.
@@ -65,7 +64,7 @@ impl Scene {
             client.put("warm", b"").await;
         }
         let descriptors = descriptors(server.process()).len();
-        let before = account(&server).await;
+        let before = server.account();
         let putters = clients.into_iter().enumerate();
         let putters = putters.map(|(index, client)| tokio::spawn(put_until(index, client, is_over.clone()))).collect();
         Scene { server, watches, putters, is_over, descriptors, before }
@@ -97,16 +96,16 @@ impl Scene {
         let deadline = Instant::now() + SOON;
         loop {
             assert!(self.server.ended().is_none(), "the server has ended: {:?}", self.server.ended());
-            let (descriptors, account) = (descriptors(self.server.process()), account(&self.server).await);
+            let (descriptors, account) = (descriptors(self.server.process()), self.server.account());
             let same = ["watch streams", "watchings", "groups and keys", "behind"];
             // The putters are gone, the watches are there.
-            let is_same = same.iter().all(|class| account[*class].0 == self.before[*class].0)
-                && account["connections"].0 == BYSTANDERS as u64
-                && account["calls"].0 == 0;
+            let is_same = same.iter().all(|class| account[*class].count == self.before[*class].count)
+                && account["connections"].count == BYSTANDERS as u64
+                && account["calls"].count == 0;
             if is_same
-                && account["backlog"].1 == 0
+                && account["backlog"].bytes == 0
                 && descriptors.len() + BYSTANDERS == self.descriptors
-                && account["resident"].1 < self.before["resident"].1 + KEPT_BYTES_MAX
+                && account["resident"].bytes < self.before["resident"].bytes + KEPT_BYTES_MAX
             {
                 return;
             }
@@ -140,46 +139,13 @@ async fn put_until(index: usize, client: Client, is_over: Arc<AtomicBool>) -> Ve
     revisions
 }
 
-/// What the server has open, but for the files of its log: a thread keeps segments ready, from some moment after the start on,
-/// and how many are in use goes by what was written.
+/// What the server has open, but for what comes and goes by itself: it looks its memory up in /proc every 10 ms, and a thread
+/// keeps segments of the log ready, from some moment after the start on, of which as many are in use as goes by what was
+/// written.
 fn descriptors(process: u32) -> Vec<PathBuf> {
     let all = fs::read_dir(format!("/proc/{process}/fd")).expect("the server runs");
     let targets = all.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
-    targets.filter(|target| !target.parent().is_some_and(|parent| parent.ends_with("wal"))).collect()
-}
-
-/// Accounts that are there to the end of their last line: the server writes while this is read.
-fn accounts(log: &str) -> usize {
-    log.split_inclusive('\n').filter(|line| line.starts_with("resident") && line.ends_with('\n')).count()
-}
-
-/// What SIGUSR1 makes the server print: count and bytes by class.
-async fn account(server: &Server) -> HashMap<String, (u64, u64)> {
-    let before = accounts(&server.log());
-    let process = Pid::from_raw(server.process() as i32).expect("a process has a number");
-    kill_process(process, Signal::USR1).expect("the server runs");
-    let deadline = Instant::now() + SOON;
-    loop {
-        let log = server.log();
-        if accounts(&log) > before {
-            let lines: Vec<&str> = log.lines().collect();
-            let start = lines.iter().rposition(|line| line.starts_with("class")).expect("an account has a head");
-            return lines[start + 1..].iter().filter_map(|line| row(line)).collect();
-        }
-        assert!(Instant::now() < deadline, "no account is printed");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
-fn row(line: &str) -> Option<(String, (u64, u64))> {
-    let (class, numbers) = line.split_at_checked(16)?;
-    let mut numbers = numbers.split_whitespace().rev();
-    let bytes = numbers.next()?.parse().ok()?;
-    let count = numbers.next().and_then(|count| count.parse().ok()).unwrap_or(0);
-    Some((class.trim().to_owned(), (count, bytes)))
-}
-
-/// The bytes that wait for clients, at this moment.
-pub async fn backlog_of(server: &Server) -> u64 {
-    account(server).await["backlog"].1
+    let comes_and_goes =
+        |target: &PathBuf| target.starts_with("/proc") || target.parent().is_some_and(|parent| parent.ends_with("wal"));
+    targets.filter(|target| !comes_and_goes(target)).collect()
 }

@@ -102,7 +102,7 @@ impl Scene {
 
     /// What the server says that it holds of a class, in bytes.
     pub fn account(&self, class: &str) -> u64 {
-        account(&self.server)[class]
+        self.server.account()[class].bytes
     }
 
     /// Memory is being freed: a put is taken soon. Gives its revision.
@@ -171,29 +171,6 @@ fn most_resident(process: u32, is_over: &AtomicBool) -> u64 {
         thread::sleep(Duration::from_millis(5));
     }
     most
-}
-
-/// What SIGUSR1 makes the server print: bytes by class.
-fn account(server: &Server) -> std::collections::HashMap<String, u64> {
-    let accounts = |log: &str| log.lines().filter(|line| line.starts_with("resident")).count();
-    let before = accounts(&server.log());
-    let process = Pid::from_raw(server.process() as i32).expect("a process has a number");
-    kill_process(process, Signal::USR1).expect("the server runs");
-    let deadline = Instant::now() + SOON;
-    loop {
-        let log = server.log();
-        if accounts(&log) > before {
-            let rows = log.lines().rev().filter_map(|line| {
-                let (class, numbers) = line.split_at_checked(16)?;
-                Some((class.trim().to_owned(), numbers.split_whitespace().next_back()?.parse().ok()?))
-            });
-            // Of several accounts the last one counts, which is written over those before.
-            let rows: Vec<_> = rows.collect();
-            return rows.into_iter().rev().collect();
-        }
-        assert!(Instant::now() < deadline, "no account is printed");
-        thread::sleep(Duration::from_millis(20));
-    }
 }
 
 /// The well-behaved client, on a thread of its own; gives the number of its rounds.

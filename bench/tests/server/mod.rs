@@ -5,6 +5,9 @@
 //! yesterday's code). A real etcd may stand in its place, so that the tests themselves can be checked: it needs a peer
 //! address too, and says who it is when asked for its version.
 
+#[allow(dead_code, reason = "each test binary uses its part of this module")]
+mod account;
+
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -13,6 +16,9 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
+
+#[allow(unused_imports, reason = "each test binary uses its part of this module")]
+pub use account::Held;
 
 /// How long a server may take until it answers. A real etcd elects itself first, on a busy machine.
 const READY_WITHIN: Duration = Duration::from_secs(30);

@@ -132,3 +132,31 @@ fn a_connection_whose_socket_takes_nothing_is_cut() {
     drop(peer);
     server.end();
 }
+
+/// The payload of a frame is read as a frame where a goodbye was written into the middle of one.
+#[test]
+fn a_peer_that_pings_too_often_while_a_frame_waits_to_leave_is_sent_the_rest_of_it_and_then_cut() {
+    use std::io::Read;
+    let server = start(|config| config.ping_interval_min = Some(Duration::from_secs(5)));
+    let mut peer = stuck_peer(server.address);
+    while server.reports.recv_timeout(Duration::from_millis(300)).is_ok() {}
+    // The first may come, two should not, and the next is one too many.
+    peer.write_all(&frame_of(6, 0, 0, &[7; 8]).repeat(4)).unwrap();
+    std::thread::sleep(Duration::from_millis(100));
+    peer.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let mut bytes = Vec::new();
+    let end = peer.read_to_end(&mut bytes);
+    assert!(!matches!(&end, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock), "it is cut: {end:?}");
+    let (mut rest, mut kinds) = (&bytes[..], std::collections::BTreeMap::new());
+    while let Some((header, behind)) = rest.split_at_checked(9) {
+        let length = u32::from_be_bytes([0, header[0], header[1], header[2]]) as usize;
+        let (kind, payload) = (header[3], &behind[..length.min(behind.len())]);
+        assert!(matches!(kind, 0 | 1 | 3 | 4 | 6 | 7 | 8), "a frame of the kind {kind}, {length} bytes long");
+        assert!(kind != 0 || payload.iter().all(|byte| *byte == 7), "the answer is what it was");
+        *kinds.entry(kind).or_insert(0) += 1;
+        rest = &behind[payload.len()..];
+    }
+    assert!(kinds[&0] > 100, "{kinds:?}");
+    assert!(server.reports.try_iter().any(|report| matches!(report, Report::Closed(_))));
+    server.end();
+}

@@ -230,7 +230,7 @@ mod tests {
         assert!(held(&services) < VALUE_BYTES, "what was read is let go");
 
         let changes = Box::new([Change::Put { kv: leader(3), previous: Some(leader(2)) }]);
-        services.batch(&Arc::new(Batch { revision: Revision(3), time: Time(0), changes }));
+        services.awaited().batch(&Arc::new(Batch { revision: Revision(3), time: Time(0), changes }));
         assert_eq!(tell_all(&mut services), OBSERVERS as usize);
         let told = held(&services);
         assert!((VALUE_BYTES..2 * VALUE_BYTES).contains(&told), "{told} bytes for what was proclaimed");

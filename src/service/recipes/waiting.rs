@@ -2,17 +2,15 @@
 //!
 //! A course that waits is a row in [`Awaited`] and nothing else: its call is not looked at until a change names it.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 
 use crate::backend::{Command, Reply};
 use crate::grpc::status::Status;
 use crate::net::{CallId, Output};
 use crate::service::{Asked, Services, Unary};
-use crate::types::Batch;
 
 use super::Recipe;
+use super::awaited::Awaited;
 use super::course::{self, Around, Begun, Course, Gone, Next};
 
 /// What became of a change that was to be told.
@@ -94,14 +92,9 @@ impl Services {
         self.asked.pop_front()
     }
 
-    /// Shows a batch to those who wait. Each is to be shown, in order.
-    pub fn batch(&mut self, batch: &Arc<Batch>) {
-        self.awaited.batch(batch);
-    }
-
-    /// Whether those who wait are to be told of earlier batches before they are shown further ones.
-    pub fn is_behind(&self) -> bool {
-        self.awaited.is_behind()
+    /// Those who wait for keys, who are to be shown every batch.
+    pub fn awaited(&mut self) -> &mut Awaited {
+        &mut self.awaited
     }
 
     pub fn has_tellings(&self) -> bool {

@@ -230,8 +230,9 @@ impl World {
     }
 
     fn show(&mut self) -> bool {
-        let Some(batch) = self.batches.get(self.shown).filter(|_| !self.services.is_behind()) else { return false };
-        self.services.batch(batch);
+        let awaited = self.services.awaited();
+        let Some(batch) = self.batches.get(self.shown).filter(|_| !awaited.is_behind()) else { return false };
+        awaited.batch(batch);
         self.shown += 1;
         true
     }

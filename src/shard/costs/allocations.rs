@@ -6,6 +6,7 @@
 
 use bytes::Bytes;
 
+use crate::service::recipes::awaited::Awaited;
 use crate::shard::costs::allocations;
 use crate::shard::history::Appender;
 use crate::shard::intake::Intake;
@@ -54,7 +55,7 @@ impl Path {
     }
 
     fn tell(&mut self) {
-        self.intake.feed(&mut self.hub, |_| ());
+        self.intake.feed(&mut self.hub, &mut Awaited::new(self.intake.received()));
         loop {
             let more = self.hub.turn(HUB_WORK_PER_TURN);
             while let Some((stream, _)) = self.hub.next_ready() {
