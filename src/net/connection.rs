@@ -25,8 +25,8 @@ use http::{Request, StatusCode};
 use slab::Slab;
 
 use super::http1::{self, Http1};
-use super::lane::{self, Weight};
 use super::limits::Admitted;
+use super::pace::{Left, Pace};
 use super::patience::{Liveness, LivenessStep, Quiet, STALL_CHECKS, Stall};
 use super::plain::{self, Plain, Protocol, Wire};
 use super::ready::Due;
@@ -66,18 +66,9 @@ pub struct Connection {
     alarm: Option<Instant>,
     /// What this connection does about the end of the server; `None` until then.
     drain_until: Option<Instant>,
-    weight: Weight,
-    /// It takes much of the shard's time, as of this turn.
-    is_heavy: bool,
-    /// It takes no turn before the lane calls it.
-    waits_in_lane: bool,
-    /// The end of this turn, and that of one that serves streams of requests.
-    until: Instant,
-    streams_until: Instant,
-    has_served_calls: bool,
-    has_work_left: bool,
-    /// What it has taken of the shard's time since it last had nothing to do.
-    taken: Duration,
+    pace: Pace,
+    /// What this turn has left to do.
+    left: Left,
     /// Looks at due streams before h2 is handed more frames.
     looks_left: usize,
     /// Its peer is gone, and its calls are still to be ended.
@@ -134,14 +125,8 @@ impl Connection {
             stall: Stall::default(),
             alarm: None,
             drain_until: None,
-            weight: Weight::new(now),
-            is_heavy: false,
-            waits_in_lane: false,
-            until: now,
-            streams_until: now,
-            has_served_calls: false,
-            has_work_left: false,
-            taken: Duration::ZERO,
+            pace: Pace::new(now),
+            left: Left::Nothing,
             looks_left: 0,
             has_ended: false,
             has_been_at_stream_limit: false,
@@ -161,7 +146,7 @@ impl Connection {
         for _ in 0..ROUNDS_PER_TURN {
             self.wire.send_completed(context);
             if self.has_ended || self.poll_protocol(context).is_ready() {
-                if !self.has_ended && !self.is_heavy && self.rows.len() > CALLS_ENDED_AT_ONCE {
+                if !self.has_ended && !self.pace.is_heavy() && self.rows.len() > CALLS_ENDED_AT_ONCE {
                     self.has_ended = true;
                     break;
                 }
@@ -178,51 +163,26 @@ impl Connection {
                 self.set_alarm();
                 return Poll::Pending;
             }
-            if self.now() >= self.until {
+            if self.now() >= self.pace.until() {
                 break;
             }
         }
         self.wire.send(context);
         self.set_alarm();
-        self.has_work_left = true;
+        self.left = if self.has_ended { Left::Ends } else { Left::Work };
         Poll::Pending
     }
 
     /// A turn of bounded time, once it has come: a heavy connection waits for it in the lane. Beside the outcome, whose turn in
     /// the lane comes next.
     fn paced_turn(&mut self, context: &mut Context<'_>) -> (Poll<()>, Option<u32>) {
-        let (server, begun) = (self.server.clone(), self.now());
-        let lane = &server.lane;
-        self.is_heavy = self.waits_in_lane || self.weight.is_heavy(begun);
-        let may_begin = match self.waits_in_lane {
-            true => lane.has_called(self.slot),
-            false => !self.is_heavy || lane.admits(begun),
-        };
-        if !may_begin {
-            if !std::mem::replace(&mut self.waits_in_lane, true) {
-                lane.wait(self.slot, self.taken);
-            }
+        let server = self.server.clone();
+        if !self.pace.begins(&server.lane, self.slot, self.now()) {
             return (Poll::Pending, None);
         }
-        self.waits_in_lane = false;
-        self.streams_until = begun + lane.turn_time_max(begun);
-        self.until = if self.is_heavy { self.streams_until } else { begun + lane::TURN_TIME_MAX };
-        (self.has_served_calls, self.has_work_left) = (false, false);
+        self.left = Left::Nothing;
         let polled = self.turn(context);
-        let now = self.now();
-        let taken = now.saturating_duration_since(begun);
-        self.weight.add(taken);
-        self.taken = if self.has_work_left { self.taken + taken } else { Duration::ZERO };
-        if self.has_work_left {
-            self.waits_in_lane = true;
-            // Its end is long work, and nobody waits for it.
-            lane.wait(self.slot, if self.has_ended { Duration::MAX } else { self.taken });
-        }
-        let next = if self.is_heavy { lane.ended(self.slot, taken, now) } else { None };
-        if !self.is_heavy && self.has_served_calls {
-            lane.light_ended(taken);
-        }
-        (polled, next)
+        (polled, self.pace.ended(&server.lane, self.slot, self.left, self.now()))
     }
 
     fn now(&self) -> Instant {
@@ -414,7 +374,7 @@ impl Connection {
         row.open(opened.kind, opened.handle);
         row.method = opened.method;
         self.server.counters.methods.started(row.method);
-        if opened.kind == CallKind::OneRequest && !self.is_heavy {
+        if opened.kind == CallKind::OneRequest && !self.pace.is_heavy() {
             self.server.lane.call_came(self.now());
         }
         if let Some(timeout) = head.timeout {
@@ -463,7 +423,7 @@ impl Connection {
             let Some(due) = self.server.ready.next(self.slot) else { return };
             self.look(due);
             self.looks_left -= 1;
-            if self.looks_left.is_multiple_of(LOOKS_PER_CLOCK) && self.now() >= self.until {
+            if self.looks_left.is_multiple_of(LOOKS_PER_CLOCK) && self.now() >= self.pace.until() {
                 return;
             }
         }
@@ -476,14 +436,10 @@ impl Connection {
             call: self.call(stream),
             request_bytes_max: self.server.config.request_bytes_max,
             now: self.server.config.now,
-            until: self.until.min(self.streams_until),
+            until: self.pace.until(),
         };
         let Some(row) = self.rows.get_mut(stream as usize) else { return };
-        if row.kind == CallKind::OneRequest {
-            self.has_served_calls = true;
-        } else {
-            self.until = self.until.min(self.streams_until);
-        }
+        self.pace.serves(row.kind == CallKind::OneRequest);
         let waker = self.server.ready.stream_waker(self.slot, stream);
         let partial = &self.server.counters.partial_bytes;
         partial.subtract(row.held_bytes() as u64);

@@ -2,8 +2,10 @@
 //!
 //! The runtime runs tasks in the order in which they were woken. A put that comes while thirty connections create a thousand
 //! watches each would wait behind thirty whole turns, and again at each of its steps: at the writer, for the log, with its
-//! answer. So a connection that has lately taken more than its share is *heavy*, and the heavy ones have their turns one
-//! behind the other, as many as fit into a bounded time of each *pass* through the ring. Everybody else runs when woken.
+//! answer. So a connection that has lately taken more than its share, or that has more to do than fits into a turn, is
+//! *heavy*, and the heavy ones have their turns one behind the other, as many as fit into a bounded time of each *pass*
+//! through the ring. Everybody else runs when woken: calls of one request for a whole turn, and streams for a short one. Of the
+//! heavy, those that have only begun stand in front.
 //!
 //! While a light connection waits for an answer, the time of a pass is short. Behind a lone call the heavy even stay back for
 //! the time that an answer usually takes; then they have their turns. Beside a load of light calls, whose passes are long,
@@ -34,38 +36,6 @@ const LONE_CALL_GAP: Duration = Duration::from_millis(1);
 const BEGINNING: Duration = Duration::from_micros(200);
 /// Turns of such in a row, as long as another waits.
 const OVERTAKEN_MAX: u32 = 4;
-/// A connection's share of its shard's time without being heavy is one part in so many.
-const LIGHT_SHARE: u32 = 16;
-/// What it may take at once beyond that share.
-const OWED_MAX: Duration = Duration::from_micros(200);
-/// A newcomer is heavy for 60 ms; an idle server makes nobody wait for that.
-const NEWCOMER_OWES: Duration = Duration::from_millis(4);
-/// Whatever a connection has taken, after a second of silence it is light.
-const OWED_COUNTED_MAX: Duration = Duration::from_millis(60);
-
-/// What a connection has taken of its shard's time beyond its share.
-pub struct Weight {
-    owed: Duration,
-    at: Instant,
-}
-
-impl Weight {
-    /// A newcomer is heavy at first: of a fleet that comes back at once, each is new.
-    pub fn new(now: Instant) -> Weight {
-        Weight { owed: NEWCOMER_OWES, at: now }
-    }
-
-    pub fn is_heavy(&mut self, now: Instant) -> bool {
-        self.owed = self.owed.saturating_sub(now.saturating_duration_since(self.at) / LIGHT_SHARE);
-        self.at = now;
-        self.owed > OWED_MAX
-    }
-
-    pub fn add(&mut self, taken: Duration) {
-        self.owed = (self.owed + taken).min(OWED_COUNTED_MAX);
-    }
-}
-
 /// The lane of one shard.
 #[derive(Default)]
 pub struct Lane {
@@ -175,11 +145,11 @@ impl Lane {
 
     fn pop(&self) -> Option<u32> {
         let (mut beginning, mut waiting) = (self.beginning.borrow_mut(), self.waiting.borrow_mut());
-        if self.overtaken.get() < OVERTAKEN_MAX || waiting.is_empty() {
-            if let Some(next) = beginning.pop_front() {
-                self.overtaken.set(self.overtaken.get() + 1);
-                return Some(next);
-            }
+        if (self.overtaken.get() < OVERTAKEN_MAX || waiting.is_empty())
+            && let Some(next) = beginning.pop_front()
+        {
+            self.overtaken.set(self.overtaken.get() + 1);
+            return Some(next);
         }
         self.overtaken.set(0);
         waiting.pop_front()
@@ -327,24 +297,5 @@ mod tests {
             assert!(turns >= turns_min, "{turns} turns with a call every {gap_us} us");
         }
         assert!(turns_beside_calls_every(LONE_CALL_GAP) < 8_000, "they do stay back");
-    }
-
-    #[test]
-    fn a_connection_is_heavy_when_it_takes_more_than_its_share_and_light_again_after_a_silence() {
-        let start = Instant::now();
-        let mut weight = Weight::new(start);
-        assert!(weight.is_heavy(start), "a newcomer");
-        let mut now = start + Duration::from_secs(1);
-        // A put of 40 us, 500 times a second.
-        for _ in 0..5_000 {
-            now += Duration::from_millis(2);
-            assert!(!weight.is_heavy(now));
-            weight.add(Duration::from_micros(40));
-        }
-        weight.add(OWED_MAX * 2);
-        assert!(weight.is_heavy(now));
-        weight.add(OWED_COUNTED_MAX * 100);
-        assert!(weight.is_heavy(now + Duration::from_millis(100)));
-        assert!(!weight.is_heavy(now + Duration::from_millis(1_100)));
     }
 }

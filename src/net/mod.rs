@@ -5,7 +5,7 @@
 //!
 //! From the kernel up: [`ring`] (operations), [`listener`], `socket`, `plain` (frame meter, write gathering), `idle` (what
 //! becomes of h2's buffers while a connection is silent), `http1` (hyper, for peers that speak no HTTP/2), `connection` (one task that drives h2 and all its streams), `stream` (a row for each call), `lane` (whose
-//! turn it is among connections that take much time), [`server`] (what the
+//! turn it is among connections that take much time), `pace` (how much one takes), [`server`] (what the
 //! connections of a shard share). A shard is put together so, inside of [`ring::Ring::run`]:
 //!
 //! ```ignore
@@ -23,6 +23,7 @@ mod idle;
 mod lane;
 pub mod limits;
 pub mod listener;
+mod pace;
 mod patience;
 mod pings;
 mod plain;
