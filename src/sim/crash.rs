@@ -299,7 +299,7 @@ impl World {
     fn check_examined(&self, is_whole: bool) -> Result<(), String> {
         let (mut findings, mut last) = (0, Position(0));
         let mut wrong = None;
-        let examined = examine(&self.disk, &mut |finding| match finding {
+        let examined = examine(&self.disk, None, &mut |finding| match finding {
             Finding::Group { position, entries, .. } => {
                 let is_right = position > last && self.groups.contains(&(position, entries));
                 wrong = wrong.or((!is_right).then_some(position));

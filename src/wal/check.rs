@@ -11,18 +11,19 @@ use std::sync::Arc;
 
 use rustix::fs::FlockOperation;
 
-use crate::types::{ChangeId, Entry, Revision, Row};
+use crate::types::{ChangeId, Entry, Position, Revision, Row};
 
 use super::checkpoint::{self, Checkpoint};
 use super::checkpoint_rows::{Meta, row_sum};
 use super::disk::Disk;
-use super::examine::{Finding, examine};
+use super::examine::{Examined, Finding, examine};
 use super::file_disk::FileDisk;
 use super::identity::{self, Identity, IdentityError};
 use super::newest;
 use super::overlay::Overlay;
 use super::recovery::{LOCK_NAME, Refused, WAL_NAME, cannot, identity_refused, is_etcds};
 use super::replay::{ReplayError, missing_newest};
+use super::segments::segment_name;
 
 /// More lines about one file tell nothing new.
 const LINES_MAX: usize = 20;
@@ -32,7 +33,7 @@ const LINES_MAX: usize = 20;
 /// # Errors
 /// When there is nothing to check, or somebody writes to it.
 pub fn check(data: &Path, wal: Option<&Path>, out: &mut dyn Write) -> Result<bool, Refused> {
-    let Opened { data, wal, wal_path, _lock } = open(data, wal)?;
+    let Opened { data, wal, wal_path, _locks } = open(data, wal)?;
     let mut report = Report { out, damages: 0, wal_path };
     let result = check_disks(&data, &*wal, &mut report);
     result.map_err(|error| Refused(format!("cannot say what was found: {error}")))
@@ -43,7 +44,7 @@ pub(super) struct Opened {
     pub data: Arc<FileDisk>,
     pub wal: Arc<FileDisk>,
     pub wal_path: PathBuf,
-    pub _lock: Option<File>,
+    pub _locks: [Option<File>; 2],
 }
 
 pub(super) fn open(data: &Path, wal: Option<&Path>) -> Result<Opened, Refused> {
@@ -55,9 +56,9 @@ pub(super) fn open(data: &Path, wal: Option<&Path>) -> Result<Opened, Refused> {
             data.display()
         )));
     }
-    let lock = lock(data)?;
     let wal = wal.map_or_else(|| data.join(WAL_NAME), Path::to_owned);
-    let opened = Opened { data: disk(data)?, wal: disk(&wal)?, wal_path: wal, _lock: lock };
+    let locks = [lock(data)?, lock(&wal)?];
+    let opened = Opened { data: disk(data)?, wal: disk(&wal)?, wal_path: wal, _locks: locks };
     // Another version is no damage, and what this one would make of it no truth.
     match Identity::read(&*opened.data) {
         Err(error @ IdentityError::Version(_)) => Err(identity_refused(data, &error)),
@@ -66,8 +67,8 @@ pub(super) fn open(data: &Path, wal: Option<&Path>) -> Result<Opened, Refused> {
 }
 
 /// A server that runs writes while we read.
-fn lock(data: &Path) -> Result<Option<File>, Refused> {
-    let path = data.join(LOCK_NAME);
+fn lock(directory: &Path) -> Result<Option<File>, Refused> {
+    let path = directory.join(LOCK_NAME);
     let file = match File::open(&path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -75,9 +76,10 @@ fn lock(data: &Path) -> Result<Option<File>, Refused> {
     };
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
         Ok(()) => Ok(Some(file)),
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            Err(Refused(format!("a process uses {}: stop it first, since it changes what is read", data.display())))
-        }
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(Refused(format!(
+            "a process uses {}: stop it first, since it changes what is read",
+            directory.display()
+        ))),
         Err(error) => Err(cannot("lock", &path, &error.into())),
     }
 }
@@ -97,6 +99,25 @@ impl Report<'_> {
     pub fn log_damage(&mut self, error: ReplayError) -> io::Result<()> {
         let error = error.under(&self.wal_path);
         self.damage(&error.to_string())
+    }
+
+    /// Segments that must be there in front of the first or behind the last one. As long as the checkpoint has taken nothing
+    /// from the log, none of it was given up; of a checkpoint that cannot be read nobody knows what it had taken.
+    pub fn missing_ends(
+        &mut self,
+        examined: &Examined,
+        noted: Option<u64>,
+        checkpointed: Option<Position>,
+    ) -> io::Result<()> {
+        if checkpointed == Some(Position(0))
+            && let Some(oldest) = examined.oldest.filter(|&oldest| oldest > 1)
+        {
+            self.log_damage(ReplayError::Missing { file: segment_name(oldest - 1) })?;
+        }
+        match missing_newest(examined.newest, noted) {
+            Some(file) => self.log_damage(ReplayError::Missing { file }),
+            None => Ok(()),
+        }
     }
 
     pub fn damage(&mut self, line: &str) -> io::Result<()> {
@@ -126,7 +147,7 @@ fn check_disks<D: Disk, W: Disk>(data: &Arc<D>, wal: &W, report: &mut Report<'_>
     {
         report.damage(&format!("{} belongs to another data directory", checkpoint::FILE_NAME))?;
     }
-    check_log(wal, meta, newest::read(&data.names()?), report)?;
+    check_log(wal, identity, meta, newest::read(&data.names()?), report)?;
     if report.damages == 0 {
         report.say("everything is whole")?;
     } else {
@@ -196,11 +217,18 @@ fn check_checkpoint<D: Disk>(data: &Arc<D>, report: &mut Report<'_>) -> io::Resu
     Ok(Some(meta))
 }
 
-fn check_log<W: Disk>(wal: &W, meta: Option<Meta>, noted: Option<u64>, report: &mut Report<'_>) -> io::Result<()> {
+fn check_log<W: Disk>(
+    wal: &W,
+    identity: Option<Identity>,
+    meta: Option<Meta>,
+    noted: Option<u64>,
+    report: &mut Report<'_>,
+) -> io::Result<()> {
     let damages = report.damages;
     let mut end = meta.as_ref().map(|meta| (meta.position, meta.revision));
     let (mut told, mut torn) = (Ok(()), None);
-    let examined = examine(wal, &mut |finding| {
+    let cluster_id = identity.map(|identity| identity.cluster_id);
+    let examined = examine(wal, cluster_id.or(meta.as_ref().map(|meta| meta.cluster_id)), &mut |finding| {
         if told.is_err() {
             return;
         }
@@ -221,9 +249,7 @@ fn check_log<W: Disk>(wal: &W, meta: Option<Meta>, noted: Option<u64>, report: &
         }
     })?;
     told?;
-    if let Some(file) = missing_newest(examined.newest, noted) {
-        report.log_damage(ReplayError::Missing { file })?;
-    }
+    report.missing_ends(&examined, noted, meta.as_ref().map(|meta| meta.position))?;
     if let Some(meta) = meta
         && examined.last.unwrap_or_default() < meta.position
     {

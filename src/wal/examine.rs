@@ -31,19 +31,26 @@ pub struct Examined {
     /// The first and the last whole group.
     pub first: Option<Position>,
     pub last: Option<Position>,
-    /// The last segment, by its name.
+    /// The first and the last segment, by their names.
+    pub oldest: Option<u64>,
     pub newest: Option<u64>,
-    /// Of the segments that say so; all of one log are the same.
+    /// The one that was asked for, or that the first segment names.
     pub cluster_id: Option<u64>,
 }
 
-/// Walks all segments and hands every finding to `on_finding`.
+/// Walks all segments and hands every finding to `on_finding`. Of segments of another cluster than `cluster_id`, or, where
+/// nobody knows that, than the first one's, nothing is handed out.
 ///
 /// # Errors
 /// When the directory itself cannot be read.
-pub fn examine<D: Disk>(disk: &D, on_finding: &mut dyn FnMut(Finding)) -> std::io::Result<Examined> {
+pub fn examine<D: Disk>(
+    disk: &D,
+    cluster_id: Option<u64>,
+    on_finding: &mut dyn FnMut(Finding),
+) -> std::io::Result<Examined> {
     let joiner = Joiner::new(Position(0), None);
-    let mut walk = Walk { examined: Examined::default(), joiner, bad: None, torn: None, on_finding };
+    let examined = Examined { cluster_id, ..Examined::default() };
+    let mut walk = Walk { examined, joiner, bad: None, torn: None, on_finding };
     let mut before = None;
     for name in disk.names()?.into_iter().filter(|name| name.ends_with(".wal")) {
         let Some(sequence) = sequence_of(&name) else {
@@ -55,6 +62,7 @@ pub fn examine<D: Disk>(disk: &D, on_finding: &mut dyn FnMut(Finding)) -> std::i
             walk.lose_chain();
         }
         before = Some(sequence);
+        walk.examined.oldest = walk.examined.oldest.or(before);
         walk.examined.newest = before;
         walk.segment(disk, &name, sequence);
     }
@@ -104,7 +112,15 @@ impl Walk<'_> {
                 header
             }
         };
-        self.examined.cluster_id = self.examined.cluster_id.or((header.cluster_id != 0).then_some(header.cluster_id));
+        // Of one whose header is damaged it is not known. The salt tells its frames from those of others.
+        if header.cluster_id != 0 {
+            let expected = *self.examined.cluster_id.get_or_insert(header.cluster_id);
+            if header.cluster_id != expected {
+                self.lose_chain();
+                let found = header.cluster_id;
+                return self.damage(ReplayError::Cluster { file: name.to_owned(), found, expected });
+            }
+        }
         self.frames(name, &header, &bytes);
     }
 

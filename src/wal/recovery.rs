@@ -109,7 +109,7 @@ pub enum Stage {
 #[derive(Debug)]
 pub struct Claimed {
     pub files: Files<FileDisk>,
-    _lock: File,
+    _locks: (File, Option<File>),
 }
 
 impl Claimed {
@@ -215,12 +215,14 @@ pub fn claim(data: &Path, wal: Option<&Path>, new_identity: impl FnOnce() -> Ide
     if !has(identity::FILE_NAME) {
         room::for_first_files(data, &wal_path)?;
     }
-    let lock = lock(data)?;
+    let data_lock = lock(data, "--data-dir")?;
     let identity = identify(&disk, data, new_identity)?;
     make_directory(&wal_path)?;
+    // A copy of the data directory with the same log beside it would be two servers with one log.
+    let log_lock = wal.filter(|&wal| wal != data).map(|wal| lock(wal, "--wal-dir")).transpose()?;
     let wal = FileDisk::open(&wal_path).map_err(|error| cannot("open", &wal_path, &error))?;
     let files = Files::new((Arc::new(disk), Arc::new(wal)), identity, data, &wal_path);
-    Ok(Claimed { files, _lock: lock })
+    Ok(Claimed { files, _locks: (data_lock, log_lock) })
 }
 
 pub(super) fn is_etcds(names: &[String]) -> bool {
@@ -286,15 +288,16 @@ fn make_directory(path: &Path) -> Result<(), Refused> {
     File::open(parent).and_then(|parent| parent.sync_all()).map_err(|error| cannot("sync", parent, &error))
 }
 
-fn lock(data: &Path) -> Result<File, Refused> {
-    let path = data.join(LOCK_NAME);
+/// `flag` is the one that names another directory.
+fn lock(directory: &Path, flag: &str) -> Result<File, Refused> {
+    let path = directory.join(LOCK_NAME);
     let file = File::options().read(true).write(true).create(true).truncate(false).open(&path);
     let file = file.map_err(|error| cannot("write to", &path, &error))?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(Refused(format!(
-            "another process uses {}: stop it, or name another directory with --data-dir",
-            data.display()
+            "another process uses {}: stop it, or name another directory with {flag}",
+            directory.display()
         ))),
         Err(error) => Err(cannot("lock", &path, &error.into())),
     }
@@ -512,6 +515,16 @@ mod tests {
         assert_eq!(claimed.files.identity, IDENTITY);
         let recovered = recover(&claimed.files, &mut Nothing, &mut |_| {}).unwrap();
         assert_eq!((recovered.meta.position, recovered.resume.last), (Position(0), Position(0)));
+    }
+
+    #[test]
+    fn a_second_process_with_the_same_log_is_refused_though_its_data_directory_is_a_copy() {
+        let (data, copy, log) = (Folder::new("log-locked"), Folder::new("log-copy"), Folder::new("log-log"));
+        let first = claim(&data.0, Some(&log.0), || IDENTITY).unwrap();
+        let refused = claim(&copy.0, Some(&log.0), || IDENTITY).unwrap_err().0;
+        assert!(refused.starts_with("another process uses ") && refused.ends_with("with --wal-dir"), "{refused}");
+        drop(first);
+        assert!(claim(&copy.0, Some(&log.0), || IDENTITY).is_ok());
     }
 
     #[test]

@@ -21,12 +21,11 @@ use super::checkpoint::{self, Checkpoint};
 use super::checkpoint_backend::CheckpointError;
 use super::checkpoint_rows::Meta;
 use super::disk::Disk;
-use super::examine::{Finding, examine};
+use super::examine::{Examined, Finding, examine};
 use super::identity::{self, Identity};
 use super::newest;
 use super::overlay::Overlay;
 use super::recovery::{Refused, cannot, claim};
-use super::replay::{ReplayError, missing_newest};
 
 /// Writes a new directory from what is whole in an old one. True: nothing was left out. `new_identity` is for a directory
 /// of which nobody knows any more who it was.
@@ -43,7 +42,7 @@ pub fn salvage(
     if std::fs::read_dir(new).is_ok_and(|mut entries| entries.next().is_some()) {
         return Err(Refused(format!("{} is not empty: name a directory that does not exist yet", new.display())));
     }
-    let Opened { data, wal, wal_path, _lock } = open(data, wal)?;
+    let Opened { data, wal, wal_path, _locks } = open(data, wal)?;
     let mut report = Report { out, damages: 0, wal_path };
     let telling = |error: io::Error| Refused(format!("cannot say what is left out: {error}"));
     let saved = gather(&data, &*wal, &mut report).map_err(telling)??;
@@ -77,7 +76,7 @@ struct FromLog {
     batches: BTreeMap<Revision, Arc<Batch>>,
     /// The groups, and how many places were damaged before each.
     groups: Vec<(Position, Vec<Entry>, usize)>,
-    cluster_id: Option<u64>,
+    examined: Examined,
 }
 
 fn gather<D: Disk, W: Disk>(data: &Arc<D>, wal: &W, report: &mut Report<'_>) -> io::Result<Result<Saved, Refused>> {
@@ -88,13 +87,16 @@ fn gather<D: Disk, W: Disk>(data: &Arc<D>, wal: &W, report: &mut Report<'_>) -> 
             None
         }
     };
-    let log = read_log(wal, newest::read(&data.names()?), report)?;
-    let (meta, rows, leases) = match read_checkpoint(data, report)? {
+    let log = read_log(wal, identity, report)?;
+    let read = read_checkpoint(data, report)?;
+    let checkpointed = read.as_ref().map(|(meta, ..)| meta.position);
+    report.missing_ends(&log.examined, newest::read(&data.names()?), checkpointed)?;
+    let (meta, rows, leases) = match read {
         Some(read) => read,
         None if log.batches.is_empty() => {
             return Ok(Err(Refused("neither the checkpoint nor the log holds anything that is whole".to_owned())));
         }
-        None => (Meta::new(log.cluster_id.unwrap_or_default(), 0), BTreeMap::new(), BTreeMap::new()),
+        None => (Meta::new(log.examined.cluster_id.unwrap_or_default(), 0), BTreeMap::new(), BTreeMap::new()),
     };
     // A checkpoint knows both ids, the log one.
     let identity = identity
@@ -110,10 +112,10 @@ fn gather<D: Disk, W: Disk>(data: &Arc<D>, wal: &W, report: &mut Report<'_>) -> 
     })
 }
 
-fn read_log<W: Disk>(wal: &W, noted: Option<u64>, report: &mut Report<'_>) -> io::Result<FromLog> {
+fn read_log<W: Disk>(wal: &W, identity: Option<Identity>, report: &mut Report<'_>) -> io::Result<FromLog> {
     let mut log = FromLog::default();
     let (mut told, mut damages) = (Ok(()), 0);
-    let examined = examine(wal, &mut |finding| match finding {
+    let examined = examine(wal, identity.map(|identity| identity.cluster_id), &mut |finding| match finding {
         Finding::Damage(error) => {
             damages += 1;
             if told.is_ok() {
@@ -131,10 +133,7 @@ fn read_log<W: Disk>(wal: &W, noted: Option<u64>, report: &mut Report<'_>) -> io
         }
     })?;
     told?;
-    if let Some(file) = missing_newest(examined.newest, noted) {
-        report.log_damage(ReplayError::Missing { file })?;
-    }
-    log.cluster_id = examined.cluster_id;
+    log.examined = examined;
     Ok(log)
 }
 

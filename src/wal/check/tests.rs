@@ -294,3 +294,40 @@ fn a_directory_in_use_is_left_alone() {
     assert!(refused.0.contains("stop it first"), "{refused}");
     drop(claimed);
 }
+
+#[test]
+fn a_log_of_another_cluster_is_damage_and_nothing_of_it_is_taken() {
+    let (data, new) = (Folder::new("check-other-log"), Folder::new("check-other-log-new"));
+    filled(&data.0, 9);
+    let segment = data.0.join(WAL_NAME).join(segment_name(1));
+    let mut bytes = std::fs::read(&segment).unwrap();
+    let header = SegmentHeader { cluster_id: 0xbad, sequence: 1, salt: 9, blocks: 256 }.encode();
+    bytes[..header.len()].copy_from_slice(&header);
+    std::fs::write(&segment, bytes).unwrap();
+    let (is_whole, text) = checked(&data.0);
+    assert!(!is_whole && text.contains("cluster bad"), "{text}");
+    let checkpointed = Checkpoint::open(Arc::new(FileDisk::open(&data.0).unwrap())).unwrap().meta().revision;
+    let (is_whole, text) = salvaged(&data.0, &new.0);
+    assert!(!is_whole && text.contains("cluster bad"), "{text}");
+    assert_eq!(restored(&new.0).revision(), checkpointed);
+}
+
+#[test]
+fn the_first_segment_of_a_log_from_which_the_checkpoint_has_taken_nothing_is_missed() {
+    let (data, new) = (Folder::new("check-no-first"), Folder::new("check-no-first-new"));
+    let claimed = claim(&data.0, None, || IDENTITY).unwrap();
+    drop(Checkpoint::create(claimed.files.data.clone(), Meta::new(5, 6)).unwrap());
+    Identity::settle(&*claimed.files.data).unwrap();
+    drop(claimed);
+    let header = SegmentHeader { cluster_id: 5, sequence: 2, salt: 1, blocks: 256 };
+    let mut segment = header.encode().to_vec();
+    segment.resize(256 * record::BLOCK_BYTES, 0);
+    std::fs::write(data.0.join(WAL_NAME).join(segment_name(2)), segment).unwrap();
+    let missed = format!("{} is missing", segment_name(1));
+    let (is_whole, text) = checked(&data.0);
+    assert!(!is_whole && text.contains(&missed), "{text}");
+    let mut out = Vec::new();
+    let refused = salvage(&data.0, None, &new.0, || IDENTITY, &mut out).unwrap_err();
+    assert!(refused.0.contains("nothing that is whole is left"), "{}", refused.0);
+    assert!(String::from_utf8(out).unwrap().contains(&missed));
+}
