@@ -31,7 +31,7 @@ use super::patience::{Liveness, LivenessStep, Quiet, STALL_CHECKS, Stall};
 use super::plain::{self, Plain, Protocol, Wire};
 use super::ready::Due;
 use super::server::{Drain, Server};
-use super::stream::{Broken, Look, Row, Surroundings};
+use super::stream::{self, Broken, Look, Row, Surroundings};
 use super::{CallHead, CallId, CallKind, Door, IdleBuffers, settings};
 use crate::backend::Caller;
 use crate::grpc::head::{Head, Refusal};
@@ -71,6 +71,8 @@ pub struct Connection {
     left: Left,
     /// Looks at due streams before h2 is handed more frames.
     looks_left: usize,
+    /// Bytes that paused streams keep, for which h2 has not opened the windows again.
+    unreleased: u32,
     /// Its peer is gone, and its calls are still to be ended.
     has_ended: bool,
     has_been_at_stream_limit: bool,
@@ -128,6 +130,7 @@ impl Connection {
             pace: Pace::new(now),
             left: Left::Nothing,
             looks_left: 0,
+            unreleased: 0,
             has_ended: false,
             has_been_at_stream_limit: false,
             is_slow: false,
@@ -382,7 +385,7 @@ impl Connection {
             row.deadline = (self.server.config.now)().checked_add(timeout);
             self.deadlines.extend(row.deadline.map(|at| (at, stream)));
         }
-        self.make_room_for_a_row();
+        stream::make_room_for_a_row(&mut self.rows);
         self.rows.insert(row);
         self.count_stream();
         if opened.kind != CallKind::OneRequest
@@ -392,14 +395,6 @@ impl Connection {
             return self.end_call(stream, &drain.status);
         }
         self.look(Due { stream, announced: false });
-    }
-
-    /// Doubling would leave a connection with fifty streams room for 14 more, 1.2 kB that most never use.
-    fn make_room_for_a_row(&mut self) {
-        let len = self.rows.len();
-        if len == self.rows.capacity() {
-            self.rows.reserve_exact((len / 8).max(4));
-        }
     }
 
     fn count_stream(&mut self) {
@@ -443,26 +438,40 @@ impl Connection {
         let waker = self.server.ready.stream_waker(self.slot, stream);
         let partial = &self.server.counters.partial_bytes;
         partial.subtract(row.held_bytes() as u64);
+        let unreleased_before = row.unreleased_bytes();
         self.server.ready.serve(self.slot, Some(stream));
         let look = row.look(&around, &mut Context::from_waker(&waker), announced);
         self.server.ready.serve(self.slot, None);
-        partial.add(row.held_bytes() as u64);
+        let (method, held, unreleased) = (row.method, row.held_bytes(), row.unreleased_bytes());
+        partial.add(held as u64);
         if matches!(look, Look::Waits) && row.is_blocked() {
             self.stall.expect_progress(&self.server.config);
         }
+        self.keep_window_open(unreleased_before, unreleased);
         match look {
             // The handler has ended the call and given its handle away, whatever the row still holds.
             Look::Ended(code) => {
-                self.server.counters.methods.handled(row.method, code);
+                self.server.counters.methods.handled(method, code);
                 self.remove(stream);
             }
             Look::Broken(by) => self.break_off(stream, by),
-            _ if partial.get() > self.server.config.partial_bytes_max && row.held_bytes() > 0 => {
+            _ if self.server.counters.partial_bytes.get() > self.server.config.partial_bytes_max && held > 0 => {
                 let text = "too many requests are arriving at once";
                 self.end_call(stream, &Status::new(Code::ResourceExhausted, text));
             }
             Look::Waits => {}
             Look::More => waker.wake(),
+        }
+    }
+
+    /// What a stream that nobody hears has sent must not count against the others of its connection.
+    fn keep_window_open(&mut self, unreleased_before: usize, unreleased: usize) {
+        if unreleased_before == unreleased {
+            return;
+        }
+        self.unreleased = self.unreleased + unreleased as u32 - unreleased_before as u32;
+        if let State::Open(open) = &mut self.state {
+            open.set_target_window_size((settings::CONNECTION_WINDOW + self.unreleased).min(i32::MAX as u32));
         }
     }
 
@@ -487,6 +496,10 @@ impl Connection {
         }
         self.server.counters.partial_bytes.subtract(row.held_bytes() as u64);
         self.server.counters.streams_open.subtract(1);
+        let unreleased = row.unreleased_bytes();
+        // With the stream, h2 opens the window for what it has sent.
+        drop(row);
+        self.keep_window_open(unreleased, 0);
     }
 
     /// Ends a call with a status of ours, and tells the handler.

@@ -2,6 +2,9 @@
 
 use h2::server::Builder;
 
+/// What a connection may send ahead of us, over all of its streams (RFC 9113, 6.9.2: the initial value).
+pub const CONNECTION_WINDOW: u32 = 65_535;
+
 pub fn builder(concurrent_streams_max: u32) -> Builder {
     let mut builder = Builder::new();
     builder

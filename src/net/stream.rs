@@ -2,6 +2,7 @@
 //!
 //! An idle watch stream is this row, h2's slot for it, and one byte of marks. The row holds no buffer: what arrived is
 //! handed on or cut short in the deframer, and what is to be sent stays with the handler until the peer's window has room.
+//! Only what comes while the handler wants no requests waits with the row, a window at most.
 //!
 //! States: a row *reads* until the client's half-close (or is paused by the handler), and *writes* first headers, then
 //! messages, then trailers. It ends when the trailers are queued, or when the stream is reset under it.
@@ -13,6 +14,7 @@ use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{RecvStream, SendStream};
 use http::StatusCode;
+use slab::Slab;
 
 use super::{CallId, CallKind, Handler, Intake, Output};
 use crate::grpc::frame::Deframer;
@@ -35,8 +37,7 @@ pub struct Row {
     body: RecvStream,
     sender: Sender,
     deframer: Deframer,
-    /// What a pause has cut off a chunk.
-    held: Option<Box<Bytes>>,
+    held: Option<Box<Held>>,
     pub deadline: Option<Instant>,
     pub handle: u32,
     pub kind: CallKind,
@@ -47,6 +48,15 @@ pub struct Row {
     blocked_checks: u8,
     /// How it is counted.
     pub method: u8,
+}
+
+/// Requests that a pause keeps waiting.
+#[derive(Default)]
+struct Held {
+    /// What the pause has cut off a chunk.
+    chunk: Bytes,
+    /// What has come since. The stream's window stays closed for it, which bounds it.
+    behind: Vec<u8>,
 }
 
 /// No method has this number: of a request that became no call.
@@ -92,6 +102,13 @@ pub struct Surroundings<'a> {
     pub now: fn() -> Instant,
     /// The end of the connection's turn.
     pub until: Instant,
+}
+
+/// Doubling would leave a connection with fifty streams room for 14 more, 1.2 kB that most never use.
+pub fn make_room_for_a_row(rows: &mut Slab<Row>) {
+    if rows.len() == rows.capacity() {
+        rows.reserve_exact((rows.len() / 8).max(4));
+    }
 }
 
 impl Row {
@@ -146,8 +163,10 @@ impl Row {
         // What a closed window has left due waits for its wake, whatever is read meanwhile.
         let blocked = std::mem::take(&mut self.is_output_due);
         let mut more = false;
-        if self.reading == Reading::Open {
-            more = self.read(around, context)?;
+        match self.reading {
+            Reading::Open => more = self.read(around, context)?,
+            Reading::Paused => self.hold(context)?,
+            Reading::Ended => {}
         }
         if self.is_output_due && !blocked {
             more |= self.write(around, context)?;
@@ -171,7 +190,7 @@ impl Row {
     /// Takes request messages until there are none. `Ok(true)` when it stopped for the sake of others.
     fn read(&mut self, around: &Surroundings<'_>, context: &mut Context<'_>) -> Result<bool, Look> {
         let mut messages_left = MESSAGES_PER_LOOK;
-        let mut chunk = self.held.take().map_or_else(Bytes::new, |rest| *rest);
+        let mut chunk = self.held.as_mut().map(|held| std::mem::take(&mut held.chunk)).unwrap_or_default();
         loop {
             while let Some(message) = self.next_message(&mut chunk, around)? {
                 let intake = self.take(message, around);
@@ -185,20 +204,47 @@ impl Row {
                 let is_over = messages_left.is_multiple_of(MESSAGES_PER_CLOCK)
                     && (messages_left == 0 || (around.now)() >= around.until);
                 if intake == Intake::Pause || is_over {
-                    self.held = (!chunk.is_empty()).then(|| Box::new(chunk));
+                    if !chunk.is_empty() {
+                        self.held.get_or_insert_default().chunk = chunk;
+                    }
+                    if intake == Intake::Pause {
+                        self.hold(context)?;
+                    }
                     return Ok(self.reading == Reading::Open);
                 }
+            }
+            if let Some(held) = self.held.take().filter(|held| !held.behind.is_empty()) {
+                chunk = held.behind.into();
+                self.open_window(chunk.len());
+                continue;
             }
             match self.body.poll_data(context) {
                 Poll::Pending => return Ok(false),
                 Poll::Ready(Some(Ok(data))) => {
-                    // Whole messages go on at once and a cut one is bounded by its limit, so the window opens again.
-                    // An error says that the stream is closed, which the next poll tells.
-                    let _ = self.body.flow_control().release_capacity(data.len());
+                    self.open_window(data.len());
                     chunk = data;
                 }
                 Poll::Ready(Some(Err(_))) => return Err(Look::Broken(Broken::ByPeer)),
                 Poll::Ready(None) => return self.end_of_requests(around).map(|()| false),
+            }
+        }
+    }
+
+    /// Whole messages go on at once and a cut one is bounded by its limit, so the window opens again for what is read.
+    fn open_window(&mut self, bytes: usize) {
+        // An error says that the stream is closed, which the next poll tells.
+        let _ = self.body.flow_control().release_capacity(bytes);
+    }
+
+    /// Takes over from h2 what comes while nobody hears it. What h2 holds counts against the window of the connection, and one
+    /// stream's window is as large: the other streams would not be heard either.
+    fn hold(&mut self, context: &mut Context<'_>) -> Result<(), Look> {
+        loop {
+            match self.body.poll_data(context) {
+                Poll::Ready(Some(Ok(data))) => self.held.get_or_insert_default().behind.extend_from_slice(&data),
+                Poll::Ready(Some(Err(_))) => return Err(Look::Broken(Broken::ByPeer)),
+                // The end is told again once it is read.
+                Poll::Ready(None) | Poll::Pending => return Ok(()),
             }
         }
     }
@@ -319,7 +365,12 @@ impl Row {
 
     /// What is held of requests, in bytes.
     pub fn held_bytes(&self) -> usize {
-        self.deframer.bytes() + self.held.as_ref().map_or(0, |held| held.len())
+        self.deframer.bytes() + self.held.as_ref().map_or(0, |held| held.chunk.len() + held.behind.len())
+    }
+
+    /// The part of it for which the windows are still closed, in bytes.
+    pub fn unreleased_bytes(&self) -> usize {
+        self.held.as_ref().map_or(0, |held| held.behind.len())
     }
 
     /// The last that the peer hears of this call. A stream that is reset already hears nothing, and needs nothing.

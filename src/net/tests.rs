@@ -1,6 +1,7 @@
 //! A server on a real ring, spoken to over real sockets by h2's client.
 
 mod idle;
+mod paused;
 mod peers;
 mod retained;
 mod stuck;
@@ -26,7 +27,8 @@ use super::{CallHead, CallId, CallKind, Door, Handler, IdleBuffers, Intake, NetC
 use crate::grpc::frame;
 use crate::grpc::status::{Code, Status};
 
-/// A handler of three calls: one answers a request with itself, one answers each, one answers without end.
+/// A handler of some calls: one answers a request with itself, one answers each, one answers without end, one hears nothing
+/// behind its first request until another call says so.
 struct Echo {
     ready: Ready,
     calls: Rc<RefCell<Slab<Call>>>,
@@ -34,6 +36,7 @@ struct Echo {
 }
 
 struct Call {
+    id: CallId,
     path: String,
     queue: VecDeque<Bytes>,
     is_half_closed: bool,
@@ -53,8 +56,8 @@ fn framed(message: &[u8]) -> Bytes {
 impl Handler for Echo {
     fn open(&self, call: CallId, head: &CallHead<'_>) -> Result<Opened, Status> {
         let kind = match head.path {
-            "/test/Unary" | "/test/Never" | "/test/Numbers" | "/test/Late" => CallKind::OneRequest,
-            "/test/Echo" | "/test/Endless" | "/test/Pause" | "/test/Refuse" => CallKind::RequestStream,
+            "/test/Unary" | "/test/Never" | "/test/Numbers" | "/test/Late" | "/test/Resume" => CallKind::OneRequest,
+            "/test/Echo" | "/test/Endless" | "/test/Pause" | "/test/Hold" | "/test/Refuse" => CallKind::RequestStream,
             _ => return Err(Status::new(Code::Unimplemented, "unknown service test")),
         };
         if head.path == "/test/Late" {
@@ -64,7 +67,13 @@ impl Handler for Echo {
                 ready.ready(call);
             });
         }
-        let new = Call { path: head.path.to_owned(), queue: VecDeque::new(), is_half_closed: false, is_paused: false };
+        let new = Call {
+            id: call,
+            path: head.path.to_owned(),
+            queue: VecDeque::new(),
+            is_half_closed: false,
+            is_paused: head.path == "/test/Hold",
+        };
         Ok(Opened { kind, method: 0, handle: self.calls.borrow_mut().insert(new) as u32 })
     }
 
@@ -72,11 +81,18 @@ impl Handler for Echo {
         let mut calls = self.calls.borrow_mut();
         let row = &mut calls[handle as usize];
         row.queue.push_back(framed(&message));
-        if row.path == "/test/Refuse" {
-            return Intake::Pause;
-        }
-        if row.path != "/test/Pause" {
-            return Intake::Continue;
+        match row.path.as_str() {
+            "/test/Refuse" => return Intake::Pause,
+            "/test/Hold" if row.is_paused => return Intake::Pause,
+            "/test/Resume" => {
+                for (_, held) in calls.iter_mut().filter(|(_, call)| call.path == "/test/Hold") {
+                    held.is_paused = false;
+                    self.ready.ready(held.id);
+                }
+                return Intake::Continue;
+            }
+            "/test/Pause" => {}
+            _ => return Intake::Continue,
         }
         // A message for each announcement.
         assert!(!row.is_paused);
@@ -109,7 +125,7 @@ impl Handler for Echo {
                 self.report.send(Report::Output(bytes_max)).unwrap();
                 Output::Bytes(vec![7; bytes_max.min(1_000)].into())
             }
-            "/test/Unary" | "/test/Late" => match call.queue.pop_front() {
+            "/test/Unary" | "/test/Late" | "/test/Resume" => match call.queue.pop_front() {
                 Some(mut first) if first.len() > bytes_max => {
                     let piece = first.split_to(bytes_max);
                     call.queue.push_front(first);
