@@ -93,7 +93,8 @@ pub struct HubConfig {
     pub identity: HeaderIds,
     /// Responses from this size on go in fragments, for watches that ask for it (etcd: the request limit + 512 KiB).
     pub fragment_bytes: usize,
-    /// Unsent bytes of a stream beyond which its watchers fall behind. It may be passed by one message.
+    /// Unsent bytes of a stream beyond which its watchers fall behind. It may be passed by one message, and a stream that had
+    /// nothing due may have four times as much until its connection looks.
     pub backlog_bytes_max: usize,
     /// Batches that the hub keeps for watchers that fall behind or start in the past. Older ones it asks for.
     pub history_bytes_max: usize,
@@ -107,7 +108,8 @@ impl Default for HubConfig {
         HubConfig {
             identity: HeaderIds::default(),
             fragment_bytes: 2 << 20,
-            backlog_bytes_max: 64 << 10,
+            // With the message that passes it, it lies in one buffer of 32 KiB.
+            backlog_bytes_max: 28 << 10,
             history_bytes_max: 16 << 20,
             gathered_bytes_max: 32 << 20,
             watches: WatchLimits::default(),

@@ -22,6 +22,8 @@ pub struct Outbox {
     bytes: usize,
     /// The part of it that other streams hold as well.
     shared_bytes: usize,
+    /// The connection has not looked at it since it began to fill.
+    pub is_unseen: bool,
 }
 
 struct Chunk {
@@ -91,6 +93,7 @@ impl Outbox {
 mod tests {
     use super::*;
     use crate::types::encode::Sink;
+    use crate::watch::hub::HubConfig;
 
     #[test]
     fn bytes_leave_in_the_order_they_came_cut_anywhere() {
@@ -108,5 +111,16 @@ mod tests {
         assert_eq!((&taken[..], outbox.bytes()), (&b"abcdefghijk"[..], 0));
         outbox.tail(1).put(b"l");
         assert_eq!(outbox.take(9).unwrap(), "l");
+    }
+
+    #[test]
+    fn a_whole_backlog_and_the_message_that_passes_it_lie_in_32_kib() {
+        let message = [7; 67];
+        let mut outbox = Outbox::default();
+        while outbox.bytes() < HubConfig::default().backlog_bytes_max {
+            outbox.tail(message.len()).put(&message);
+        }
+        outbox.tail(4_000).put(&[8; 4_000]);
+        assert_eq!((outbox.tail_bytes, outbox.tail.capacity()), (32 << 10, 32 << 10));
     }
 }

@@ -336,6 +336,7 @@ fn a_slow_stream_holds_a_revision_and_nothing_else_and_delays_nobody() {
     for _ in 0..1_000 {
         shard.put(&["a"]);
         shard.run();
+        while shard.hub.next_ready().is_some() {}
         while let Some(bytes) = shard.hub.take_output(other, 10_000) {
             received += bytes.len();
         }

@@ -29,6 +29,8 @@ const FREE: u32 = u32::MAX - 1;
 /// What spare outboxes may take that are kept for the next streams: with them a put to three thousand streams, or to a few
 /// that have much to send, allocates nothing. A hub tells no more streams before those it has told are sent.
 const SPARE_BYTES_MAX: usize = 1 << 20;
+/// Backlogs that a stream may have due at once which had nothing due before. They lie in one buffer of 128 KiB.
+const UNSEEN_BACKLOGS: usize = 4;
 /// Requests of one stream that may wait. Beyond it its client is slowed.
 const PENDING_MAX: u32 = 256;
 
@@ -116,6 +118,13 @@ impl Stream {
 
     pub fn backlog(&self) -> usize {
         self.outbox.as_ref().map_or(0, |outbox| outbox.bytes())
+    }
+
+    /// A stream that has taken all it was told before may have more due until its connection has looked: what one put tells
+    /// its many watches leaves at once, and none of them falls behind.
+    fn backlog_bytes_max(&self, usual: usize) -> usize {
+        let is_unseen = self.outbox.as_ref().is_some_and(|outbox| outbox.is_unseen);
+        if is_unseen { UNSEEN_BACKLOGS * usual } else { usual }
     }
 
     pub fn row(&self, row: u32) -> Row {
@@ -444,7 +453,7 @@ impl Streams {
     /// Whether events for this stream are to wait as a revision. Once they are, they do until the outbox is half empty.
     pub fn refuses(&mut self, stream: u32) -> bool {
         let entry = &mut self.arena[stream];
-        entry.full |= entry.backlog() >= self.backlog_bytes_max;
+        entry.full |= entry.backlog() >= entry.backlog_bytes_max(self.backlog_bytes_max);
         entry.full
     }
 
@@ -474,12 +483,12 @@ impl Streams {
         if entry.is_closed() {
             return;
         }
-        let outbox = entry.outbox.get_or_insert_with(|| match self.spare.pop() {
-            Some(outbox) => {
-                self.spare_bytes -= outbox.spare_bytes();
-                outbox
-            }
-            None => Box::default(),
+        let outbox = entry.outbox.get_or_insert_with(|| {
+            let spare = self.spare.pop();
+            self.spare_bytes -= spare.as_ref().map_or(0, |outbox| outbox.spare_bytes());
+            let mut outbox = spare.unwrap_or_default();
+            outbox.is_unseen = true;
+            outbox
         });
         let (before, own_before) = (outbox.bytes(), outbox.own_bytes());
         put(outbox);
@@ -504,6 +513,9 @@ impl Streams {
                 && entry.ready
             {
                 entry.ready = false;
+                if let Some(outbox) = &mut entry.outbox {
+                    outbox.is_unseen = false;
+                }
                 if !entry.is_closed() {
                     return Some(stream);
                 }

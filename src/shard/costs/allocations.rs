@@ -57,13 +57,15 @@ impl Path {
     fn tell(&mut self) {
         self.intake.feed(&mut self.hub, &mut Awaited::new(self.intake.received()));
         loop {
+            let told_before = self.told_bytes;
             let more = self.hub.turn(HUB_WORK_PER_TURN);
             while let Some((stream, _)) = self.hub.next_ready() {
                 while let Some(bytes) = self.hub.take_output(stream, 16 << 10) {
                     self.told_bytes += bytes.len();
                 }
             }
-            if !more {
+            // A stream that was full and has been emptied is told the rest.
+            if !more && self.told_bytes == told_before {
                 return;
             }
         }
@@ -124,6 +126,13 @@ fn an_event_and_an_idle_watch_allocate_nothing() {
         assert_eq!((counted.write, counted.tell), (nobody.write, 0), "{shape}");
         assert!(counted.tell_sum <= nobody.tell_sum + 8, "{shape}");
     }
+}
+
+/// What one put tells this stream is several times its backlog: most of its watchers fall behind, and are brought forward.
+#[test]
+fn watchers_beyond_the_backlog_of_their_stream_allocate_once_for_many() {
+    let counted = counted(1, 4_000, 0, 10);
+    assert!(counted.tell <= 4_000 / 10, "{counted:?}");
 }
 
 /// Events so large that the streams share their bytes.
