@@ -249,7 +249,7 @@ impl<D: Disk> Checkpoint<D> {
         if length == 0 {
             return Err(CheckpointError::Damaged("it is empty".into()));
         }
-        shared.held.begin();
+        shared.held.begin(length);
         let database = database(&*disk, FILE_NAME, &shared, check)?;
         let meta = read_meta(&database).map_err(|error| error.into_checkpoint(&shared))?;
         Ok(Checkpoint {

@@ -129,18 +129,17 @@ fn copy(error: &io::Error) -> io::Error {
 
 impl<F: DiskFile> StorageBackend for Backend<F> {
     fn len(&self) -> io::Result<u64> {
-        self.shared.note(self.file.len())
+        self.shared.note(self.shared.held.len(&self.file))
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.shared.note(self.file.read_at(offset, out))?;
-        self.shared.held.read(offset, out);
-        Ok(())
+        self.shared.note(self.shared.held.read(&self.file, offset, out))
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        // Seldom before rows are written, and then it is not worth its own kind of call to hold.
-        self.shared.note(self.shared.held.release(&self.file))?;
+        if self.shared.held.keeps_set_len(len) {
+            return Ok(());
+        }
         self.shared.note(self.file.set_len(len))
     }
 

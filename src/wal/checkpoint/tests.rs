@@ -484,3 +484,29 @@ fn a_flipped_bit_is_judged_as_redb_judges_it() {
     }
     assert!(whole > 100 && found > 100, "{whole} whole, {found} found");
 }
+
+/// As it is left by a crash while it grew: longer than its header says.
+#[test]
+fn a_start_that_is_refused_leaves_the_file_as_it_was_and_as_long() {
+    let mut world = World::new(1, Planted::default());
+    fill(&mut world, 2_000);
+    // Still open, as a kill leaves it.
+    let mut left = world.disk.contents(FILE_NAME);
+    left.resize(left.len() + (1 << 20), 0);
+    world.disk.restart();
+    world.checkpoint = None;
+    let disk = Arc::new(FakeDisk::new(1));
+    disk.plant(FILE_NAME, &left);
+    let checkpoint = Checkpoint::open(disk.clone()).unwrap();
+    let rows = loaded(&checkpoint).unwrap();
+    assert!(rows.len() >= 2_000);
+    // What a refused start does.
+    drop(checkpoint);
+    assert!(disk.contents(FILE_NAME) == left, "{} bytes were {}", disk.contents(FILE_NAME).len(), left.len());
+
+    let checkpoint = Checkpoint::open(disk.clone()).unwrap();
+    checkpoint.release_held().unwrap();
+    drop(checkpoint);
+    assert!(disk.contents(FILE_NAME).len() < left.len(), "redb gives back what the header does not name");
+    assert_eq!(loaded(&Checkpoint::open(disk).unwrap()).unwrap().len(), rows.len());
+}
