@@ -6,6 +6,7 @@
 //! DATA/checkpoint.redb   rows up to a position of the log; made second
 //! DATA/checkpoint.compacting  is there while the file above is compacted
 //! DATA/wal/*.wal         the log; may lie elsewhere
+//! DATA/wal/lock          held by the process that uses the log
 //! DATA/reserve           space for a full disk
 //! DATA/newest-*          which segment of the log must be there at the least
 //! ```
@@ -16,7 +17,7 @@
 use std::fmt;
 use std::fs::{DirBuilder, File};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -218,11 +219,21 @@ pub fn claim(data: &Path, wal: Option<&Path>, new_identity: impl FnOnce() -> Ide
     let data_lock = lock(data, "--data-dir")?;
     let identity = identify(&disk, data, new_identity)?;
     make_directory(&wal_path)?;
-    // A copy of the data directory with the same log beside it would be two servers with one log.
-    let log_lock = wal.filter(|&wal| wal != data).map(|wal| lock(wal, "--wal-dir")).transpose()?;
+    // A copy of the data directory with the same log beside it, or a log by another path, would be two servers with one log.
+    let is_beside = !is_same_directory(data, &wal_path)?;
+    let log_lock = is_beside.then(|| lock(&wal_path, "--wal-dir")).transpose()?;
     let wal = FileDisk::open(&wal_path).map_err(|error| cannot("open", &wal_path, &error))?;
     let files = Files::new((Arc::new(disk), Arc::new(wal)), identity, data, &wal_path);
     Ok(Claimed { files, _locks: (data_lock, log_lock) })
+}
+
+/// By what they are: paths of one directory may differ, and a second lock of one's own file is refused.
+fn is_same_directory(one: &Path, other: &Path) -> Result<bool, Refused> {
+    let inode = |path: &Path| -> Result<(u64, u64), Refused> {
+        let found = path.metadata().map_err(|error| cannot("read", path, &error))?;
+        Ok((found.dev(), found.ino()))
+    };
+    Ok(inode(one)? == inode(other)?)
 }
 
 pub(super) fn is_etcds(names: &[String]) -> bool {
@@ -525,6 +536,23 @@ mod tests {
         assert!(refused.starts_with("another process uses ") && refused.ends_with("with --wal-dir"), "{refused}");
         drop(first);
         assert!(claim(&copy.0, Some(&log.0), || IDENTITY).is_ok());
+    }
+
+    #[test]
+    fn a_log_is_locked_wherever_it_lies_and_by_whatever_path_it_is_named() {
+        let (data, other, link) = (Folder::new("log-inside"), Folder::new("log-named"), Folder::new("log-link"));
+        let first = claim(&data.0, None, || IDENTITY).unwrap();
+        std::os::unix::fs::symlink(data.0.join(WAL_NAME), &link.0).unwrap();
+        for log in [data.0.join(WAL_NAME), link.0.clone()] {
+            let refused = claim(&other.0, Some(&log), || IDENTITY).unwrap_err().0;
+            assert!(refused.starts_with("another process uses ") && refused.ends_with("with --wal-dir"), "{refused}");
+        }
+        drop(first);
+        // The log may lie beside the rest, by whatever path.
+        for log in [data.0.clone(), data.0.join(WAL_NAME).join("..")] {
+            claim(&data.0, Some(&log), || IDENTITY).unwrap();
+        }
+        std::fs::remove_file(&link.0).unwrap();
     }
 
     #[test]
