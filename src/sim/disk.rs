@@ -444,7 +444,7 @@ impl Disk for FakeDisk {
         state.change_name(NameChange::Removed { name: name.to_owned(), file })
     }
 
-    fn sync_names(&self) -> io::Result<()> {
+    fn fsync(&self) -> io::Result<()> {
         let mut state = self.state();
         match state.call()? {
             Fate::Succeeds => {}
@@ -523,7 +523,7 @@ impl DiskFile for FakeFile {
         result
     }
 
-    fn sync_data(&self) -> io::Result<()> {
+    fn fdatasync(&self) -> io::Result<()> {
         let state = &mut *self.state()?;
         let fate = state.call()?;
         let is_off = state.is_off();

@@ -31,7 +31,6 @@ use super::checkpoint_load;
 use super::checkpoint_pages::{self, Page};
 use super::checkpoint_rows::{Meta, decode_lease, decode_row, encode_lease, encode_row, is_whole, stored_crc};
 use super::disk::{Disk, DiskFile};
-use super::failed_sync;
 
 pub const FILE_NAME: &str = "checkpoint.redb";
 /// Is there while the file is compacted. redb does that in single steps: pages and the pointer to them in one sync. When it
@@ -191,7 +190,7 @@ impl<D: Disk> Checkpoint<D> {
         let meta = checkpoint.meta.clone();
         checkpoint.write(&Additions::default(), &[], meta)?;
         checkpoint.disk.rename(NEW_FILE_NAME, FILE_NAME).map_err(CheckpointError::io)?;
-        checkpoint.disk.sync_names().map_err(failed_sync).map_err(CheckpointError::io)?;
+        checkpoint.disk.sync_names().map_err(CheckpointError::io)?;
         Ok(checkpoint)
     }
 
@@ -215,7 +214,7 @@ impl<D: Disk> Checkpoint<D> {
                 file.write_at(offset, piece)?;
                 offset += piece.len() as u64;
             }
-            file.sync_data().map_err(failed_sync)?;
+            file.sync_data()?;
             forget_compaction(disk)
         })();
         cured.map_err(CheckpointError::io)
@@ -581,13 +580,13 @@ impl<D: Disk> Checkpoint<D> {
 fn note_compaction<D: Disk>(disk: &D) -> io::Result<()> {
     match disk.create(COMPACTING_NAME) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-        Ok(_) | Err(_) => disk.sync_names().map_err(failed_sync),
+        Ok(_) | Err(_) => disk.sync_names(),
     }
 }
 
 fn forget_compaction<D: Disk>(disk: &D) -> io::Result<()> {
     disk.remove(COMPACTING_NAME)?;
-    disk.sync_names().map_err(failed_sync)
+    disk.sync_names()
 }
 
 fn row_key(id: ChangeId) -> (u64, u32) {

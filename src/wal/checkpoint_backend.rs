@@ -14,7 +14,7 @@ use super::checkpoint::FILE_NAME;
 use super::checkpoint_rows::FORMAT_VERSION;
 use super::disk::{Disk, DiskFile};
 use super::held::Held;
-use super::{failed_sync, is_refusal};
+use super::is_refusal;
 
 /// What redb may hold of the file. New rows go to one end of the tree, so that a larger cache gains nothing beyond what one
 /// transaction writes.
@@ -94,10 +94,8 @@ impl Shared {
 
     /// A failed sync stands above whatever failed before it.
     fn note_sync(&self, result: io::Result<()>) -> io::Result<()> {
-        result.map_err(|error| {
-            let error = failed_sync(error);
-            *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(copy(&error));
-            error
+        result.inspect_err(|error| {
+            *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(copy(error));
         })
     }
 

@@ -7,6 +7,8 @@
 use std::fmt;
 use std::io;
 
+use super::failed_sync;
+
 /// One directory. Names are plain file names.
 pub trait Disk: Send + Sync + 'static {
     type File: DiskFile;
@@ -20,8 +22,13 @@ pub trait Disk: Send + Sync + 'static {
     /// Renames a file, replacing one of the new name.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
     fn remove(&self, name: &str) -> io::Result<()>;
-    /// Makes the names themselves durable (a sync of the directory).
-    fn sync_names(&self) -> io::Result<()>;
+    /// The sync of the directory. Whoever needs it calls [`Disk::sync_names`].
+    fn fsync(&self) -> io::Result<()>;
+
+    /// Makes the names themselves durable. No error of it says that the disk refused: see `failed_sync`.
+    fn sync_names(&self) -> io::Result<()> {
+        self.fsync().map_err(failed_sync)
+    }
 }
 
 /// One open file. Reads and writes are whole or fail.
@@ -33,7 +40,13 @@ pub trait DiskFile: fmt::Debug + Send + Sync + 'static {
     fn allocate(&self, bytes: u64) -> io::Result<()>;
     fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()>;
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
-    fn sync_data(&self) -> io::Result<()>;
+    /// The sync itself. Whoever needs it calls [`DiskFile::sync_data`].
+    fn fdatasync(&self) -> io::Result<()>;
+
+    /// Makes the contents durable. No error of it says that the disk refused: see `failed_sync`.
+    fn sync_data(&self) -> io::Result<()> {
+        self.fdatasync().map_err(failed_sync)
+    }
 }
 
 /// A directory whose files the log can write without blocking its thread.

@@ -69,7 +69,7 @@ impl Disk for FileDisk {
         std::fs::remove_file(self.path.join(name))
     }
 
-    fn sync_names(&self) -> io::Result<()> {
+    fn fsync(&self) -> io::Result<()> {
         self.directory.sync_all()
     }
 }
@@ -134,7 +134,7 @@ impl DiskFile for File {
         self.write_all_at(bytes, offset)
     }
 
-    fn sync_data(&self) -> io::Result<()> {
+    fn fdatasync(&self) -> io::Result<()> {
         File::sync_data(self)
     }
 }

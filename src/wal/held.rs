@@ -10,7 +10,6 @@ use std::io;
 use std::sync::{PoisonError, RwLock};
 
 use super::disk::DiskFile;
-use super::failed_sync;
 
 #[derive(Debug, Default)]
 pub struct Held(RwLock<Option<Calls>>);
@@ -125,7 +124,7 @@ impl Held {
             match call {
                 Call::Write { offset, bytes } => file.write_at(*offset, bytes)?,
                 Call::SetLen(bytes) => file.set_len(*bytes)?,
-                Call::Sync => file.sync_data().map_err(failed_sync)?,
+                Call::Sync => file.sync_data()?,
             }
         }
         *held = None;

@@ -57,7 +57,7 @@ impl<D: Disk> Disk for Overlay<D> {
         refused()
     }
 
-    fn sync_names(&self) -> io::Result<()> {
+    fn fsync(&self) -> io::Result<()> {
         Ok(())
     }
 }
@@ -145,7 +145,7 @@ impl<F: DiskFile> DiskFile for OverlayFile<F> {
         Ok(())
     }
 
-    fn sync_data(&self) -> io::Result<()> {
+    fn fdatasync(&self) -> io::Result<()> {
         Ok(())
     }
 }

@@ -26,9 +26,9 @@ use std::time::Duration;
 
 use crate::types::Position;
 use crate::wal::disk::{DiskFile, SegmentDisk};
+use crate::wal::is_refusal;
 use crate::wal::newest::Newest;
 use crate::wal::record::{BLOCK_BYTES, SegmentHeader};
-use crate::wal::{failed_sync, is_refusal};
 
 /// The length of a segment: 16 MiB, some 0.1 s of the fastest log, so that what is held beyond need stays small.
 pub const SEGMENT_BLOCKS: u32 = 4_096;
@@ -303,10 +303,6 @@ impl<D: SegmentDisk> Keeper<D> {
         self.has_turned_read_only
     }
 
-    fn sync_names(&self) -> io::Result<()> {
-        self.disk.sync_names().map_err(failed_sync)
-    }
-
     fn try_step(&mut self) -> io::Result<Step> {
         while let Ok(closed) = self.newly_closed.pop() {
             self.closed.push_back(closed);
@@ -353,7 +349,7 @@ impl<D: SegmentDisk> Keeper<D> {
             self.disk.remove(&name)?;
         }
         self.closed.pop_front();
-        self.sync_names()
+        self.disk.sync_names()
     }
 
     /// On a disk that is all but full the checkpoint has the room of all spares.
@@ -420,7 +416,7 @@ impl<D: SegmentDisk> Keeper<D> {
         self.spares.pop();
         // The name is in use from here on, whatever becomes of the sync.
         self.next_sequence += 1;
-        self.sync_names()?;
+        self.disk.sync_names()?;
         self.prepared.push_back(header);
         self.newest.note(sequence)?;
         Ok(header)
@@ -623,6 +619,24 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_sync_that_fails_for_want_of_space_is_a_failed_sync() {
+        let mut failed_syncs = 0;
+        for call in 1.. {
+            let mut bench = bench();
+            bench.disk.set_faults(Faults { fail_call: Some(call), fails_for_space: true, ..Faults::default() });
+            match bench.keeper.step() {
+                Ok(Step::ShortOfSpace) => {}
+                Ok(_) => break,
+                Err(error) => {
+                    assert!(error.to_string().starts_with("a sync failed: "), "call {call}: {error}");
+                    failed_syncs += 1;
+                }
+            }
+        }
+        assert_eq!(failed_syncs, 3, "of the zeros, of the header, of the name");
     }
 
     #[test]
