@@ -57,6 +57,12 @@ pub(super) fn open(data: &Path, wal: Option<&Path>) -> Result<Opened, Refused> {
         )));
     }
     let wal = wal.map_or_else(|| data.join(WAL_NAME), Path::to_owned);
+    if !wal.exists() {
+        return Err(Refused(format!(
+            "{} is missing: put it back, name the log with --wal-dir, or make an empty directory there to go on without it",
+            wal.display()
+        )));
+    }
     let locks = [lock(data)?, lock(&wal)?];
     let opened = Opened { data: disk(data)?, wal: disk(&wal)?, wal_path: wal, _locks: locks };
     // Another version is no damage, and what this one would make of it no truth.

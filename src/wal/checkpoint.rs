@@ -41,8 +41,9 @@ pub const COMPACTING_NAME: &str = "checkpoint.compacting";
 pub const NEW_FILE_NAME: &str = "checkpoint.redb.new";
 
 pub(super) const ROWS: TableDefinition<(u64, u32), &[u8]> = TableDefinition::new("rows");
-const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
-const META_KEY: &str = "state";
+pub(super) const META_TABLE: &str = "meta";
+const META: TableDefinition<&str, &[u8]> = TableDefinition::new(META_TABLE);
+pub(super) const META_KEY: &str = "state";
 /// The rows of one transaction. redb writes a page twice that has to leave the cache before its transaction is committed:
 /// 760 bytes a put of 256 bytes at 32 MiB a transaction, 385 at 4 MiB, and 400 at 1 MiB for the path to the end of the tree.
 const TRANSACTION_BYTES: usize = 4 << 20;
@@ -230,14 +231,6 @@ impl<D: Disk> Checkpoint<D> {
         let leaves = checkpoint_pages::check(&file).map_err(CheckpointError::io)?;
         let is_known = leaves.is_some();
         Checkpoint::open_as(disk, leaves, !is_known)
-    }
-
-    /// Opens a file whose structure is known to be damaged, for what is left of it. redb may panic over it.
-    ///
-    /// # Errors
-    /// When not even that is possible.
-    pub fn open_damaged(disk: Arc<D>) -> Result<Checkpoint<D>, CheckpointError> {
-        Checkpoint::open_as(disk, None, false)
     }
 
     /// `check` lets redb look at all pages.

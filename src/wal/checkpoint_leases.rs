@@ -7,8 +7,9 @@ use crate::types::{Entry, LeaseId, StoredLease};
 use super::checkpoint_backend::{CheckpointError, RedbError};
 use super::checkpoint_rows::{decode_lease, encode_lease};
 
+pub const LEASES_TABLE: &str = "leases";
 /// By id, bit for bit.
-pub const LEASES: TableDefinition<u64, &[u8]> = TableDefinition::new("leases");
+pub const LEASES: TableDefinition<u64, &[u8]> = TableDefinition::new(LEASES_TABLE);
 
 /// Does in a transaction what entries say of leases, in their order. One that cannot follow those before it is damage.
 pub fn write(transaction: &WriteTransaction, entries: &[Entry]) -> Result<(), RedbError> {

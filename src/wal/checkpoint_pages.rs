@@ -33,7 +33,7 @@ use crate::types::{ChangeId, Revision};
 use super::checkpoint_backend::CheckpointError;
 use super::disk::DiskFile;
 
-const PAGE_BYTES: u64 = 4_096;
+pub(super) const PAGE_BYTES: u64 = 4_096;
 const MAGIC: [u8; 9] = *b"redb\x1a\x0a\xa9\x0d\x0a";
 const FORMAT_VERSION: u8 = 3;
 /// Flags in the header: which slot counts; that the file was not closed; that the slot was written in two phases, so that
@@ -44,16 +44,16 @@ const TWO_PHASES: u8 = 4;
 /// A file is cut into regions of so many pages.
 const REGION_PAGES: u64 = 1 << 20;
 const PAGE_ORDER_MAX: u64 = 20;
-const LEAF: u8 = 1;
-const BRANCH: u8 = 2;
-const DEPTH_MAX: usize = 32;
+pub(super) const LEAF: u8 = 1;
+pub(super) const BRANCH: u8 = 2;
+pub(super) const DEPTH_MAX: usize = 32;
 /// Bytes of what stands for a child in a branch: checksum and page number.
 const CHILD_BYTES: usize = 24;
 /// redb's kind of a table that has one value a key.
 const PLAIN_TABLE: u8 = 3;
-const ROWS_TABLE: &[u8] = b"rows";
+pub(super) const ROWS_TABLE: &[u8] = b"rows";
 /// A key is a revision and a sub revision.
-const ROW_WIDTHS: Widths = Widths { key: Some(12), value: None };
+pub(super) const ROW_WIDTHS: Widths = Widths { key: Some(12), value: None };
 /// While it has rows, trees of the past count as well.
 const SAVEPOINTS_TABLE: &[u8] = b"persistent_savepoints";
 /// Pages that lie one behind the other are read at once, up to so many bytes.
@@ -82,26 +82,31 @@ impl Page {
         PAGE_BYTES + region * REGION_PAGES * PAGE_BYTES + at * self.bytes()
     }
 
+    /// Where it lies in a file of this length. None: outside.
+    pub(super) fn range_in(self, length: u64) -> Option<Range<u64>> {
+        (self.order() <= PAGE_ORDER_MAX).then(|| self.range()).filter(|range| range.end <= length)
+    }
+
     fn range(self) -> Range<u64> {
         self.offset()..self.offset() + self.bytes()
     }
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Node {
-    page: Page,
-    checksum: u128,
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Node {
+    pub page: Page,
+    pub checksum: u128,
 }
 
 /// How wide the keys and values of a tree are, where they all are the same.
-#[derive(Clone, Copy, Debug)]
-struct Widths {
-    key: Option<usize>,
-    value: Option<usize>,
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Widths {
+    pub key: Option<usize>,
+    pub value: Option<usize>,
 }
 
 impl Widths {
-    const NONE: Widths = Widths { key: None, value: None };
+    pub const NONE: Widths = Widths { key: None, value: None };
 }
 
 /// Why there is no verdict.
@@ -149,7 +154,7 @@ fn check_all<F: DiskFile>(file: &F) -> Result<Vec<Page>, Stop> {
     for table in known(tables)?.tables(&mut walk())? {
         let leaves = two_threads(file, length, table.root, table.widths)?;
         if table.name == ROWS_TABLE {
-            if (table.widths.key, table.widths.value) != (ROW_WIDTHS.key, ROW_WIDTHS.value) {
+            if table.widths != ROW_WIDTHS {
                 return Err(Stop::Unknown);
             }
             rows = leaves;
@@ -180,9 +185,22 @@ fn roots(header: &[u8; 320], length: u64) -> Option<[Option<Node>; 2]> {
     {
         return None;
     }
-    let slot = &header[64..][if flags & SECOND_SLOT == 0 { 0..128 } else { 128..256 }];
-    let other = &header[64..][if flags & SECOND_SLOT == 0 { 128..256 } else { 0..128 }];
-    if slot[0] != FORMAT_VERSION || other[0] != FORMAT_VERSION || u128_at(slot, 112)? != xxh3_128(&slot[..112]) {
+    let [slot, other] = slots(header);
+    if other[0] != FORMAT_VERSION {
+        return None;
+    }
+    roots_in(slot)
+}
+
+/// The commit slot that counts, and the other one.
+pub(super) fn slots(header: &[u8; 320]) -> [&[u8]; 2] {
+    let (first, second) = (&header[64..192], &header[192..320]);
+    if header[9] & SECOND_SLOT == 0 { [first, second] } else { [second, first] }
+}
+
+/// The roots in a commit slot whose checksum fits.
+pub(super) fn roots_in(slot: &[u8]) -> Option<[Option<Node>; 2]> {
+    if slot[0] != FORMAT_VERSION || u128_at(slot, 112)? != xxh3_128(&slot[..112]) {
         return None;
     }
     let root = |is_there: u8, at: usize| (is_there != 0).then(|| node(slot, at)).flatten();
@@ -209,10 +227,28 @@ fn u128_at(bytes: &[u8], at: usize) -> Option<u128> {
     Some(u128::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
-struct Table {
-    name: Vec<u8>,
-    root: Node,
-    widths: Widths,
+pub(super) struct Table {
+    pub name: Vec<u8>,
+    pub root: Node,
+    pub widths: Widths,
+}
+
+/// The tables that a leaf of them names and that hold anything. None: it is no such leaf, or has a table of another kind.
+pub(super) fn tables_of(leaf: &[u8]) -> Option<Vec<Table>> {
+    let mut tables = Vec::new();
+    for (name, definition) in pairs(leaf, Widths::NONE)? {
+        if definition.first()? != &PLAIN_TABLE {
+            return None;
+        }
+        let width = |at: usize| -> Option<Option<usize>> {
+            Some((*definition.get(at)? != 0).then_some(u32_at(definition, at + 1)? as usize))
+        };
+        let widths = Widths { key: width(42)?, value: width(47)? };
+        if *definition.get(9)? != 0 {
+            tables.push(Table { name: name.to_vec(), root: node(definition, 10)?, widths });
+        }
+    }
+    Some(tables)
 }
 
 impl Node {
@@ -220,18 +256,7 @@ impl Node {
     fn tables<F: DiskFile>(self, walk: &mut Walk<'_, F>) -> Result<Vec<Table>, Stop> {
         let mut tables = Vec::new();
         walk.nodes(&[self], Widths::NONE, 0, &mut |_, leaf| {
-            for (name, definition) in known(pairs(leaf, Widths::NONE))? {
-                if known(definition.first())? != &PLAIN_TABLE {
-                    return Err(Stop::Unknown);
-                }
-                let width = |at: usize| -> Option<Option<usize>> {
-                    Some((*definition.get(at)? != 0).then_some(u32_at(definition, at + 1)? as usize))
-                };
-                let widths = Widths { key: known(width(42))?, value: known(width(47))? };
-                if *known(definition.get(9))? != 0 {
-                    tables.push(Table { name: name.to_vec(), root: known(node(definition, 10))?, widths });
-                }
-            }
+            tables.append(&mut known(tables_of(leaf))?);
             Ok(())
         })?;
         Ok(tables)
@@ -239,7 +264,7 @@ impl Node {
 }
 
 /// The keys and values of a leaf.
-fn pairs(leaf: &[u8], widths: Widths) -> Option<impl Iterator<Item = (&[u8], &[u8])>> {
+pub(super) fn pairs(leaf: &[u8], widths: Widths) -> Option<impl Iterator<Item = (&[u8], &[u8])>> {
     let ends = Ends::new(leaf, widths)?;
     // Looked at once and for all: no end lies before its beginning or outside of the page.
     let (mut key_before, mut value_before) = (ends.keys_at, ends.key(ends.count - 1)?);
@@ -294,7 +319,7 @@ impl Ends<'_> {
 }
 
 /// The children of a branch.
-fn children(branch: &[u8]) -> Option<Vec<Node>> {
+pub(super) fn children(branch: &[u8]) -> Option<Vec<Node>> {
     let count = u16_at(branch, 2)? + 1;
     let page = |at: usize| u64_at(branch, 8 + 16 * count + 8 * at).map(Page);
     (0..count).map(|at| Some(Node { checksum: u128_at(branch, 8 + 16 * at)?, page: page(at)? })).collect()
@@ -320,7 +345,7 @@ fn covered(page: &[u8], widths: Widths) -> Option<&[u8]> {
     page.get(..end)
 }
 
-fn is_whole(page: &[u8], checksum: u128, widths: Widths) -> bool {
+pub(super) fn is_whole(page: &[u8], checksum: u128, widths: Widths) -> bool {
     covered(page, widths).is_some_and(|covered| xxh3_128(covered) == checksum)
 }
 
@@ -509,12 +534,17 @@ pub fn rows<F: DiskFile>(
             // It was whole when the file was opened, and nobody has written since.
             let changed = || CheckpointError::Damaged(format!("the page at {} changes between two looks", page.start));
             for (key, row) in Some(leaf).filter(|leaf| leaf[0] == LEAF).and_then(row_pairs).ok_or_else(changed)? {
-                let (revision, sub) = u64_at(key, 0).zip(u32_at(key, 8)).ok_or_else(changed)?;
-                show(ChangeId { revision: Revision(revision as i64), sub }, row)?;
+                show(change_id(key).ok_or_else(changed)?, row)?;
             }
         }
     }
     Ok(())
+}
+
+/// What a key of the table of rows says.
+pub(super) fn change_id(key: &[u8]) -> Option<ChangeId> {
+    let (revision, sub) = u64_at(key, 0).zip(u32_at(key, 8))?;
+    Some(ChangeId { revision: Revision(revision as i64), sub })
 }
 
 fn row_pairs(leaf: &[u8]) -> Option<impl Iterator<Item = (&[u8], &[u8])>> {

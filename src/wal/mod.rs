@@ -9,6 +9,7 @@ pub mod checkpoint_backend;
 mod checkpoint_leases;
 pub mod checkpoint_load;
 pub mod checkpoint_pages;
+mod checkpoint_remains;
 pub mod checkpoint_rows;
 pub mod checkpoint_thread;
 pub mod disk;

@@ -8,7 +8,7 @@
 //! Groups of the log are taken behind the checkpoint as long as they continue it; from the first one that does not, the
 //! rest is left out. The directory that is read is not changed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::path::Path;
@@ -19,6 +19,7 @@ use crate::types::{Batch, Change, ChangeId, Entry, KeyValue, LeaseId, Position, 
 use super::check::{Opened, Report, follows, open};
 use super::checkpoint::{self, Checkpoint};
 use super::checkpoint_backend::CheckpointError;
+use super::checkpoint_remains::{self, Remains};
 use super::checkpoint_rows::Meta;
 use super::disk::Disk;
 use super::examine::{Examined, Finding, examine};
@@ -141,52 +142,80 @@ fn read_log<W: Disk>(wal: &W, identity: Option<Identity>, report: &mut Report<'_
 type FromCheckpoint = (Meta, BTreeMap<ChangeId, Row>, BTreeMap<LeaseId, StoredLease>);
 
 fn read_checkpoint<D: Disk>(data: &Arc<D>, report: &mut Report<'_>) -> io::Result<Option<FromCheckpoint>> {
-    let overlay = Arc::new(Overlay(data.clone()));
-    let checkpoint = match Checkpoint::open(overlay.clone()) {
-        Ok(checkpoint) => Ok(checkpoint),
+    let checkpoint = match Checkpoint::open(Arc::new(Overlay(data.clone()))) {
+        Ok(checkpoint) => checkpoint,
         Err(error @ (CheckpointError::Damaged(_) | CheckpointError::Full(_))) => {
             report.damage(&error.to_string())?;
-            report.say(&format!(
-                "reading what is left of it; should that stop this program, move {} away and call it again for the log",
-                checkpoint::FILE_NAME
-            ))?;
-            Checkpoint::open_damaged(overlay)
+            return read_remains(data, report);
         }
-        Err(error) => Err(error),
-    };
-    let checkpoint = match checkpoint {
-        Ok(checkpoint) => checkpoint,
         Err(error) => {
             report.damage(&error.to_string())?;
             return Ok(None);
         }
     };
-    let (mut rows, mut lost) = (BTreeMap::new(), Vec::new());
+    let (mut rows, mut lost) = (BTreeMap::new(), BTreeSet::new());
     let read = checkpoint.inspect(|id, row| match row {
         Some(row) => drop(rows.insert(id, row)),
-        None => lost.push(id),
+        None => drop(lost.insert(id)),
     });
-    for id in &lost {
-        report.damage(&format!(
-            "change {} of revision {} does not fit its checksum and is left out",
-            id.sub, id.revision
-        ))?;
-    }
     if let Err(error) = read {
         report.damage(&format!("{error}; the changes behind it are left out"))?;
-    } else if (rows.len() + lost.len()) as u64 != checkpoint.meta().rows {
-        let (found, expected) = (rows.len() + lost.len(), checkpoint.meta().rows);
-        report.damage(&format!("{} shows {found} of its {expected} changes", checkpoint::FILE_NAME))?;
     }
+    tell_lost(&rows, &lost, checkpoint.meta(), report)?;
     let leases = match checkpoint.leases() {
         Ok(leases) => leases.into_iter().map(|stored| (stored.lease.id, stored)).collect(),
         Err(error) => {
-            report
-                .damage(&format!("{error}; all its leases are left out, and their keys stay until they are deleted"))?;
+            report.damage(&format!("{error}; {LEASES_LEFT_OUT}"))?;
             BTreeMap::new()
         }
     };
     Ok(Some((checkpoint.meta().clone(), rows, leases)))
+}
+
+const LEASES_LEFT_OUT: &str = "all its leases are left out, and their keys stay until they are deleted";
+
+/// What is left of a checkpoint whose pages contradict each other.
+fn read_remains<D: Disk>(data: &Arc<D>, report: &mut Report<'_>) -> io::Result<Option<FromCheckpoint>> {
+    let remains = match data.open(checkpoint::FILE_NAME).and_then(|file| checkpoint_remains::read(&file)) {
+        Ok(Some(Remains { is_last_commit, meta, rows, lost, leases })) => {
+            if !is_last_commit {
+                report.damage(&format!(
+                    "{} does not say any more which commit was its last: the newest that is found is taken, up to group {}",
+                    checkpoint::FILE_NAME,
+                    meta.position.0
+                ))?;
+            }
+            tell_lost(&rows, &lost, &meta, report)?;
+            if leases.is_none() {
+                report
+                    .damage(&format!("the leases of {} are not all there; {LEASES_LEFT_OUT}", checkpoint::FILE_NAME))?;
+            }
+            Some((meta, rows, leases.unwrap_or_default()))
+        }
+        Ok(None) => None,
+        Err(error) => {
+            report.damage(&CheckpointError::io(error).to_string())?;
+            None
+        }
+    };
+    Ok(remains)
+}
+
+/// Says what is missing of the changes that the record counts.
+fn tell_lost(
+    rows: &BTreeMap<ChangeId, Row>,
+    lost: &BTreeSet<ChangeId>,
+    meta: &Meta,
+    report: &mut Report<'_>,
+) -> io::Result<()> {
+    for ChangeId { revision, sub } in lost {
+        report.damage(&format!("change {sub} of revision {revision} does not fit its checksum and is left out"))?;
+    }
+    let found = rows.len() + lost.len();
+    if found as u64 != meta.rows {
+        report.damage(&format!("{} shows {found} of its {} changes", checkpoint::FILE_NAME, meta.rows))?;
+    }
+    Ok(())
 }
 
 impl Saved {

@@ -245,21 +245,29 @@ fn wherever_bits_rot_what_is_salvaged_is_whole() {
         let offset = random.below(whole.len() as u64);
         flip(&path, offset);
         let new = Folder::new(&format!("check-anywhere-{round}"));
-        let mut out = Vec::new();
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            salvage(&data.0, None, &new.0, || IDENTITY, &mut out)
-        }));
-        // redb may panic over a page that contradicts itself, which the line before that says; otherwise it is whole.
-        match result {
-            Ok(Ok(_)) => {
-                restored(&new.0);
-                assert!(checked(&new.0).0);
-            }
-            Ok(Err(refused)) => assert!(!new.0.join(checkpoint::FILE_NAME).exists(), "{refused}"),
-            Err(_) => assert!(String::from_utf8(out).unwrap().contains("should that stop this program")),
-        }
+        salvaged(&data.0, &new.0);
+        restored(&new.0);
+        assert!(checked(&new.0).0);
         std::fs::write(&path, &whole).unwrap();
     }
+}
+
+#[test]
+fn behind_a_damaged_header_everything_is_salvaged() {
+    let (data, new) = (Folder::new("check-header"), Folder::new("check-header-new"));
+    let store = filled(&data.0, 8);
+    let path = data.0.join(checkpoint::FILE_NAME);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[..4_096].fill(0xff);
+    std::fs::write(&path, bytes).unwrap();
+    assert!(!checked(&data.0).0);
+    let (is_whole, text) = salvaged(&data.0, &new.0);
+    assert!(!is_whole && text.contains("checkpoint.redb is damaged") && !text.contains("left out"), "{text}");
+    assert!(text.contains("the newest that is found is taken, up to group 45"), "{text}");
+    let copy = restored(&new.0);
+    assert_eq!((copy.revision(), copy.compacted()), (store.revision(), store.compacted()));
+    assert_eq!(live(&copy), live(&store));
+    assert_eq!(leases(&new.0), [(7, 67, None), (8, 68, None), (-9, 51, Some(30))]);
 }
 
 #[test]
@@ -284,6 +292,22 @@ fn what_is_etcds_own_is_neither_checked_nor_salvaged() {
         assert!(refused.0.contains("is a data directory of etcd itself"), "{refused}");
     }
     assert!(out.is_empty() && !new.0.exists());
+}
+
+#[test]
+fn without_a_log_the_checkpoint_is_salvaged_once_somebody_says_so() {
+    let (data, new) = (Folder::new("check-no-log"), Folder::new("check-no-log-new"));
+    filled(&data.0, 10);
+    let log = data.0.join(WAL_NAME);
+    std::fs::remove_dir_all(&log).unwrap();
+    let refused = salvage(&data.0, None, &new.0, || IDENTITY, &mut Vec::new()).unwrap_err();
+    assert!(refused.0.contains("is missing: put it back") && !new.0.exists(), "{refused}");
+    std::fs::create_dir(&log).unwrap();
+    let (is_whole, text) = checked(&data.0);
+    assert!(!is_whole && text.contains("the log ends at group 0 and the checkpoint at group 45"), "{text}");
+    let (_, text) = salvaged(&data.0, &new.0);
+    let checkpointed = Checkpoint::open(Arc::new(FileDisk::open(&data.0).unwrap())).unwrap().meta().revision;
+    assert_eq!(restored(&new.0).revision(), checkpointed, "{text}");
 }
 
 #[test]

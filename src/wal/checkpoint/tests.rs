@@ -1,5 +1,6 @@
 //! The checkpoint on the failing disk: whatever a crash leaves, rows and log together give the store that was acknowledged.
 
+use std::collections::HashSet;
 use std::panic::AssertUnwindSafe;
 
 use redb::ReadableTable;
@@ -12,7 +13,8 @@ use crate::store::Store;
 use crate::store::command::*;
 use crate::store::restore::Restore;
 use crate::types::{Alarm, AlarmKind, Change, Key, KeyRange, KeyValue, LeaseId, Time};
-use crate::wal::checkpoint_rows::decode_row;
+use crate::wal::checkpoint_remains::{self, Remains};
+use crate::wal::checkpoint_rows::{decode_row, row_sum};
 
 /// See [`Planted::revision_of_newest_row`].
 pub(super) fn take_revision_of_newest_row(rows: &mut redb::Table<(u64, u32), &[u8]>, meta: &mut Meta) {
@@ -509,4 +511,99 @@ fn a_start_that_is_refused_leaves_the_file_as_it_was_and_as_long() {
     drop(checkpoint);
     assert!(disk.contents(FILE_NAME).len() < left.len(), "redb gives back what the header does not name");
     assert_eq!(loaded(&Checkpoint::open(disk).unwrap()).unwrap().len(), rows.len());
+}
+
+/// The file after a commit, and what it holds.
+struct Committed {
+    contents: Vec<u8>,
+    meta: Meta,
+    rows: Vec<Row>,
+}
+
+/// What some commits leave, and the sums of all rows that ever were.
+fn commits(seed: u64) -> (Vec<Committed>, HashSet<(ChangeId, u64)>) {
+    let mut world = World::new(seed, Planted::default());
+    let commit = |world: &mut World| {
+        for _ in 0..world.random.below(30) {
+            match world.random.below(9) {
+                0 => world.compact(),
+                1 => world.remove(),
+                2 => world.alarm(),
+                _ => world.write(),
+            }
+        }
+        let checkpoint = world.checkpoint.as_mut().unwrap();
+        checkpoint.commit(&mut world.gathered, true).unwrap();
+        let rows = loaded(checkpoint).unwrap();
+        Committed { contents: world.disk.contents(FILE_NAME), meta: checkpoint.meta().clone(), rows }
+    };
+    let commits = (0..12).map(|_| commit(&mut world)).collect();
+    let mut all = HashSet::new();
+    for entry in world.log.iter().flat_map(|(_, entries)| entries) {
+        let Entry::Batch(batch) = entry else { continue };
+        for (sub, change) in (0..).zip(&batch.changes) {
+            let id = ChangeId { revision: batch.revision, sub };
+            let is_last = sub as usize + 1 == batch.changes.len();
+            all.insert((id, row_sum(&Row { id, is_last, time: batch.time, change: change.clone() })));
+        }
+    }
+    (commits, all)
+}
+
+fn remains(contents: &[u8]) -> Option<Remains> {
+    let disk = FakeDisk::new(1);
+    disk.plant(FILE_NAME, contents);
+    checkpoint_remains::read(&disk.open(FILE_NAME).unwrap()).unwrap()
+}
+
+#[test]
+fn a_file_without_its_header_gives_back_the_last_commit() {
+    for seed in 0..10 {
+        for Committed { mut contents, meta, rows } in commits(seed).0 {
+            for is_blank in [false, true] {
+                if is_blank {
+                    contents[..4_096].fill(0);
+                }
+                let remains = remains(&contents).unwrap();
+                assert_eq!(remains.meta, meta, "seed {seed}, without header: {is_blank}");
+                assert!(remains.rows.into_values().eq(rows.iter().cloned()), "seed {seed}, without header: {is_blank}");
+                assert!(remains.lost.is_empty() && remains.leases.is_some());
+                assert_eq!(remains.is_last_commit, !is_blank, "seed {seed}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_left_of_a_damaged_file_is_of_one_commit_and_true() {
+    let mut random = Random::new(3);
+    let (mut most, mut none) = (0, 0);
+    for seed in 0..4 {
+        let (commits, all) = commits(seed);
+        let last = commits.last().unwrap();
+        for round in 0..100 {
+            let mut contents = last.contents.clone();
+            for _ in 0..1 + random.below(4) {
+                let at = random.below(contents.len() as u64) as usize;
+                match random.below(3) {
+                    0 => contents[at] ^= 1 << random.below(8),
+                    1 => contents[at / 4_096 * 4_096..][..4_096].fill(0),
+                    _ => contents[..4_096].fill(random.next() as u8),
+                }
+            }
+            let Some(remains) = remains(&contents) else {
+                none += 1;
+                continue;
+            };
+            // A commit goes in several steps, each of which may be what is found.
+            let found =
+                commits.iter().find(|committed| committed.meta == remains.meta).map(|committed| &committed.rows);
+            for row in remains.rows.values() {
+                let is_true = found.map_or(all.contains(&(row.id, row_sum(row))), |rows| rows.contains(row));
+                assert!(is_true, "seed {seed}, round {round}: revision {}", row.id.revision);
+            }
+            most += usize::from(remains.meta == last.meta && remains.rows.len() * 4 >= last.rows.len() * 3);
+        }
+    }
+    assert!(most > 200 && none < 100, "{most} gave back most of the last commit, {none} nothing");
 }
