@@ -31,8 +31,9 @@ use crate::process;
 use crate::threads;
 use crate::wire::{self, Deframer, WatchReply};
 
-/// Streams of one connection that create their watches at the same time.
-const STREAMS_CREATING_MAX: u32 = 8;
+/// Streams of one connection that create their watches at the same time. h2 keeps the places of all the frames that ever waited
+/// at once, some 560 bytes for each stream here.
+const STREAMS_CREATING_MAX: u32 = 4;
 /// How often a wait looks at the counters, the server and the screen.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -275,7 +276,8 @@ impl Crew {
 /// One connection, from connecting to the end of the run.
 async fn hold(crew: Rc<Crew>, checker: Rc<RefCell<Checker>>, ramp: Arc<Semaphore>, connection: u32) {
     let permit = ramp.acquire_owned().await.expect("the semaphore is never closed");
-    let opened = Link::open(&crew.endpoint, Windows::SMALL, crew.plan.streams).await;
+    // In boxes: a task keeps room for whatever it has ever held, and for each place where it held it.
+    let opened = Box::pin(Link::open(&crew.endpoint, Windows::SMALL, crew.plan.streams)).await.map(Box::new);
     let outcome = match opened {
         Err(fault) => Err(fault),
         Ok(mut link) => {
