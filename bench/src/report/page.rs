@@ -171,14 +171,11 @@ impl Circumstances {
     fn markdown(&self) -> String {
         let versions: Vec<String> =
             self.versions.iter().map(|(side, version)| format!("{} {version}", side.name())).collect();
-        let notes = self.notes.iter().map(|note| format!("- {note}\n"));
-        format!(
-            "\nMedians, with the least and the greatest of the rounds.\n\n- {}; kernel {}\n- {}\n- `{}`\n{}",
-            self.machine,
-            self.kernel,
-            versions.join(", "),
-            self.command,
-            notes.collect::<String>()
-        )
+        // A run that was cut short may have none yet.
+        let versions = Some(versions.join(", ")).filter(|versions| !versions.is_empty());
+        let machine = format!("{}; kernel {}", self.machine, self.kernel);
+        let points = [machine].into_iter().chain(versions).chain([format!("`{}`", self.command)]);
+        let points = points.chain(self.notes.iter().cloned()).map(|point| format!("- {point}\n"));
+        format!("\nMedians, with the least and the greatest of the rounds.\n\n{}", points.collect::<String>())
     }
 }
