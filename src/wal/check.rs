@@ -22,8 +22,7 @@ use super::identity::{self, Identity, IdentityError};
 use super::newest;
 use super::overlay::Overlay;
 use super::recovery::{LOCK_NAME, Refused, WAL_NAME, cannot, identity_refused, is_etcds};
-use super::replay::{ReplayError, missing_newest};
-use super::segments::segment_name;
+use super::replay::{ReplayError, missing_newest, missing_oldest};
 
 /// More lines about one file tell nothing new.
 const LINES_MAX: usize = 20;
@@ -48,7 +47,7 @@ pub(super) struct Opened {
 }
 
 pub(super) fn open(data: &Path, wal: Option<&Path>) -> Result<Opened, Refused> {
-    let disk = |path: &Path| FileDisk::open(path).map(Arc::new).map_err(|error| cannot("open", path, &error));
+    let disk = |path: &Path| FileDisk::open_to_read(path).map(Arc::new).map_err(|error| cannot("open", path, &error));
     let names = disk(data)?.names().map_err(|error| cannot("read", data, &error))?;
     if is_etcds(&names) {
         return Err(Refused(format!(
@@ -107,23 +106,17 @@ impl Report<'_> {
         self.damage(&error.to_string())
     }
 
-    /// Segments that must be there in front of the first or behind the last one. As long as the checkpoint has taken nothing
-    /// from the log, none of it was given up; of a checkpoint that cannot be read nobody knows what it had taken.
+    /// Segments that must be there in front of the first or behind the last one. Of a checkpoint that cannot be read nobody
+    /// knows what it had taken.
     pub fn missing_ends(
         &mut self,
         examined: &Examined,
         noted: Option<u64>,
         checkpointed: Option<Position>,
     ) -> io::Result<()> {
-        if checkpointed == Some(Position(0))
-            && let Some(oldest) = examined.oldest.filter(|&oldest| oldest > 1)
-        {
-            self.log_damage(ReplayError::Missing { file: segment_name(oldest - 1) })?;
-        }
-        match missing_newest(examined.newest, noted) {
-            Some(file) => self.log_damage(ReplayError::Missing { file }),
-            None => Ok(()),
-        }
+        let oldest = checkpointed.and_then(|checkpointed| missing_oldest(examined.oldest, checkpointed));
+        let missing = oldest.into_iter().chain(missing_newest(examined.newest, noted));
+        missing.map(|file| ReplayError::Missing { file }).try_for_each(|error| self.log_damage(error))
     }
 
     pub fn damage(&mut self, line: &str) -> io::Result<()> {

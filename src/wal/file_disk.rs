@@ -17,6 +17,8 @@ pub struct FileDisk {
     path: PathBuf,
     /// The directory, held open so that its names can be synced.
     directory: File,
+    /// How a file that exists is opened.
+    existing: OpenOptions,
     refuses_direct: AtomicBool,
 }
 
@@ -26,17 +28,25 @@ impl FileDisk {
     /// # Errors
     /// When it cannot be read.
     pub fn open(path: &Path) -> io::Result<FileDisk> {
+        FileDisk::with(path, true)
+    }
+
+    /// The same to look at what must not change, or may not be changed by us: no file is opened to write, and none is made.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn open_to_read(path: &Path) -> io::Result<FileDisk> {
+        FileDisk::with(path, false)
+    }
+
+    fn with(path: &Path, may_write: bool) -> io::Result<FileDisk> {
         let directory = File::open(path)?;
         if !directory.metadata()?.is_dir() {
             return Err(Errno::NOTDIR.into());
         }
-        Ok(FileDisk { path: path.to_owned(), directory, refuses_direct: AtomicBool::new(false) })
-    }
-
-    fn existing() -> OpenOptions {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true);
-        options
+        let mut existing = OpenOptions::new();
+        existing.read(true).write(may_write);
+        Ok(FileDisk { path: path.to_owned(), directory, existing, refuses_direct: AtomicBool::new(false) })
     }
 }
 
@@ -53,12 +63,12 @@ impl Disk for FileDisk {
     }
 
     fn open(&self, name: &str) -> io::Result<File> {
-        FileDisk::existing().open(self.path.join(name))
+        self.existing.open(self.path.join(name))
     }
 
     fn create(&self, name: &str) -> io::Result<File> {
         // What a store keeps is nobody else's to read.
-        FileDisk::existing().create_new(true).mode(0o600).open(self.path.join(name))
+        self.existing.clone().create_new(true).mode(0o600).open(self.path.join(name))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
@@ -81,14 +91,14 @@ impl SegmentDisk for FileDisk {
     /// times the work, and what the cache holds of the log nobody reads.
     fn open_segment(&self, name: &str) -> io::Result<OwnedFd> {
         let path = self.path.join(name);
-        let direct = FileDisk::existing().custom_flags(OFlags::DIRECT.bits() as i32).open(&path);
+        let direct = self.existing.clone().custom_flags(OFlags::DIRECT.bits() as i32).open(&path);
         match direct {
             Err(error) if Errno::from_io_error(&error) == Some(Errno::INVAL) => {
                 if !self.refuses_direct.swap(true, Ordering::Relaxed) {
                     let directory = self.path.display();
                     tracing::warn!(%directory, "the file system refuses direct writes; the log goes through the page cache");
                 }
-                FileDisk::existing().open(&path).map(OwnedFd::from)
+                self.existing.open(&path).map(OwnedFd::from)
             }
             direct => direct.map(OwnedFd::from),
         }

@@ -478,6 +478,7 @@ mod tests {
     use crate::sim::Folder;
     use crate::sim::disk::{FakeDisk, Faults};
     use crate::wal::disk::DiskFile;
+    use crate::wal::record::SegmentHeader;
 
     const IDENTITY: Identity = Identity { cluster_id: 5, member_id: 6 };
 
@@ -660,6 +661,12 @@ mod tests {
         let before = std::fs::read(data.0.join(checkpoint::FILE_NAME)).unwrap();
         assert!(refusal(&data.0).contains("wal/0000000000000002.wal is missing"), "{}", refusal(&data.0));
         assert!(std::fs::read(data.0.join(checkpoint::FILE_NAME)).unwrap() == before, "and nothing is written");
+        // The one before it too, though this one holds nothing yet: the checkpoint has taken nothing.
+        let header = SegmentHeader { cluster_id: IDENTITY.cluster_id, sequence: 2, salt: 1, blocks: 256 };
+        let mut segment = header.encode().to_vec();
+        segment.resize(header.bytes() as usize, 0);
+        std::fs::write(data.0.join(WAL_NAME).join("0000000000000002.wal"), segment).unwrap();
+        assert!(refusal(&data.0).contains("wal/0000000000000001.wal is missing"), "{}", refusal(&data.0));
     }
 
     #[test]

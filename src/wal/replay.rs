@@ -370,7 +370,11 @@ impl<'a, D: Disk> Replay<'a, D> {
             }
             headers.push(header);
         }
-        match missing_newest(headers.last().map(|header| header.sequence), self.newest) {
+        let (oldest, newest) = (headers.first(), headers.last());
+        let sequence = |header: &SegmentHeader| header.sequence;
+        let missing = missing_oldest(oldest.map(sequence), self.checkpointed)
+            .or_else(|| missing_newest(newest.map(sequence), self.newest));
+        match missing {
             Some(file) => Err(ReplayError::Missing { file }),
             None => Ok(headers),
         }
@@ -523,6 +527,12 @@ impl<'a, D: Disk> Replay<'a, D> {
         }
         Ok(())
     }
+}
+
+/// The segment in front of the first one that is there, if it must be: before the checkpoint has taken a group, none is given up.
+pub(crate) fn missing_oldest(first: Option<u64>, checkpointed: Position) -> Option<String> {
+    let first = first.filter(|&first| first > 1 && checkpointed == Position(0))?;
+    Some(segment_name(first - 1))
 }
 
 /// The first segment behind the last one that is there, or the last of all when none is, if it was noted that it must be.

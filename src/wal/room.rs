@@ -17,55 +17,77 @@ const DATA_BYTES: u64 = RESERVE_BYTES + (4 << 20);
 /// The segment in use and the one that lies ready.
 const LOG_BYTES: u64 = 2 * SEGMENT_BLOCKS as u64 * BLOCK_BYTES as u64;
 
-/// What a file system has left for us.
+/// A directory that is there or is still to be made, and what its file system has left for it.
 #[derive(Clone, Copy, Debug)]
-struct FileSystem {
-    id: u64,
+struct Place<'a> {
+    path: &'a Path,
+    file_system: u64,
     free_bytes: u64,
+    /// What a start that was cut short has left of the files that are needed.
+    begun_bytes: u64,
 }
 
-impl FileSystem {
-    /// That on which a directory lies, or will lie once it is made.
-    fn of(directory: &Path) -> io::Result<FileSystem> {
-        let there = directory.ancestors().find(|path| path.exists()).map_or_else(|| PathBuf::from("."), Path::to_owned);
+impl<'a> Place<'a> {
+    /// One that is still to be made will lie where its parent does.
+    fn of(path: &'a Path) -> io::Result<Place<'a>> {
+        let there = path.ancestors().find(|path| path.exists()).map_or_else(|| PathBuf::from("."), Path::to_owned);
         let found = rustix::fs::statvfs(&there)?;
-        Ok(FileSystem { id: there.metadata()?.dev(), free_bytes: found.f_bavail.saturating_mul(found.f_frsize) })
+        let free_bytes = found.f_bavail.saturating_mul(found.f_frsize);
+        Ok(Place { path, file_system: there.metadata()?.dev(), free_bytes, begun_bytes: 0 })
+    }
+
+    fn with_begun(self, needed_bytes: u64) -> io::Result<Place<'a>> {
+        let mut begun_bytes = 0;
+        if self.path.exists() {
+            for entry in std::fs::read_dir(self.path)? {
+                let found = entry?.metadata()?;
+                begun_bytes += if found.is_file() { found.blocks() * 512 } else { 0 };
+            }
+        }
+        Ok(Place { begun_bytes: begun_bytes.min(needed_bytes), ..self })
     }
 }
 
-/// Looks whether the first files of a store fit.
+/// Looks whether the first files of a store fit, those of them included that are there already.
 ///
 /// # Errors
 /// With what is needed and what is free, when they do not.
 pub fn for_first_files(data: &Path, wal: &Path) -> Result<(), Refused> {
-    let of = |path: &Path| FileSystem::of(path).map_err(|error| cannot("read the free space of", path, &error));
-    judge((data, of(data)?), (wal, of(wal)?))
+    let of = |path, needed_bytes| {
+        let found = Place::of(path).and_then(|place| place.with_begun(needed_bytes));
+        found.map_err(|error| cannot("read the free space of", path, &error))
+    };
+    judge(of(data, DATA_BYTES)?, of(wal, LOG_BYTES)?)
 }
 
 /// What is free in the two directories.
 pub fn in_words(data: &Path, wal: &Path) -> String {
-    let free = |path: &Path| match FileSystem::of(path) {
-        Ok(FileSystem { id, free_bytes }) => (Some(id), format!("{free_bytes} bytes are free in {}", path.display())),
+    let free = |path: &Path| match Place::of(path) {
+        Ok(Place { file_system, free_bytes, .. }) => {
+            (Some(file_system), format!("{free_bytes} bytes are free in {}", path.display()))
+        }
         Err(error) => (None, format!("the free space of {} cannot be read: {error}", path.display())),
     };
     let ((of_data, data), (of_wal, wal)) = (free(data), free(wal));
     if of_data == of_wal { data } else { format!("{data}, {wal}") }
 }
 
-fn judge((data, of_data): (&Path, FileSystem), (wal, of_wal): (&Path, FileSystem)) -> Result<(), Refused> {
-    if of_data.id == of_wal.id {
-        return fits(data, of_data, DATA_BYTES + LOG_BYTES, "a new store");
+fn judge(data: Place<'_>, wal: Place<'_>) -> Result<(), Refused> {
+    if data.file_system == wal.file_system {
+        let both = Place { begun_bytes: data.begun_bytes + wal.begun_bytes, ..data };
+        return fits(both, DATA_BYTES + LOG_BYTES, "a new store");
     }
-    fits(data, of_data, DATA_BYTES, "a new store without its log")?;
-    fits(wal, of_wal, LOG_BYTES, "a new log")
+    fits(data, DATA_BYTES, "a new store without its log")?;
+    fits(wal, LOG_BYTES, "a new log")
 }
 
-fn fits(path: &Path, FileSystem { free_bytes, .. }: FileSystem, needed_bytes: u64, what: &str) -> Result<(), Refused> {
-    if free_bytes >= needed_bytes {
+fn fits(Place { path, free_bytes, begun_bytes, .. }: Place<'_>, needed_bytes: u64, what: &str) -> Result<(), Refused> {
+    let missing_bytes = needed_bytes - begun_bytes;
+    if free_bytes >= missing_bytes {
         return Ok(());
     }
     Err(Refused(format!(
-        "{} has room for {free_bytes} bytes and {what} takes {needed_bytes}: make room, or name a directory on a larger disk",
+        "{} has room for {free_bytes} bytes and {what} takes {missing_bytes}: make room, or name a directory on a larger disk",
         path.display()
     )))
 }
@@ -73,31 +95,54 @@ fn fits(path: &Path, FileSystem { free_bytes, .. }: FileSystem, needed_bytes: u6
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sim::Folder;
+
+    /// Each is a file system and what is free on it and begun.
+    fn judged(data: (u64, u64, u64), wal: (u64, u64, u64)) -> Result<(), String> {
+        let place = |path, (file_system, free_bytes, begun_bytes)| Place {
+            path: Path::new(path),
+            file_system,
+            free_bytes,
+            begun_bytes,
+        };
+        judge(place("/data", data), place("/log", wal)).map_err(|refused| refused.0)
+    }
 
     #[test]
     fn what_is_needed_and_what_is_free_is_said_of_each_disk() {
-        let judged = |(id, free_bytes), (of_wal, free_of_wal)| {
-            let (data, wal) = (Path::new("/data"), Path::new("/log"));
-            let of_wal = FileSystem { id: of_wal, free_bytes: free_of_wal };
-            judge((data, FileSystem { id, free_bytes }), (wal, of_wal)).map_err(|refused| refused.0)
-        };
         let both = DATA_BYTES + LOG_BYTES;
-        assert_eq!(judged((1, both), (1, both)), Ok(()));
-        assert_eq!(judged((1, DATA_BYTES), (2, LOG_BYTES)), Ok(()));
-        let line = judged((1, 20_000_000), (1, 20_000_000)).unwrap_err();
+        assert_eq!(judged((1, both, 0), (1, both, 0)), Ok(()));
+        assert_eq!(judged((1, DATA_BYTES, 0), (2, LOG_BYTES, 0)), Ok(()));
+        let line = judged((1, 20_000_000, 0), (1, 20_000_000, 0)).unwrap_err();
         let start = "/data has room for 20000000 bytes and a new store takes 54525952: make room";
         assert!(line.starts_with(start), "{line}");
-        assert!(judged((1, DATA_BYTES - 1), (2, LOG_BYTES)).unwrap_err().starts_with("/data has room for 20971519 "));
-        assert!(
-            judged((1, DATA_BYTES), (2, 5)).unwrap_err().starts_with("/log has room for 5 bytes and a new log takes")
-        );
+        let line = judged((1, DATA_BYTES - 1, 0), (2, LOG_BYTES, 0)).unwrap_err();
+        assert!(line.starts_with("/data has room for 20971519 "), "{line}");
+        let line = judged((1, DATA_BYTES, 0), (2, 5, 0)).unwrap_err();
+        assert!(line.starts_with("/log has room for 5 bytes and a new log takes"), "{line}");
+    }
+
+    #[test]
+    fn what_a_start_that_was_cut_short_has_left_need_not_fit_again() {
+        let begun = (RESERVE_BYTES, LOG_BYTES / 2);
+        let missing = DATA_BYTES + LOG_BYTES - begun.0 - begun.1;
+        assert_eq!(judged((1, missing, begun.0), (1, missing, begun.1)), Ok(()));
+        let line = judged((1, missing - 1, begun.0), (1, missing - 1, begun.1)).unwrap_err();
+        assert!(line.starts_with("/data has room for 20971519 bytes and a new store takes 20971520:"), "{line}");
+        let data = Folder::new("room-begun");
+        std::fs::create_dir_all(data.0.join("wal")).unwrap();
+        std::fs::write(data.0.join("reserve"), vec![1; 1 << 20]).unwrap();
+        let begun_bytes = |needed_bytes| Place::of(&data.0).unwrap().with_begun(needed_bytes).unwrap().begun_bytes;
+        assert!((1 << 20..2 << 20).contains(&begun_bytes(DATA_BYTES)), "{}", begun_bytes(DATA_BYTES));
+        assert_eq!(begun_bytes(5), 5);
     }
 
     #[test]
     fn a_directory_that_is_still_to_be_made_lies_where_its_parent_does() {
-        let here = FileSystem::of(&std::env::temp_dir()).unwrap();
-        let below = FileSystem::of(&std::env::temp_dir().join("tarsier-not-there/nor-this")).unwrap();
-        assert_eq!(here.id, below.id);
-        assert!(FileSystem::of(Path::new("tarsier-not-there")).is_ok(), "in the current directory");
+        let here = Place::of(Path::new("/tmp")).unwrap().file_system;
+        let below = Path::new("/tmp/tarsier-not-there/nor-this");
+        assert_eq!(Place::of(below).unwrap().with_begun(9).unwrap().begun_bytes, 0);
+        assert_eq!(here, Place::of(below).unwrap().file_system);
+        assert!(Place::of(Path::new("tarsier-not-there")).is_ok(), "in the current directory");
     }
 }

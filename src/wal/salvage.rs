@@ -43,7 +43,16 @@ pub fn salvage(
     if std::fs::read_dir(new).is_ok_and(|mut entries| entries.next().is_some()) {
         return Err(Refused(format!("{} is not empty: name a directory that does not exist yet", new.display())));
     }
+    let read_from = data;
     let Opened { data, wal, wal_path, _locks } = open(data, wal)?;
+    for directory in [read_from, &wal_path] {
+        if lies_in(new, directory) {
+            let (new, directory) = (new.display(), directory.display());
+            return Err(Refused(format!(
+                "{new} lies in {directory}, which must not change: name a directory outside of it"
+            )));
+        }
+    }
     let mut report = Report { out, damages: 0, wal_path };
     let telling = |error: io::Error| Refused(format!("cannot say what is left out: {error}"));
     let saved = gather(&data, &*wal, &mut report).map_err(telling)??;
@@ -60,6 +69,14 @@ pub fn salvage(
     ));
     said.map_err(telling)?;
     Ok(report.damages == 0)
+}
+
+/// By what they are: a path may lead through links and dots. `new` need not exist yet.
+fn lies_in(new: &Path, directory: &Path) -> bool {
+    let Ok(directory) = directory.canonicalize() else { return false };
+    let new = std::path::absolute(new).unwrap_or_else(|_| new.to_owned());
+    let there = new.ancestors().find_map(|path| path.canonicalize().ok());
+    there.is_some_and(|there| there.starts_with(directory))
 }
 
 /// What is whole.
@@ -88,9 +105,10 @@ fn gather<D: Disk, W: Disk>(data: &Arc<D>, wal: &W, report: &mut Report<'_>) -> 
             None
         }
     };
-    let log = read_log(wal, identity, report)?;
     let read = read_checkpoint(data, report)?;
     let checkpointed = read.as_ref().map(|(meta, ..)| meta.position);
+    let of_checkpoint = read.as_ref().map(|(meta, ..)| meta.cluster_id);
+    let log = read_log(wal, identity.map(|identity| identity.cluster_id).or(of_checkpoint), report)?;
     report.missing_ends(&log.examined, newest::read(&data.names()?), checkpointed)?;
     let (meta, rows, leases) = match read {
         Some(read) => read,
@@ -113,10 +131,10 @@ fn gather<D: Disk, W: Disk>(data: &Arc<D>, wal: &W, report: &mut Report<'_>) -> 
     })
 }
 
-fn read_log<W: Disk>(wal: &W, identity: Option<Identity>, report: &mut Report<'_>) -> io::Result<FromLog> {
+fn read_log<W: Disk>(wal: &W, cluster_id: Option<u64>, report: &mut Report<'_>) -> io::Result<FromLog> {
     let mut log = FromLog::default();
     let (mut told, mut damages) = (Ok(()), 0);
-    let examined = examine(wal, identity.map(|identity| identity.cluster_id), &mut |finding| match finding {
+    let examined = examine(wal, cluster_id, &mut |finding| match finding {
         Finding::Damage(error) => {
             damages += 1;
             if told.is_ok() {

@@ -334,6 +334,38 @@ fn a_log_of_another_cluster_is_damage_and_nothing_of_it_is_taken() {
     let (is_whole, text) = salvaged(&data.0, &new.0);
     assert!(!is_whole && text.contains("cluster bad"), "{text}");
     assert_eq!(restored(&new.0).revision(), checkpointed);
+    // Without the file of the ids the checkpoint says whose log it is, and not the log.
+    std::fs::remove_file(data.0.join(identity::FILE_NAME)).unwrap();
+    std::fs::remove_dir_all(&new.0).unwrap();
+    let (is_whole, text) = salvaged(&data.0, &new.0);
+    assert!(!is_whole && text.contains("cluster bad"), "{text}");
+    assert_eq!(restored(&new.0).revision(), checkpointed);
+}
+
+#[test]
+fn nothing_is_salvaged_into_what_is_read() {
+    let (data, link) = (Folder::new("check-inside"), Folder::new("check-inside-link"));
+    filled(&data.0, 11);
+    std::os::unix::fs::symlink(&data.0, &link.0).unwrap();
+    // The last one would lie outside, but be made by way of the directory.
+    for new in ["new", "wal/new", "made/../../new"] {
+        for new in [data.0.join(new), link.0.join(new)] {
+            let refused = salvage(&data.0, None, &new, || IDENTITY, &mut Vec::new()).unwrap_err();
+            assert!(refused.0.contains("which must not change"), "{}: {refused}", new.display());
+            assert!(!new.exists());
+        }
+    }
+    std::fs::remove_file(&link.0).unwrap();
+}
+
+#[test]
+fn a_directory_that_may_not_be_written_is_checked_and_salvaged() {
+    let (data, new) = (Folder::new("check-read-only"), Folder::new("check-read-only-new"));
+    filled(&data.0, 12);
+    let disk = open(&data.0, None).unwrap().data;
+    let file = disk.open(checkpoint::FILE_NAME).unwrap();
+    assert!(file.write_at(0, b"x").is_err() && disk.create("x").is_err());
+    assert!(checked(&data.0).0 && salvaged(&data.0, &new.0).0);
 }
 
 #[test]
