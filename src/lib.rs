@@ -25,6 +25,7 @@
 pub mod backend;
 pub mod config;
 pub mod grpc;
+pub mod heap;
 pub mod lease;
 pub mod log;
 pub mod metrics;

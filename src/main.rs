@@ -5,6 +5,7 @@ use std::io;
 use std::process::ExitCode;
 
 use tarsier::config::{Asked, Config, Warning};
+use tarsier::heap::Heap;
 use tarsier::wal::check::check;
 use tarsier::wal::identity::Identity;
 use tarsier::wal::salvage::salvage;
@@ -12,7 +13,7 @@ use tarsier::{log, shard};
 
 /// Gives memory back after a mass exit, which the system's allocator does not.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: Heap = Heap;
 
 /// Runs before the allocator begins, which is long before `main`: it reserves its memory with the advice to use huge
 /// pages, and the first touches of it took three of those, 6 MB for 0.5 MB in use, before anybody could object.

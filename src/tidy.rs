@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: &[(&str, &[&str])] = &[
     ("types", &[]),
     ("grpc", &[]),
+    ("heap", &[]),
     ("pb", &[]),
     ("store", &["types"]),
     ("watch", &["types"]),
@@ -22,7 +23,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("metrics", &[]),
     ("backend", &["auth", "lease", "store", "types", "watch"]),
     ("config", &["types"]),
-    ("net", &["backend", "grpc", "metrics", "shard::clock", "types"]),
+    ("net", &["backend", "grpc", "heap", "metrics", "shard::clock", "types"]),
     // The log goes to the disk over the same ring.
     ("wal", &["metrics", "net::ring", "shard::clock", "types"]),
     // Of the connection's edge, a service knows the words for a call and for what it sends, and nothing that moves
@@ -50,7 +51,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         "shard",
         &["auth", "backend", "config", "grpc", "lease", "metrics", "net", "service", "store", "types", "wal", "watch"],
     ),
-    ("main", &["config", "log", "metrics", "shard", "wal::check", "wal::identity", "wal::salvage"]),
+    ("main", &["config", "heap", "log", "metrics", "shard", "wal::check", "wal::identity", "wal::salvage"]),
 ];
 
 /// A word of the code with the only places that may use it.

@@ -36,6 +36,7 @@ use super::{CallHead, CallId, CallKind, Door, IdleBuffers, settings};
 use crate::backend::Caller;
 use crate::grpc::head::{Head, Refusal};
 use crate::grpc::status::{Code, Status};
+use crate::heap;
 
 /// Rounds of reading, serving and writing in one turn.
 const ROUNDS_PER_TURN: usize = 32;
@@ -288,7 +289,8 @@ impl Connection {
         };
         self.state = match protocol {
             Protocol::Http2 => {
-                State::Shaking(settings::builder(self.server.config.concurrent_streams_max).handshake(plain))
+                let builder = settings::builder(self.server.config.concurrent_streams_max);
+                State::Shaking(heap::within_h2(|| builder.handshake(plain)))
             }
             Protocol::Http1 => {
                 self.look_at_the_peer_in(http1::look_interval(&self.server.config), LivenessStep::LookAtHttp1);
@@ -310,7 +312,7 @@ impl Connection {
             self.looks_left = STREAMS_PER_ROUND;
         }
         if let State::Shaking(handshake) = &mut self.state {
-            match Pin::new(handshake).poll(context) {
+            match heap::within_h2(|| Pin::new(handshake).poll(context)) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Ok(open)) => self.opened(open),
                 Poll::Ready(Err(error)) => {
@@ -322,7 +324,7 @@ impl Connection {
         }
         for _ in 0..CALLS_PER_ROUND {
             let State::Open(open) = &mut self.state else { return Poll::Ready(()) };
-            match open.poll_accept(context) {
+            match heap::within_h2(|| open.poll_accept(context)) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Some(Ok((request, respond)))) => self.open_call(request, respond),
                 Poll::Ready(Some(Err(error))) => {

@@ -20,6 +20,7 @@ use super::{CallId, CallKind, Handler, Intake, Output};
 use crate::grpc::frame::Deframer;
 use crate::grpc::head;
 use crate::grpc::status::{Code, Status};
+use crate::heap;
 
 /// What one look at a stream may hand to h2; h2 holds at most twice that of a stream (`max_send_buffer_size`).
 const OUTPUT_BYTES: usize = 16 * 1_024;
@@ -338,7 +339,8 @@ impl Row {
 
     fn send_headers(&mut self) -> Result<(), Look> {
         if let Sender::Response(respond) = &mut self.sender {
-            let stream = respond.send_response(head::response(), false).map_err(|_| Look::Broken(Broken::ByPeer))?;
+            let sent = heap::within_h2(|| respond.send_response(head::response(), false));
+            let stream = sent.map_err(|_| Look::Broken(Broken::ByPeer))?;
             self.sender = Sender::Stream(stream);
         }
         Ok(())
@@ -348,7 +350,7 @@ impl Row {
         self.send_headers()?;
         self.blocked_checks = 0;
         let Sender::Stream(stream) = &mut self.sender else { unreachable!("headers have just been sent") };
-        stream.send_data(bytes, false).map_err(|_| Look::Broken(Broken::ByPeer))
+        heap::within_h2(|| stream.send_data(bytes, false)).map_err(|_| Look::Broken(Broken::ByPeer))
     }
 
     /// After a look that waits: something is due, and the peer's window is closed.
@@ -379,13 +381,13 @@ impl Row {
     }
 
     pub fn end_with(&mut self, http: StatusCode, status: &Status) {
-        let _ = match &mut self.sender {
+        let _ = heap::within_h2(|| match &mut self.sender {
             Sender::Response(respond) if status.code == Code::Ok => respond
                 .send_response(head::response(), false)
                 .and_then(|mut stream| stream.send_trailers(status.trailers())),
             Sender::Response(respond) => respond.send_response(head::trailers_only(http, status), true).map(drop),
             Sender::Stream(stream) => stream.send_trailers(status.trailers()),
-        };
+        });
     }
 
     fn fail(&mut self, status: &Status) -> Look {

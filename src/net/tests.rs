@@ -26,6 +26,7 @@ use super::ring::{self, Doorbell, Ring};
 use super::{CallHead, CallId, CallKind, Door, Handler, IdleBuffers, Intake, NetConfig, Opened, Output, Ready, Server};
 use crate::grpc::frame;
 use crate::grpc::status::{Code, Status};
+use crate::heap;
 
 /// A handler of some calls: one answers a request with itself, one answers each, one answers without end, one hears nothing
 /// behind its first request until another call says so.
@@ -184,6 +185,8 @@ struct End {
     partial: u64,
     idle: u64,
     resets: u64,
+    /// How often each thing was allocated that the heap keeps in one place for each connection.
+    parts: [u32; heap::PARTS.len()],
 }
 
 fn start(adjust: impl FnOnce(&mut NetConfig) + Send + 'static) -> Running {
@@ -230,6 +233,7 @@ fn start(adjust: impl FnOnce(&mut NetConfig) + Send + 'static) -> Running {
                 partial: counters.partial_bytes.get(),
                 idle: counters.idle_connections.get(),
                 resets: counters.calls_reset.get(),
+                parts: crate::shard::costs::parts_taken(),
             }
         })
     });

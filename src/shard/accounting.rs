@@ -14,8 +14,8 @@
 //! | what | bytes |
 //! | --- | --- |
 //! | the empty server, two shards | 6.6 MB, of which 1.3 MB are heap and the rest text and rings |
-//! | a connection with one call, as long as it is busy | 21,500 |
-//! | the same after some seconds of silence, unless `--idle-buffers=keep` | 13,300 |
+//! | a connection with one call, as long as it is busy | 18,600 |
+//! | the same after some seconds of silence, unless `--idle-buffers=keep` | 10,400 |
 //! | each further call it has had at once | 640 |
 //! | a watch stream in the hub | 80 |
 //! | its first watch, on a key of its own of 32 bytes | 112 |
@@ -29,11 +29,11 @@
 //!
 //! | what | bytes |
 //! | --- | --- |
-//! | h2's decoder of headers: a page, of which what its table names fills some 100 bytes | 4,096 |
-//! | h2's first places for streams, for frames received and for frames to send: four each | 3,840 |
+//! | a page of [`crate::heap`]: h2's decoder and tables of headers, its first places for events and frames, what its streams share | 4,096 |
+//! | the note of that page | 56 |
 //! | the task, with h2's connection inside | 1,792 |
-//! | h2's tables of headers in both directions and the block it encodes | 1,100 |
-//! | what h2's streams share, and its pings and settings | 800 |
+//! | h2's first four places for streams | 1,536 |
+//! | h2's pings and settings, and the block of headers that it encodes | 300 |
 //! | ours: socket, meter and what is gathered for it | 540 |
 //! | ours: the rows of its streams, four at first | 384 |
 //!

@@ -12,6 +12,7 @@ use std::cell::Cell;
 
 use bytes::Bytes;
 
+use crate::heap;
 use crate::store::Store;
 use crate::store::command::{Put, PutLease, PutValue, Write};
 use crate::types::{KeyRange, LeaseId, Revision, Time};
@@ -20,6 +21,7 @@ use crate::watch::hub::{Create, Hub, HubConfig, Request, StreamId};
 thread_local! {
     static HELD: Cell<isize> = const { Cell::new(0) };
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+    static PARTS: [Cell<u32>; heap::PARTS.len()] = const { [const { Cell::new(0) }; heap::PARTS.len()] };
 }
 
 /// What the server's allocator takes for an allocation: multiples of 16 bytes up to 128, then four sizes a doubling.
@@ -45,6 +47,9 @@ fn count(bytes: usize, sign: isize) {
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size(), 1);
+        if let Some(part) = heap::part_of(layout) {
+            PARTS.with(|parts| parts[part].update(|count| count + 1));
+        }
         // SAFETY: the caller keeps the contract of `alloc`.
         unsafe { System.alloc(layout) }
     }
@@ -69,6 +74,11 @@ static COUNTING: Counting = Counting;
 /// What this thread holds, in size classes of the server's allocator.
 pub fn held() -> isize {
     HELD.get()
+}
+
+/// How often this thread has allocated what the server's allocator keeps in the place of a connection.
+pub fn parts_taken() -> [u32; heap::PARTS.len()] {
+    PARTS.with(|parts| parts.each_ref().map(Cell::get))
 }
 
 /// How often this thread has allocated or grown something.

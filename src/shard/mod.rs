@@ -97,7 +97,7 @@ const RESIDENT_LOOK_INTERVAL: Duration = Duration::from_millis(10);
 /// While memory is short, the pages of the allocator are looked through this often, and no more.
 const COLLECT_INTERVAL: Duration = Duration::from_secs(5);
 /// What a further connection takes, its first stream and its socket included.
-const CONNECTION_BYTES: usize = 25_000;
+const CONNECTION_BYTES: usize = 22_000;
 /// Freed memory that is worth a walk of the allocator through its pages.
 const COLLECT_BYTES: usize = 8 << 20;
 

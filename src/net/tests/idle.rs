@@ -37,6 +37,24 @@ fn a_silent_connection_gives_its_buffers_back_and_speaks_again() {
 }
 
 #[test]
+fn a_connection_with_a_stream_fills_its_place_in_the_heap_and_takes_no_second_one() {
+    let server = start(|_| {});
+    run(async {
+        let mut clients = Vec::new();
+        for _ in 0..3 {
+            let mut client = connect(server.address).await;
+            let (response, mut send) = client.send_request(request("/test/Echo", &[]), false).unwrap();
+            send.send_data(framed(b"x"), false).unwrap();
+            let mut body = response.await.unwrap().into_body();
+            body.data().await.unwrap().unwrap();
+            clients.push((client, send, body));
+        }
+    });
+    // Each size that heap.rs knows is one that h2 asks for, once a connection.
+    assert_eq!(server.end().parts, [3; heap::PARTS.len()]);
+}
+
+#[test]
 fn buffers_are_kept_when_the_operator_says_so() {
     let server = start(|config| config.idle_buffers = IdleBuffers::Keep);
     run(async {
