@@ -370,11 +370,7 @@ impl<'a, D: Disk> Replay<'a, D> {
             }
             headers.push(header);
         }
-        let (oldest, newest) = (headers.first(), headers.last());
-        let sequence = |header: &SegmentHeader| header.sequence;
-        let missing = missing_oldest(oldest.map(sequence), self.checkpointed)
-            .or_else(|| missing_newest(newest.map(sequence), self.newest));
-        match missing {
+        match missing_newest(headers.last().map(|header| header.sequence), self.newest) {
             Some(file) => Err(ReplayError::Missing { file }),
             None => Ok(headers),
         }
@@ -458,7 +454,11 @@ impl<'a, D: Disk> Replay<'a, D> {
         match scanned.first() {
             // A log that ever held a frame is never without one.
             Some(first) if with_frames == 0 && first.header.sequence != 1 => {
-                let file = segment_name(first.header.sequence);
+                let sequence = first.header.sequence;
+                if let Some(file) = missing_oldest(Some(sequence), self.checkpointed) {
+                    return Err(ReplayError::Missing { file });
+                }
+                let file = segment_name(sequence);
                 return Err(ReplayError::Damage { file, offset: BLOCK_BYTES as u64, flaw: Flaw::First });
             }
             _ => {}
@@ -529,7 +529,9 @@ impl<'a, D: Disk> Replay<'a, D> {
     }
 }
 
-/// The segment in front of the first one that is there, if it must be: before the checkpoint has taken a group, none is given up.
+/// Of a log that holds no group, or not the first one, the segment in front of the first that is there, if that is what is wrong
+/// with it: the checkpoint has taken nothing, so what was told of stood in front. (With the first group it may be gone
+/// all the same: it held pieces of one that was never told to anybody.)
 pub(crate) fn missing_oldest(first: Option<u64>, checkpointed: Position) -> Option<String> {
     let first = first.filter(|&first| first > 1 && checkpointed == Position(0))?;
     Some(segment_name(first - 1))

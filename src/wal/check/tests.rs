@@ -386,4 +386,13 @@ fn the_first_segment_of_a_log_from_which_the_checkpoint_has_taken_nothing_is_mis
     let refused = salvage(&data.0, None, &new.0, || IDENTITY, &mut out).unwrap_err();
     assert!(refused.0.contains("nothing that is whole is left"), "{}", refused.0);
     assert!(String::from_utf8(out).unwrap().contains(&missed));
+    // With the first group it is whole: what stood before was the beginning of one that was told to nobody.
+    let mut segment = header.encode();
+    let entries = [Entry::Batch(write(&mut Store::new(), &mut Random::new(1)))];
+    let mut body = Vec::new();
+    record::put_group(&mut body, Position(0), Position(1), &entries, record::entries_len(&entries));
+    append(&mut segment, &header, Position(1), 0xbad, &body);
+    segment.resize(256 * record::BLOCK_BYTES, 0);
+    std::fs::write(data.0.join(WAL_NAME).join(segment_name(2)), segment).unwrap();
+    assert!(checked(&data.0).0, "{}", checked(&data.0).1);
 }
