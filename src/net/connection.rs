@@ -290,7 +290,7 @@ impl Connection {
         self.state = match protocol {
             Protocol::Http2 => {
                 let builder = settings::builder(self.server.config.concurrent_streams_max);
-                State::Shaking(heap::within_h2(|| builder.handshake(plain)))
+                State::Shaking(heap::within_h2_anew(|| builder.handshake(plain)))
             }
             Protocol::Http1 => {
                 self.look_at_the_peer_in(http1::look_interval(&self.server.config), LivenessStep::LookAtHttp1);
