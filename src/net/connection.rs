@@ -288,10 +288,7 @@ impl Connection {
             unreachable!("a connection begins once")
         };
         self.state = match protocol {
-            Protocol::Http2 => {
-                let builder = settings::builder(self.server.config.concurrent_streams_max);
-                State::Shaking(heap::within_h2_anew(|| builder.handshake(plain)))
-            }
+            Protocol::Http2 => State::Shaking(settings::handshake(self.server.config.concurrent_streams_max, plain)),
             Protocol::Http1 => {
                 self.look_at_the_peer_in(http1::look_interval(&self.server.config), LivenessStep::LookAtHttp1);
                 let (server, wire) = (self.server.clone(), self.wire.clone());
@@ -324,7 +321,9 @@ impl Connection {
         }
         for _ in 0..CALLS_PER_ROUND {
             let State::Open(open) = &mut self.state else { return Poll::Ready(()) };
-            match heap::within_h2(|| open.poll_accept(context)) {
+            // What h2 allocates once is there when the first call is.
+            let mut poll = || open.poll_accept(context);
+            match if self.rows_high_water == 0 { heap::within_h2(poll) } else { poll() } {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Some(Ok((request, respond)))) => self.open_call(request, respond),
                 Poll::Ready(Some(Err(error))) => {

@@ -1,11 +1,16 @@
 //! The settings of h2, each with its reason.
 
-use h2::server::Builder;
+use bytes::Bytes;
+use h2::server::{Builder, Handshake};
+
+use super::plain::Plain;
+use crate::heap;
 
 /// What a connection may send ahead of us, over all of its streams (RFC 9113, 6.9.2: the initial value).
 pub const CONNECTION_WINDOW: u32 = 65_535;
 
-pub fn builder(concurrent_streams_max: u32) -> Builder {
+/// Begins HTTP/2 with a peer.
+pub fn handshake(concurrent_streams_max: u32, plain: Plain) -> Handshake<Plain, Bytes> {
     let mut builder = Builder::new();
     builder
         .max_concurrent_streams(concurrent_streams_max)
@@ -18,5 +23,5 @@ pub fn builder(concurrent_streams_max: u32) -> Builder {
         .max_local_error_reset_streams(Some(16_384))
         // Each stream may queue this much; what is beyond stays with the handler.
         .max_send_buffer_size(32 * 1_024);
-    builder
+    heap::within_h2_anew(|| builder.handshake(plain))
 }

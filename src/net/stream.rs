@@ -13,7 +13,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{RecvStream, SendStream};
-use http::StatusCode;
+use http::{Response, StatusCode};
 use slab::Slab;
 
 use super::{CallId, CallKind, Handler, Intake, Output};
@@ -103,6 +103,15 @@ pub struct Surroundings<'a> {
     pub now: fn() -> Instant,
     /// The end of the connection's turn.
     pub until: Instant,
+}
+
+/// The head of an answer: for the first one of its connection, h2 makes its places for frames to send.
+fn send_head(
+    respond: &mut SendResponse<Bytes>,
+    head: Response<()>,
+    is_last: bool,
+) -> Result<SendStream<Bytes>, h2::Error> {
+    heap::within_h2(|| respond.send_response(head, is_last))
 }
 
 /// Doubling would leave a connection with fifty streams room for 14 more, 1.2 kB that most never use.
@@ -339,8 +348,7 @@ impl Row {
 
     fn send_headers(&mut self) -> Result<(), Look> {
         if let Sender::Response(respond) = &mut self.sender {
-            let sent = heap::within_h2(|| respond.send_response(head::response(), false));
-            let stream = sent.map_err(|_| Look::Broken(Broken::ByPeer))?;
+            let stream = send_head(respond, head::response(), false).map_err(|_| Look::Broken(Broken::ByPeer))?;
             self.sender = Sender::Stream(stream);
         }
         Ok(())
@@ -350,7 +358,7 @@ impl Row {
         self.send_headers()?;
         self.blocked_checks = 0;
         let Sender::Stream(stream) = &mut self.sender else { unreachable!("headers have just been sent") };
-        heap::within_h2(|| stream.send_data(bytes, false)).map_err(|_| Look::Broken(Broken::ByPeer))
+        stream.send_data(bytes, false).map_err(|_| Look::Broken(Broken::ByPeer))
     }
 
     /// After a look that waits: something is due, and the peer's window is closed.
@@ -381,13 +389,12 @@ impl Row {
     }
 
     pub fn end_with(&mut self, http: StatusCode, status: &Status) {
-        let _ = heap::within_h2(|| match &mut self.sender {
-            Sender::Response(respond) if status.code == Code::Ok => respond
-                .send_response(head::response(), false)
+        let _ = match &mut self.sender {
+            Sender::Response(respond) if status.code == Code::Ok => send_head(respond, head::response(), false)
                 .and_then(|mut stream| stream.send_trailers(status.trailers())),
-            Sender::Response(respond) => respond.send_response(head::trailers_only(http, status), true).map(drop),
+            Sender::Response(respond) => send_head(respond, head::trailers_only(http, status), true).map(drop),
             Sender::Stream(stream) => stream.send_trailers(status.trailers()),
-        });
+        };
     }
 
     fn fail(&mut self, status: &Status) -> Look {
