@@ -7,10 +7,11 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::checkpoint_thread::RESERVE_BYTES;
+use super::checkpoint;
+use super::checkpoint_thread::{RESERVE_BYTES, RESERVE_NAME};
 use super::record::BLOCK_BYTES;
 use super::recovery::{Refused, cannot};
-use super::segments::SEGMENT_BLOCKS;
+use super::segments::{SEGMENT_BLOCKS, is_spare, sequence_of};
 
 /// The reserve, a checkpoint without rows (1.6 MB), and what the file system takes for both.
 const DATA_BYTES: u64 = RESERVE_BYTES + (4 << 20);
@@ -36,12 +37,15 @@ impl<'a> Place<'a> {
         Ok(Place { path, file_system: there.metadata()?.dev(), free_bytes, begun_bytes: 0 })
     }
 
-    fn with_begun(self, needed_bytes: u64) -> io::Result<Place<'a>> {
+    /// Only files that a store makes count; a directory for the log may be the one for the data, or hold what is somebody else's.
+    fn with_begun(self, needed_bytes: u64, is_needed: fn(&str) -> bool) -> io::Result<Place<'a>> {
         let mut begun_bytes = 0;
         if self.path.exists() {
             for entry in std::fs::read_dir(self.path)? {
-                let found = entry?.metadata()?;
-                begun_bytes += if found.is_file() { found.blocks() * 512 } else { 0 };
+                let entry = entry?;
+                if entry.file_name().to_str().is_some_and(is_needed) {
+                    begun_bytes += entry.metadata()?.blocks() * 512;
+                }
             }
         }
         Ok(Place { begun_bytes: begun_bytes.min(needed_bytes), ..self })
@@ -53,11 +57,19 @@ impl<'a> Place<'a> {
 /// # Errors
 /// With what is needed and what is free, when they do not.
 pub fn for_first_files(data: &Path, wal: &Path) -> Result<(), Refused> {
-    let of = |path, needed_bytes| {
-        let found = Place::of(path).and_then(|place| place.with_begun(needed_bytes));
+    let of = |path, needed_bytes, is_needed| {
+        let found = Place::of(path).and_then(|place| place.with_begun(needed_bytes, is_needed));
         found.map_err(|error| cannot("read the free space of", path, &error))
     };
-    judge(of(data, DATA_BYTES)?, of(wal, LOG_BYTES)?)
+    judge(of(data, DATA_BYTES, is_of_data)?, of(wal, LOG_BYTES, is_of_log)?)
+}
+
+fn is_of_data(name: &str) -> bool {
+    [RESERVE_NAME, checkpoint::FILE_NAME, checkpoint::NEW_FILE_NAME].contains(&name)
+}
+
+fn is_of_log(name: &str) -> bool {
+    sequence_of(name).is_some() || is_spare(name)
 }
 
 /// What is free in the two directories.
@@ -132,16 +144,25 @@ mod tests {
         let data = Folder::new("room-begun");
         std::fs::create_dir_all(data.0.join("wal")).unwrap();
         std::fs::write(data.0.join("reserve"), vec![1; 1 << 20]).unwrap();
-        let begun_bytes = |needed_bytes| Place::of(&data.0).unwrap().with_begun(needed_bytes).unwrap().begun_bytes;
-        assert!((1 << 20..2 << 20).contains(&begun_bytes(DATA_BYTES)), "{}", begun_bytes(DATA_BYTES));
-        assert_eq!(begun_bytes(5), 5);
+        let begun_bytes = |needed_bytes, is_needed| {
+            Place::of(&data.0).unwrap().with_begun(needed_bytes, is_needed).unwrap().begun_bytes
+        };
+        let reserve_bytes = begun_bytes(DATA_BYTES, is_of_data);
+        assert!((1 << 20..2 << 20).contains(&reserve_bytes), "{reserve_bytes}");
+        assert_eq!(begun_bytes(5, is_of_data), 5);
+        // Where both lie in one directory, each file counts once; and what is not ours not at all.
+        assert_eq!(begun_bytes(LOG_BYTES, is_of_log), 0);
+        std::fs::write(data.0.join("0000000000000001.wal"), [1; 9]).unwrap();
+        std::fs::write(data.0.join("backup.wal"), vec![1; 1 << 20]).unwrap();
+        assert!((9..1 << 20).contains(&begun_bytes(LOG_BYTES, is_of_log)));
+        assert_eq!(begun_bytes(DATA_BYTES, is_of_data), reserve_bytes);
     }
 
     #[test]
     fn a_directory_that_is_still_to_be_made_lies_where_its_parent_does() {
         let here = Place::of(Path::new("/tmp")).unwrap().file_system;
         let below = Path::new("/tmp/tarsier-not-there/nor-this");
-        assert_eq!(Place::of(below).unwrap().with_begun(9).unwrap().begun_bytes, 0);
+        assert_eq!(Place::of(below).unwrap().with_begun(9, is_of_data).unwrap().begun_bytes, 0);
         assert_eq!(here, Place::of(below).unwrap().file_system);
         assert!(Place::of(Path::new("tarsier-not-there")).is_ok(), "in the current directory");
     }
