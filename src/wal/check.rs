@@ -116,8 +116,8 @@ impl Report<'_> {
     ) -> io::Result<()> {
         // The first group that was told of is there, or what there is of groups was told to nobody.
         let is_late = examined.frames == 0 || examined.first.is_some_and(|first| first > Position(1));
-        let checkpointed = checkpointed.filter(|_| is_late);
-        let oldest = checkpointed.and_then(|checkpointed| missing_oldest(examined.oldest, checkpointed));
+        let ends = examined.oldest.filter(|_| is_late).zip(checkpointed);
+        let oldest = ends.and_then(|(oldest, checkpointed)| missing_oldest(oldest, checkpointed));
         let missing = oldest.into_iter().chain(missing_newest(examined.newest, noted));
         missing.map(|file| ReplayError::Missing { file }).try_for_each(|error| self.log_damage(error))
     }

@@ -93,7 +93,7 @@ impl fmt::Display for Flaw {
             Flaw::Length => "the file is not as long as its header says",
             Flaw::Frame => "a record does not fit its checksum and good ones follow it",
             Flaw::Chain => "a record does not continue the one before it",
-            Flaw::First => "its first record does not fit its checksum and the ones before it are given up",
+            Flaw::First => "it begins with no good record: either that is damaged, or the file before it is missing",
             Flaw::Content => "a record fits its checksum and cannot be read",
         })
     }
@@ -455,7 +455,7 @@ impl<'a, D: Disk> Replay<'a, D> {
             // A log that ever held a frame is never without one.
             Some(first) if with_frames == 0 && first.header.sequence != 1 => {
                 let sequence = first.header.sequence;
-                if let Some(file) = missing_oldest(Some(sequence), self.checkpointed) {
+                if let Some(file) = missing_oldest(sequence, self.checkpointed) {
                     return Err(ReplayError::Missing { file });
                 }
                 let file = segment_name(sequence);
@@ -532,9 +532,8 @@ impl<'a, D: Disk> Replay<'a, D> {
 /// Of a log that holds no group, or not the first one, the segment in front of the first that is there, if that is what is wrong
 /// with it: the checkpoint has taken nothing, so what was told of stood in front. (With the first group it may be gone
 /// all the same: it held pieces of one that was never told to anybody.)
-pub(crate) fn missing_oldest(first: Option<u64>, checkpointed: Position) -> Option<String> {
-    let first = first.filter(|&first| first > 1 && checkpointed == Position(0))?;
-    Some(segment_name(first - 1))
+pub(crate) fn missing_oldest(first: u64, checkpointed: Position) -> Option<String> {
+    (first > 1 && checkpointed == Position(0)).then(|| segment_name(first - 1))
 }
 
 /// The first segment behind the last one that is there, or the last of all when none is, if it was noted that it must be.
