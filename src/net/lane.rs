@@ -11,6 +11,9 @@
 //! the time that an answer usually takes; then they have their turns. Beside a load of light calls, whose passes are long,
 //! the heavy together have as much of each pass as the light had of the one before. So nobody starves, and nobody waits for
 //! an empty lane.
+//!
+//! What the shard does for many at once, its watch hub's turns, is heavy as well. While somebody light asks, a pass belongs to
+//! either the hub or the connections, in turns: a call takes five or six passes, and would else wait for both in each.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -57,6 +60,10 @@ pub struct Lane {
     /// When somebody light last asked who was the only one for a while.
     lone_call_at: Cell<Option<Instant>>,
     passed_at: Cell<Option<Instant>>,
+    /// The hub asked for time of this pass.
+    has_hub_asked: Cell<bool>,
+    /// This pass belongs to the hub.
+    is_hubs: Cell<bool>,
     /// When the last turn of a heavy connection ended.
     ended_at: Cell<Option<Instant>>,
     /// The next pass is to be told apart from this one.
@@ -77,10 +84,25 @@ impl Lane {
         self.passed_at.set(Some(now));
     }
 
+    /// Somebody light has asked lately and is likely to ask again.
+    fn expects_calls(&self, now: Instant) -> bool {
+        [&self.called_at, &self.passed_at].iter().any(|at| is_within(at.get(), now, CALLS_EXPECTED))
+    }
+
     /// What all heavy ones may take of a pass.
     pub fn pass_time_max(&self, now: Instant) -> Duration {
-        let is_expected = [&self.called_at, &self.passed_at].iter().any(|at| is_within(at.get(), now, CALLS_EXPECTED));
-        if is_expected { SHORT_TURN_TIME_MAX.max(self.share.get()) } else { TURN_TIME_MAX.max(self.share.get()) }
+        let usual = if self.expects_calls(now) { SHORT_TURN_TIME_MAX } else { TURN_TIME_MAX };
+        usual.max(self.share.get())
+    }
+
+    /// The hub has something to do: true when it may, for the time of a pass. Else it asks again in the next one.
+    pub fn admits_hub(&self, now: Instant) -> bool {
+        let is_alone = self.is_empty() && self.called.get().is_none() && self.taken.get().is_zero();
+        if is_alone || !self.expects_calls(now) {
+            return true;
+        }
+        self.has_hub_asked.set(true);
+        self.is_hubs.get()
     }
 
     /// What the turn of a heavy connection may take.
@@ -131,7 +153,7 @@ impl Lane {
     }
 
     fn has_time(&self, now: Instant) -> bool {
-        self.taken.get() < self.pass_time_max(now) && !self.holds_back(now)
+        !self.is_hubs.get() && self.taken.get() < self.pass_time_max(now) && !self.holds_back(now)
     }
 
     fn call_next(&self, now: Instant) -> Option<u32> {
@@ -174,6 +196,7 @@ impl Lane {
 
     fn begin_pass(&self, now: Instant) -> Option<u32> {
         self.is_pass_due.set(!self.is_empty());
+        self.is_hubs.set(self.has_hub_asked.take() && !self.is_hubs.get());
         self.taken.set(Duration::ZERO);
         self.share.set(self.light.take());
         self.call_next(now)
@@ -253,6 +276,31 @@ mod tests {
         assert_eq!(lane.ended(2, TURN_TIME_MAX * 2, later), None, "that was as much");
         assert_eq!(lane.begin_pass(later), Some(1));
         assert_eq!(lane.pass_time_max(later), SHORT_TURN_TIME_MAX, "there was no call in that pass");
+    }
+
+    #[test]
+    fn while_somebody_light_asks_a_pass_is_the_hubs_or_the_connections() {
+        let (lane, now) = (Lane::default(), Instant::now());
+        assert!(lane.admits_hub(now) && lane.admits_hub(now), "nobody is heavy");
+        lane.wait(1, BEGINNING);
+        assert!(lane.admits_hub(now) && lane.begin_pass(now) == Some(1), "nobody light asks, and both have their time");
+        lane.wait(1, BEGINNING);
+        lane.ended(1, TURN_TIME_MAX, now);
+        lane.call_passed(now);
+        let mut passes = Vec::new();
+        for _ in 0..6 {
+            let called = lane.begin_pass(now);
+            passes.push((called.is_some(), lane.admits_hub(now)));
+            if let Some(called) = called {
+                lane.wait(called, BEGINNING);
+                lane.ended(called, TURN_TIME_MAX, now);
+            }
+        }
+        assert_eq!(passes, [(true, false), (false, true), (true, false), (false, true), (true, false), (false, true)]);
+        assert_eq!(lane.begin_pass(now), Some(1));
+        lane.wait(1, BEGINNING);
+        lane.ended(1, TURN_TIME_MAX, now);
+        assert_eq!(lane.begin_pass(now), Some(1), "the hub has nothing to do");
     }
 
     /// Turns that a lane with something to do gives in a quarter of a second of passes of 25 us, with a light call every `gap`.

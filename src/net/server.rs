@@ -232,9 +232,9 @@ impl Server {
         self.lane.call_passed(now);
     }
 
-    /// What long work on this shard may take at once now, so that no call waits long behind it.
-    pub fn turn_time_max(&self, now: Instant) -> Duration {
-        self.lane.pass_time_max(now)
+    /// What the hub may take at once now, so that no call waits long behind it; nothing where this pass is not its own.
+    pub fn hub_time_max(&self, now: Instant) -> Option<Duration> {
+        self.lane.admits_hub(now).then(|| self.lane.pass_time_max(now))
     }
 
     pub fn counters(&self) -> &Rc<Counters> {

@@ -79,8 +79,9 @@ const REPLIES_PER_TURN: usize = 512;
 /// Commands or batches of one turn that are few enough to be somebody's who waits; more are a load, for which short turns are
 /// no help.
 const FEW: usize = 8;
-/// Members, list rows or changes that the hub touches between two looks at the clock: some 5 us of work.
-const HUB_WORK_PER_CLOCK: usize = 50;
+/// Members, list rows or changes that the hub touches between two looks at the clock: 1 us of work, and 5 where watchers catch
+/// up.
+const HUB_WORK_PER_CLOCK: usize = 10;
 /// Calls that wait for a key and are told of a change in one turn.
 const TOLD_PER_TURN: usize = 1_000;
 /// Streams announced to their connections in one turn.
@@ -366,7 +367,8 @@ impl Shard {
         }
         let begun = clock::now();
         let server = self.server.borrow().upgrade();
-        let time_max = server.map_or(Duration::ZERO, |server| server.turn_time_max(begun));
+        let time_max = server.map_or(Some(Duration::ZERO), |server| server.hub_time_max(begun));
+        let Some(time_max) = time_max else { return true };
         while hub.turn(HUB_WORK_PER_CLOCK) {
             if clock::now() - begun >= time_max {
                 return true;
