@@ -27,7 +27,7 @@ use crate::open_loop::{begin_when_due, start_pacer};
 use crate::report::Measured;
 use crate::screen::count;
 use crate::server::{Server, Side};
-use crate::threads::{finished, on_thread};
+use crate::threads::{finished, on_preferred_thread, on_thread};
 use crate::wire;
 
 /// Puts of one transaction while the keys are loaded; etcd allows 128 operations.
@@ -257,7 +257,7 @@ fn start_putter(
 ) -> Result<oneshot::Receiver<Result<Histogram<u64>>>> {
     let schedule = start_pacer(sizes.puts_a_second, stops)?;
     let endpoint = endpoint.clone();
-    on_thread("putter", move || put_and_time(endpoint, schedule))
+    on_preferred_thread("putter", move || put_and_time(endpoint, schedule))
 }
 
 async fn put_and_time(endpoint: Arc<str>, schedule: mpsc::UnboundedReceiver<Instant>) -> Result<Histogram<u64>> {

@@ -112,7 +112,7 @@ impl HoldArgs {
         let flags = self.tarsier_flags.split_whitespace().map(str::to_owned).collect();
         let data_root = self.data_dir_root.clone().unwrap_or_else(std::env::temp_dir);
         let (side, environment) = (Side::Tarsier, Vec::new());
-        let program = Program { side, path: path.clone(), flags, environment, port: self.port, data_root };
+        let program = Program { side, path: path.clone(), flags, environment, port: self.port, data_root, cpus: None };
         program.check()?;
         let server = program.start_in(group).await?;
         if let Some(group) = server.memory_group() {

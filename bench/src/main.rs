@@ -28,6 +28,7 @@ mod bystander;
 mod caller;
 mod cgroup;
 mod check;
+mod cpus;
 mod delivery;
 mod disk;
 mod etcd_load;

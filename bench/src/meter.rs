@@ -6,7 +6,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use crate::fault::{Fault, Result};
-use crate::process::Process;
+use crate::process::{self, Process};
 use crate::report::{Limit, Measured};
 
 /// From this part of the time on, something counts as busy all the time: the clock of the machine ticks coarsely.
@@ -58,7 +58,7 @@ impl Spent {
 
     /// What has set the pace beside the server.
     fn limits(&self) -> impl Iterator<Item = Limit> + use<> {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from) as f64;
+        let cores = process::cores() as f64;
         let share = |time: Duration| time.as_secs_f64() / self.wall.as_secs_f64();
         let client = (share(self.own) >= BUSY).then_some(Limit::Client);
         client.into_iter().chain((share(self.machine) >= cores * BUSY).then_some(Limit::Machine))
@@ -86,7 +86,7 @@ mod tests {
 
     #[test]
     fn what_is_busy_all_the_time_is_a_limit() {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from) as f64;
+        let cores = process::cores() as f64;
         let spent = |own, machine| {
             let [own, machine] = [own, machine * cores].map(Duration::from_secs_f64);
             let spent = Spent { cpu: Duration::from_secs(1), own, machine, wall: Duration::from_secs(1) };

@@ -2,7 +2,8 @@
 //! from then. A server that stalls is so charged with all the calls that came meanwhile, and not with one a client.
 //!
 //! A thread that only sleeps keeps the schedule, since the event loop's timers know milliseconds only; another makes the
-//! calls.
+//! calls. Both are preferred where that is allowed: a clock or a client that waits for a core of the server's machine makes
+//! its calls late, and that would count as the server's.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -18,9 +19,10 @@ use crate::caller::Caller;
 use crate::fault::{Fault, Result};
 use crate::latency::{latencies, record};
 use crate::link::Windows;
+use crate::process;
 use crate::random::Random;
 use crate::tasks;
-use crate::threads::{self, finished, on_thread};
+use crate::threads::{self, finished, on_preferred_thread};
 use crate::work::Work;
 
 /// Calls that may be unanswered; past it the server is taken for stuck.
@@ -41,7 +43,7 @@ pub async fn run(endpoint: &Arc<str>, work: Work, schedule: Schedule) -> Result<
     let stops = Arc::new(AtomicBool::new(false));
     let due = start_pacer(schedule.calls_a_second, &stops)?;
     let endpoint = endpoint.clone();
-    let mut calls = on_thread("schedule", move || make_calls(endpoint, work, schedule, due))?;
+    let mut calls = on_preferred_thread("schedule", move || make_calls(endpoint, work, schedule, due))?;
     tokio::select! {
         () = tokio::time::sleep(schedule.warm_up + schedule.window) => {}
         // Only a fault ends the calls before they are stopped.
@@ -105,6 +107,7 @@ pub fn start_pacer(calls_a_second: u32, stops: &Arc<AtomicBool>) -> Result<mpsc:
     let stops = stops.clone();
     let pause = Duration::from_secs(1) / calls_a_second.max(1);
     let pacer = move || {
+        process::prefer_this_thread();
         let mut at = Instant::now() + pause;
         while !stops.load(Ordering::Relaxed) {
             std::thread::sleep(at.saturating_duration_since(Instant::now()));

@@ -7,8 +7,15 @@ use std::time::Duration;
 
 use nix::time::{clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
+use thread_priority::{
+    RealtimeThreadSchedulePolicy, ThreadPriority, ThreadPriorityValue, ThreadSchedulePolicy,
+    set_thread_priority_and_policy, thread_native_id,
+};
 
 use crate::fault::{Fault, Result};
+
+/// The best there is.
+const BEST_NICENESS: i32 = -20;
 
 /// Resident memory in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -116,9 +123,53 @@ pub fn raise_files_limit() {
     let _ = setrlimit(Resource::Nofile, limit);
 }
 
+/// How the calling thread stands in front of the others.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Preference {
+    /// It runs as soon as it has something to do.
+    RealTime,
+    /// It has a larger share, but whoever runs ends its slice first: EEVDF, the scheduler from Linux 6.6 on.
+    Niceness,
+    /// Like any other. The rest takes CAP_SYS_NICE.
+    None,
+}
+
+/// Has the calling thread, which stands for a client on another machine, wait for no core that something else holds, as far
+/// as that is allowed.
+pub fn prefer_this_thread() -> Preference {
+    let least = ThreadPriorityValue::try_from(1).map(ThreadPriority::Crossplatform);
+    let policy = ThreadSchedulePolicy::Realtime(RealtimeThreadSchedulePolicy::Fifo);
+    let is_set = |least| set_thread_priority_and_policy(thread_native_id(), least, policy).is_ok();
+    if least.is_ok_and(is_set) {
+        Preference::RealTime
+    } else if set_niceness(BEST_NICENESS).is_ok() {
+        Preference::Niceness
+    } else {
+        Preference::None
+    }
+}
+
+/// What the report says of such threads.
+pub fn preference_note() -> String {
+    let text = match std::thread::spawn(prefer_this_thread).join() {
+        Ok(Preference::RealTime) => "run in real time: what they wait for is the server, not a core",
+        Ok(Preference::Niceness) => "run at niceness -20, and still wait for whoever ends its slice on their core",
+        Ok(Preference::None) | Err(_) => {
+            "may not be preferred (that takes CAP_SYS_NICE), so their waits for a core count"
+        }
+    };
+    format!("the clock of a schedule and the client that it paces {text}")
+}
+
 /// Sets how the calling thread, and no other, stands against those that want the same core.
 pub fn set_niceness(niceness: i32) -> std::io::Result<()> {
     Ok(rustix::process::setpriority_process(None, niceness)?)
+}
+
+/// Cores of the machine, whichever this thread may use: `/proc/stat` counts all of them too.
+pub fn cores() -> usize {
+    let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    cpus.lines().filter(|line| line.starts_with("processor")).count().max(1)
 }
 
 /// This machine, as far as it says what it is.
@@ -128,7 +179,7 @@ pub fn machine() -> Machine {
     let model = cpus.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
     Machine {
         model: model.map_or("an unnamed processor", |(_, name)| name).to_owned(),
-        cores: std::thread::available_parallelism().map_or(0, usize::from),
+        cores: cores(),
         memory_bytes: kilobytes(&text("/proc/meminfo"), "MemTotal:").unwrap_or(0),
         kernel: text("/proc/sys/kernel/osrelease").trim().to_owned(),
     }

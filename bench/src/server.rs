@@ -14,6 +14,7 @@ use rustix::process::Signal;
 
 use crate::caller::{self, Caller};
 use crate::cgroup::MemoryGroup;
+use crate::cpus::{self, Cpus};
 use crate::disk::Disk;
 use crate::fault::{Fault, Result};
 use crate::numbers;
@@ -76,6 +77,9 @@ pub struct ProgramFlags {
     /// Further flags for tarsier, separated by spaces
     #[arg(long, default_value = "", allow_hyphen_values = true)]
     tarsier_flags: String,
+    /// CPUs of the servers, such as 0 or 0,2-3; the load client has the others [default: both have all]
+    #[arg(long)]
+    server_cpus: Option<Cpus>,
 }
 
 impl ProgramFlags {
@@ -83,25 +87,33 @@ impl ProgramFlags {
         self.data_dir_root.clone().unwrap_or_else(std::env::temp_dir)
     }
 
+    /// What a reader of the figures should know.
+    pub fn note(&self) -> Option<String> {
+        self.server_cpus.as_ref().map(|cpus| format!("servers on CPUs {cpus}, the load client on the others"))
+    }
+
     fn etcd_environment(&self) -> Vec<(&'static str, String)> {
         let collection = self.etcd_gogc.map(|percent| ("GOGC", percent.to_string()));
         collection.into_iter().chain(self.etcd_gomemlimit.clone().map(|limit| ("GOMEMLIMIT", limit))).collect()
     }
 
-    /// The programs that are named, on the four ports from `port` on.
+    /// The programs that are named, on the four ports from `port` on. From here on this thread, and all that it makes but for
+    /// these, leaves their CPUs alone.
     ///
     /// # Errors
-    /// When one is not what it was named as.
+    /// When one is not what it was named as, or the CPUs cannot be shared out as asked.
     pub fn programs(&self, etcd: Option<PathBuf>, tarsier: Option<PathBuf>, port: u16) -> Result<Vec<Program>> {
         let named =
             [(Side::Etcd, etcd, &self.etcd_flags, port), (Side::Tarsier, tarsier, &self.tarsier_flags, port + 2)];
         let programs = named.into_iter().filter_map(|(side, path, flags, port)| {
             let flags = flags.split_whitespace().map(str::to_owned).collect();
             let environment = if side == Side::Etcd { self.etcd_environment() } else { Vec::new() };
-            Some(Program { side, path: path?, flags, environment, port, data_root: self.data_root() })
+            let (data_root, cpus) = (self.data_root(), self.server_cpus.clone());
+            Some(Program { side, path: path?, flags, environment, port, data_root, cpus })
         });
         let programs: Vec<Program> = programs.collect();
         programs.iter().try_for_each(Program::check)?;
+        self.server_cpus.as_ref().map_or(Ok(()), cpus::leave_to_servers)?;
         Ok(programs)
     }
 }
@@ -119,6 +131,8 @@ pub struct Program {
     pub port: u16,
     /// Where the directories of its servers are made. What a disk costs shows only on a disk: not on a tmpfs.
     pub data_root: PathBuf,
+    /// Where it runs, if not everywhere.
+    pub cpus: Option<Cpus>,
 }
 
 impl Program {
@@ -186,14 +200,14 @@ impl Program {
         let data = directory.join(DATA);
         let mut command = group.map_or_else(|| Command::new(&self.path), |group| group.command(&self.path));
         end_with_us(&mut command);
-        let spawned = command
+        command
             .args(self.flags(&data.to_string_lossy()))
             .envs(self.environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(output)
-            .stderr(errors)
-            .spawn();
-        spawned.map_err(|cause| Fault::Refused(format!("{} does not start: {cause}", self.path.display())))
+            .stderr(errors);
+        let refused = |cause| Fault::Refused(format!("{} does not start: {cause}", self.path.display()));
+        cpus::on(self.cpus.as_ref(), || command.spawn().map_err(refused))
     }
 
     /// A server that shares its port silently with a forgotten one would serve half of the clients.
@@ -448,6 +462,7 @@ mod tests {
             environment: Vec::new(),
             port: 7,
             data_root: "y".into(),
+            cpus: None,
         };
         let flags = program(Side::Tarsier).flags("d");
         assert_eq!(flags, ["--listen-client-urls", "http://127.0.0.1:7", "--data-dir", "d", "--extra"]);

@@ -50,7 +50,7 @@ impl SoakArgs {
         let side = Side::of(&self.server)?;
         let flags = self.flags.split_whitespace().map(str::to_owned).collect();
         let (path, environment, data_root) = (self.server.clone(), Vec::new(), self.root());
-        Ok(Program { side, path, flags, environment, port: self.port, data_root })
+        Ok(Program { side, path, flags, environment, port: self.port, data_root, cpus: None })
     }
 
     fn root(&self) -> PathBuf {

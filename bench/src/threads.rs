@@ -8,6 +8,7 @@ use tokio::sync::oneshot::error::RecvError;
 use tokio::task::LocalSet;
 
 use crate::fault::{Fault, Result};
+use crate::process;
 
 /// The event loop of one thread.
 pub fn event_loop() -> Result<Runtime> {
@@ -19,6 +20,22 @@ pub fn event_loop() -> Result<Runtime> {
 pub fn spawn<T: Send + 'static>(name: String, body: impl FnOnce() -> T + Send + 'static) -> Result<JoinHandle<T>> {
     let spawned = std::thread::Builder::new().name(name).spawn(body);
     spawned.map_err(|cause| Fault::Refused(format!("no thread for the load: {cause}")))
+}
+
+/// As [`on_thread`], for a client that stands for one on another machine.
+pub fn on_preferred_thread<T, F>(
+    name: &str,
+    work: impl FnOnce() -> F + Send + 'static,
+) -> Result<oneshot::Receiver<Result<T>>>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T>>,
+{
+    on_thread(name, || {
+        // The report says how far that is allowed.
+        process::prefer_this_thread();
+        work()
+    })
 }
 
 /// Runs `work` on a thread with an event loop of its own.

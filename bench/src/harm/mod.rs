@@ -91,9 +91,8 @@ pub struct HarmArgs {
 
 impl HarmArgs {
     /// What a reader of the figures should know.
-    pub fn notes(&self) -> [String; 2] {
-        let clients = format!("the clients of the storm run at niceness {}", self.client_nice);
-        [witness::note(), clients]
+    pub fn note(&self) -> String {
+        format!("the clients of the storm run at niceness {}", self.client_nice)
     }
 
     pub fn sizes(&self, side: Side, quick: Quick, window: Duration, threads: u32, patience: Duration) -> Sizes {

@@ -24,9 +24,8 @@ use crate::harm::call::WatchCall;
 use crate::latency::{latencies, record};
 use crate::link::Windows;
 use crate::open_loop::start_pacer;
-use crate::process;
 use crate::report::Measured;
-use crate::threads::{finished, on_thread};
+use crate::threads::{finished, on_preferred_thread};
 
 const PREFIX: &str = "witness/";
 const PREFIX_END: &[u8] = b"witness0";
@@ -58,7 +57,7 @@ impl Witness {
         let schedule = start_pacer(puts_a_second, &stops)?;
         let tails = {
             let (endpoint, phase) = (endpoint.clone(), phase.clone());
-            on_thread("witness", move || bear_witness(endpoint, schedule, phase))?
+            on_preferred_thread("witness", move || bear_witness(endpoint, schedule, phase))?
         };
         Ok(Witness { phase, stops, tails })
     }
@@ -117,25 +116,11 @@ impl Book {
     }
 }
 
-/// The best there is.
-const NICENESS: i32 = -20;
-
-/// What the report says of it.
-pub fn note() -> String {
-    let preferred = std::thread::spawn(|| process::set_niceness(NICENESS)).join();
-    match preferred {
-        Ok(Ok(())) => format!("the witness runs at niceness {NICENESS}: it waits for the server, not for a core"),
-        _ => "the witness may not be preferred (that takes CAP_SYS_NICE), so its waits for a core count".to_owned(),
-    }
-}
-
 async fn bear_witness(
     endpoint: Arc<str>,
     schedule: mpsc::UnboundedReceiver<Instant>,
     phase: Arc<AtomicUsize>,
 ) -> Result<Vec<Tails>> {
-    // The report says when that is refused.
-    let _ = process::set_niceness(NICENESS);
     let book = Rc::new(RefCell::new(Book::default()));
     let mut watch = WatchCall::open(&Caller::connect(&endpoint, Windows::SMALL).await?).await?;
     watch.watch(PREFIX.as_bytes(), PREFIX_END, 0).await?;

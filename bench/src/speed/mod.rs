@@ -374,8 +374,10 @@ impl Run<'_> {
             Err(fault) => format!("what puts write was not counted, and nothing was synced to a disk: {fault}"),
         });
         if [Group::Storm, Group::Teardown, Group::Windows, Group::Stuck].iter().any(|group| args.has(*group)) {
-            notes.extend(args.harm.notes());
+            notes.push(args.harm.note());
         }
+        notes.push(process::preference_note());
+        notes.extend(args.started.note());
         if args.quick {
             notes.push("--quick: a tenth of the load wherever no flag says how much".to_owned());
         }

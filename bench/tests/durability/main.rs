@@ -18,6 +18,9 @@ mod caller;
 #[path = "../../src/cgroup.rs"]
 #[allow(dead_code, reason = "the load generator uses the rest")]
 mod cgroup;
+#[path = "../../src/cpus.rs"]
+#[allow(dead_code, reason = "the load generator uses the rest")]
+mod cpus;
 mod damage;
 #[path = "../../src/disk.rs"]
 #[allow(dead_code, reason = "the load generator uses the rest")]

@@ -38,7 +38,15 @@ pub fn program() -> Program {
             break port;
         }
     };
-    Program { side, path, flags: Vec::new(), environment: Vec::new(), port, data_root: std::env::temp_dir() }
+    Program {
+        side,
+        path,
+        flags: Vec::new(),
+        environment: Vec::new(),
+        port,
+        data_root: std::env::temp_dir(),
+        cpus: None,
+    }
 }
 
 /// The tarsier under test, or `None` with a word about it.
