@@ -206,21 +206,35 @@ impl Row {
         if let Some(reason) = voids.first() {
             return format!("void: {reason}");
         }
-        let Some(middle) = median(values) else { return "-".to_owned() };
-        let least = values.iter().copied().fold(f64::INFINITY, f64::min);
-        let greatest = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        match values.len() {
-            1 => number(middle),
-            _ => format!("{} ({} - {})", number(middle), number(least), number(greatest)),
-        }
+        median(values).map_or_else(|| "-".to_owned(), |middle| with_spread(middle, values))
     }
 
+    /// That of the medians, with the spread of the rounds' own ratios: both sides run in each, one right behind the other, so it
+    /// tells less of what the machine did in between than the spread of either.
     fn ratio(&self) -> String {
         let is_void = self.voids.iter().any(|voids| !voids.is_empty());
-        match (median(&self.values[0]), median(&self.values[1])) {
-            (Some(etcd), Some(tarsier)) if !is_void && etcd > 0.0 => number(tarsier / etcd),
-            _ => "-".to_owned(),
+        let [etcd, tarsier] = &self.values;
+        let (Some(of_etcd), Some(of_tarsier)) = (median(etcd), median(tarsier)) else { return "-".to_owned() };
+        if is_void || etcd.iter().any(|value| *value <= 0.0) {
+            return "-".to_owned();
         }
+        let ratio = of_tarsier / of_etcd;
+        if etcd.len() != tarsier.len() {
+            // A round that failed on one side leaves nothing to pair.
+            return number(ratio);
+        }
+        let of_rounds: Vec<f64> = tarsier.iter().zip(etcd).map(|(tarsier, etcd)| tarsier / etcd).collect();
+        with_spread(ratio, &of_rounds)
+    }
+}
+
+/// A value that stands for several, with the least and the greatest of them.
+fn with_spread(middle: f64, values: &[f64]) -> String {
+    let least = values.iter().copied().fold(f64::INFINITY, f64::min);
+    let greatest = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    match values.len() {
+        1 => number(middle),
+        _ => format!("{} ({} - {})", number(middle), number(least), number(greatest)),
     }
 }
 
@@ -261,9 +275,24 @@ mod tests {
             report.add(Side::Etcd, measured(etcd, None));
             report.add(Side::Tarsier, measured(tarsier, None));
         }
-        assert!(report.markdown(false).contains("| put | us | 50.0 (40.0 - 52.0) | 11.0 (10.0 - 13.0) | 0.220 |"));
+        assert!(
+            report
+                .markdown(false)
+                .contains("| put | us | 50.0 (40.0 - 52.0) | 11.0 (10.0 - 13.0) | 0.220 (0.200 - 0.275) |")
+        );
         assert_eq!(report.json()["rows"][0]["etcd"]["median"], 50.0);
         assert_eq!(report.voids(), 0);
+    }
+
+    #[test]
+    fn a_round_that_one_side_lacks_leaves_a_ratio_without_a_spread() {
+        let mut report = Report::default();
+        report.add(Side::Etcd, measured(50.0, None));
+        report.add(Side::Tarsier, measured(10.0, None));
+        report.add(Side::Tarsier, measured(20.0, None));
+        assert!(report.markdown(false).contains("| put | us | 50.0 | 15.0 (10.0 - 20.0) | 0.300 |"));
+        report.add(Side::Etcd, measured(0.0, None));
+        assert!(report.markdown(false).contains("| 25.0 (0 - 50.0) | 15.0 (10.0 - 20.0) | - |"));
     }
 
     #[test]

@@ -176,6 +176,9 @@ impl Circumstances {
         let machine = format!("{}; kernel {}", self.machine, self.kernel);
         let points = [machine].into_iter().chain(versions).chain([format!("`{}`", self.command)]);
         let points = points.chain(self.notes.iter().cloned()).map(|point| format!("- {point}\n"));
-        format!("\nMedians, with the least and the greatest of the rounds.\n\n{}", points.collect::<String>())
+        format!(
+            "\nMedians, with the least and the greatest of the rounds; of a ratio, those of the rounds' own.\n\n{}",
+            points.collect::<String>()
+        )
     }
 }
