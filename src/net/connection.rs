@@ -44,8 +44,6 @@ const ROUNDS_PER_TURN: usize = 32;
 const STREAMS_PER_ROUND: usize = 16;
 /// Streams that are looked at between two looks at the clock.
 const LOOKS_PER_CLOCK: usize = 2;
-/// Calls that a connection ends at once. One with more waits for its turn in the lane: of a fleet that leaves, each has many.
-const CALLS_ENDED_AT_ONCE: usize = 4;
 /// Calls that are accepted before h2 writes.
 const CALLS_PER_ROUND: usize = 16;
 
@@ -145,17 +143,20 @@ impl Connection {
         }
         // This turn serves what has woken it. The lane's call would else look like more to do, and call for another turn for ever.
         self.server.ready.take_woken(self.slot);
-        self.wire.begin_turn(self.rows.len());
+        self.wire.begin_turn(self.rows.len(), self.pace.may_end(self.rows.len()));
         self.look_at_the_time();
         for _ in 0..ROUNDS_PER_TURN {
             self.wire.send_completed(context);
             if self.has_ended || self.poll_protocol(context).is_ready() {
-                if !self.has_ended && !self.pace.is_heavy() && self.rows.len() > CALLS_ENDED_AT_ONCE {
+                if !self.has_ended && !self.pace.may_end(self.rows.len()) {
                     self.has_ended = true;
                     break;
                 }
                 self.close();
                 return self.wire.poll_close(context);
+            }
+            if self.wire.withholds_end() {
+                break;
             }
             self.look_at_due_streams();
             if !self.has_more() {
@@ -173,7 +174,7 @@ impl Connection {
         }
         self.wire.send(context);
         self.set_alarm();
-        self.left = if self.has_ended { Left::Ends } else { Left::Work };
+        self.left = if self.has_ended || self.wire.withholds_end() { Left::Ends } else { Left::Work };
         Poll::Pending
     }
 

@@ -14,6 +14,9 @@ const NEWCOMER_OWES: Duration = Duration::from_millis(4);
 /// Whatever a connection has taken, after a second of silence it is light.
 const OWED_COUNTED_MAX: Duration = Duration::from_millis(60);
 
+/// Calls that a connection ends at once. One with more waits for its turn in the lane: of a fleet that leaves, each has many.
+const CALLS_ENDED_AT_ONCE: usize = 4;
+
 /// What a connection has taken of its shard's time beyond its share.
 struct Weight {
     owed: Duration,
@@ -112,7 +115,7 @@ impl Pace {
         self.weight.add(taken);
         self.taken = match left {
             Left::Nothing => Duration::ZERO,
-            Left::Work => self.taken + taken,
+            Left::Work => self.taken.saturating_add(taken),
             Left::Ends => Duration::MAX,
         };
         if left != Left::Nothing {
@@ -130,6 +133,11 @@ impl Pace {
 
     pub fn is_heavy(&self) -> bool {
         self.is_heavy
+    }
+
+    /// Whether a connection with so many calls may end in this turn.
+    pub fn may_end(&self, calls: usize) -> bool {
+        self.is_heavy || calls <= CALLS_ENDED_AT_ONCE
     }
 
     pub fn until(&self) -> Instant {
@@ -156,6 +164,20 @@ mod tests {
         assert_eq!(streams.ended(&lane, 2, Left::Work, now), None);
         assert!(calls.begins(&lane, 1, now), "nobody light waits");
         assert!(!streams.begins(&lane, 2, now) && streams.is_heavy(), "it is not called yet");
+    }
+
+    #[test]
+    fn a_connection_that_was_about_to_end_and_has_more_to_do_stays_behind_the_others() {
+        let (lane, now) = (Lane::default(), Instant::now() + Duration::from_secs(1));
+        let mut pace = Pace::new(now);
+        assert!(pace.begins(&lane, 1, now) && pace.may_end(50), "a newcomer is heavy");
+        let order = [(Left::Work, TURN_TIME_MAX), (Left::Ends, Duration::MAX), (Left::Work, Duration::MAX)];
+        for (connection, (left, taken)) in (1..).zip(order) {
+            pace.ended(&lane, connection, left, now + TURN_TIME_MAX);
+            assert_eq!(pace.taken, taken);
+        }
+        pace.ended(&lane, 4, Left::Nothing, now);
+        assert_eq!(pace.taken, Duration::ZERO);
     }
 
     #[test]

@@ -72,6 +72,9 @@ struct State {
     /// There are no frames here, and what comes and goes is not counted as gRPC's.
     is_http1: bool,
     failed: Option<io::ErrorKind>,
+    /// The end of what the peer sends, of which h2 has not heard; and whether it may hear of it in this turn.
+    end: Option<io::Result<()>>,
+    may_end: bool,
     /// h2's last write was taken in part: its next one begins amid a frame.
     is_amid_output: bool,
 }
@@ -155,6 +158,8 @@ pub fn open(descriptor: OwnedFd, counters: Rc<Counters>, ping_rule: PingRule) ->
         is_pad_due: false,
         is_http1: false,
         failed: None,
+        end: None,
+        may_end: true,
         is_amid_output: false,
     }));
     (Plain(state.clone()), Wire(state))
@@ -246,12 +251,18 @@ impl Wire {
     }
 
     /// A turn of the connection, which has so many calls, begins: h2 may run from here on, and what is known of its buffers
-    /// holds no more.
-    pub fn begin_turn(&self, calls: usize) {
+    /// holds no more. Unless it `may_end`, the end of the connection is kept from h2: it goes through all calls then.
+    pub fn begin_turn(&self, calls: usize, may_end: bool) {
         let state = &mut *self.state();
+        state.may_end = may_end;
         (state.calls, state.calls_up_to) = (calls, state.meter.last_stream);
         state.buffers.forget();
         state.is_pad_due = false;
+    }
+
+    /// The end of the connection is kept from h2.
+    pub fn withholds_end(&self) -> bool {
+        self.state().end.is_some()
     }
 
     /// In a turn, before h2 is polled: if the peer has still sent nothing, h2 is to end its read buffer and take a new one.
@@ -481,6 +492,11 @@ impl State {
         }
     }
 
+    fn poll_end(&mut self) -> Poll<io::Result<()>> {
+        let may_end = self.may_end;
+        self.end.take_if(|_| may_end).map_or(Poll::Pending, Poll::Ready)
+    }
+
     fn poll_read(&mut self, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let state = self;
         if state.is_told_to_go {
@@ -491,16 +507,21 @@ impl State {
             state.is_cut_short = true;
             return Poll::Pending;
         }
+        if state.end.is_some() {
+            return state.poll_end();
+        }
         if state.input.is_none() {
             let Poll::Ready(received) = state.poll_received(context) else {
                 let pads = std::mem::take(&mut state.is_pad_due) && state.meter.is_at_boundary();
                 return if pads && idle::pad(into) { Poll::Ready(Ok(())) } else { Poll::Pending };
             };
-            let received = received?;
-            if received.is_empty() {
-                return Poll::Ready(Ok(()));
+            match received {
+                Ok(received) if !received.is_empty() => state.input = Some(Input::Pooled(received)),
+                end => {
+                    state.end = Some(end.map(drop));
+                    return state.poll_end();
+                }
             }
-            state.input = Some(Input::Pooled(received));
         }
         let Some(input) = &state.input else { unreachable!("it was filled above") };
         let bytes = &input[state.input_taken..];
@@ -639,51 +660,4 @@ impl Meter {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn http2_is_known_by_its_whole_preface_and_http1_by_the_first_byte_that_differs() {
-        for length in 0..PREFACE.len() {
-            assert_eq!(protocol(&PREFACE[..length]), None, "{length}");
-            let mut other = PREFACE[..=length].to_vec();
-            other[length] ^= 1;
-            assert_eq!(protocol(&other), Some(Protocol::Http1), "{length}");
-        }
-        assert_eq!(protocol(PREFACE), Some(Protocol::Http2));
-        assert_eq!(protocol(&[&PREFACE[..], &[0; 100]].concat()), Some(Protocol::Http2));
-        assert_eq!(protocol(b"GET /health HTTP/1.1\r\n"), Some(Protocol::Http1));
-    }
-
-    #[test]
-    fn the_meter_counts_frames_however_they_are_cut() {
-        let mut bytes = vec![b'P'; 24];
-        for (kind, length) in [(4_u8, 0_u32), (1, 300), (0, 5), (9, 70_000), (200, 1)] {
-            bytes.extend_from_slice(&length.to_be_bytes()[1..]);
-            bytes.extend_from_slice(&[kind, END_HEADERS, 0, 0, 0, 1]);
-            bytes.resize(bytes.len() + length as usize, 7);
-        }
-        for step in [1, 2, 3, 7, 8, 9, 10, 1_000, 100_000] {
-            let counters = Counters::default();
-            let mut meter = Meter::default();
-            for chunk in bytes.chunks(step) {
-                let mut frames_left = u32::MAX;
-                assert_eq!(meter.pass(chunk, &mut frames_left, &counters), chunk.len());
-            }
-            assert!(meter.is_at_boundary(), "step {step}");
-            let seen: Vec<u64> = counters.frames.iter().map(|count| count.get()).collect();
-            assert_eq!(seen, [1, 1, 0, 0, 1, 0, 0, 0, 0, 1, 1], "step {step}");
-        }
-    }
-
-    #[test]
-    fn the_meter_stops_behind_the_last_frame_that_is_allowed() {
-        let mut bytes = vec![b'P'; 24];
-        for _ in 0..5 {
-            bytes.extend_from_slice(&[0, 0, 2, 0, 0, 0, 0, 0, 1, 7, 7]);
-        }
-        let mut frames_left = 3;
-        let passed = Meter::default().pass(&bytes, &mut frames_left, &Counters::default());
-        assert_eq!((passed, frames_left), (24 + 3 * 11, 0));
-    }
-}
+mod tests;

@@ -117,6 +117,33 @@ fn garbage_and_vanishing_peers_leave_no_descriptor_and_disturb_no_one() {
 }
 
 #[test]
+fn peers_with_many_calls_that_vanish_at_once_leave_nothing_and_disturb_no_one() {
+    let server = start(|_| {});
+    run(async {
+        let client = &mut connect(server.address).await;
+        let mut peers = Vec::new();
+        for _ in 0..30 {
+            let socket = tokio::net::TcpStream::connect(server.address).await.unwrap();
+            let (mut peer, connection) = h2::client::handshake(socket).await.unwrap();
+            let connection = tokio::spawn(connection);
+            let calls: Vec<_> =
+                (0..20).map(|_| peer.send_request(request("/test/Hold", &[]), false).unwrap()).collect();
+            assert_eq!(call(&mut peer, request("/test/Unary", &[]), framed(b"x")).await.status().0, "0");
+            peers.push((peer, calls, connection));
+        }
+        // By then none of them is heavy any more, whose turn would come one by one without further ado.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        peers.iter().for_each(|(_, _, connection)| connection.abort());
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while descriptors(server.address.port()) > 2 {
+            assert_eq!(call(client, request("/test/Unary", &[]), framed(b"x")).await.status().0, "0");
+            assert!(Instant::now() < deadline, "{} sockets left", descriptors(server.address.port()));
+        }
+    });
+    assert_eq!(server.end().resets, 30 * 20);
+}
+
+#[test]
 fn a_peer_that_never_speaks_is_cut_at_the_handshake_timeout() {
     use std::io::Read;
     let server = start(|config| config.handshake_timeout = Duration::from_millis(50));
