@@ -260,9 +260,10 @@ impl Wire {
         state.is_pad_due = false;
     }
 
-    /// The end of the connection is kept from h2.
+    /// The end of the connection is here and kept from h2 in this turn.
     pub fn withholds_end(&self) -> bool {
-        self.state().end.is_some()
+        let state = self.state();
+        state.end.is_some() && !state.may_end
     }
 
     /// In a turn, before h2 is polled: if the peer has still sent nothing, h2 is to end its read buffer and take a new one.
