@@ -10,6 +10,7 @@ use std::str::FromStr;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::fault::{Fault, Result};
+use crate::ranges;
 
 /// CPUs by their numbers, in order, each once.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -39,14 +40,7 @@ impl FromStr for Cpus {
             Ok(cpu) if cpu < CpuSet::MAX_CPU => Ok(cpu),
             _ => Err(format!("{word:?} is no CPU: name them as in 0 or 0,2-3")),
         };
-        let mut cpus = Vec::new();
-        for part in text.split(',') {
-            let (first, last) = part.split_once('-').unwrap_or((part, part));
-            cpus.extend(number(first)?..=number(last)?);
-        }
-        cpus.sort_unstable();
-        cpus.dedup();
-        if cpus.is_empty() { Err(format!("{text:?} names no CPU")) } else { Ok(Cpus(cpus)) }
+        ranges::numbers(text, "CPU", number).map(Cpus)
     }
 }
 

@@ -53,6 +53,7 @@ mod process;
 mod proof;
 mod quick;
 mod random;
+mod ranges;
 mod report;
 mod screen;
 mod server;

@@ -14,9 +14,6 @@ use thread_priority::{
 
 use crate::fault::{Fault, Result};
 
-/// The best there is.
-const BEST_NICENESS: i32 = -20;
-
 /// Resident memory in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Memory {
@@ -123,40 +120,21 @@ pub fn raise_files_limit() {
     let _ = setrlimit(Resource::Nofile, limit);
 }
 
-/// How the calling thread stands in front of the others.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Preference {
-    /// It runs as soon as it has something to do.
-    RealTime,
-    /// It has a larger share, but whoever runs ends its slice first: EEVDF, the scheduler from Linux 6.6 on.
-    Niceness,
-    /// Like any other. The rest takes CAP_SYS_NICE.
-    None,
-}
-
-/// Has the calling thread, which stands for a client on another machine, wait for no core that something else holds, as far
-/// as that is allowed.
-pub fn prefer_this_thread() -> Preference {
+/// Has the calling thread, which stands for a client on another machine, run as soon as it has something to do: in real
+/// time, which takes CAP_SYS_NICE. Whether that was allowed. A niceness does not do it: whoever holds the core ends its
+/// slice first (seen on Linux 6.18).
+pub fn prefer_this_thread() -> bool {
     let least = ThreadPriorityValue::try_from(1).map(ThreadPriority::Crossplatform);
     let policy = ThreadSchedulePolicy::Realtime(RealtimeThreadSchedulePolicy::Fifo);
     let is_set = |least| set_thread_priority_and_policy(thread_native_id(), least, policy).is_ok();
-    if least.is_ok_and(is_set) {
-        Preference::RealTime
-    } else if set_niceness(BEST_NICENESS).is_ok() {
-        Preference::Niceness
-    } else {
-        Preference::None
-    }
+    least.is_ok_and(is_set)
 }
 
 /// What the report says of such threads.
 pub fn preference_note() -> String {
     let text = match std::thread::spawn(prefer_this_thread).join() {
-        Ok(Preference::RealTime) => "run in real time: what they wait for is the server, not a core",
-        Ok(Preference::Niceness) => "run at niceness -20, and still wait for whoever ends its slice on their core",
-        Ok(Preference::None) | Err(_) => {
-            "may not be preferred (that takes CAP_SYS_NICE), so their waits for a core count"
-        }
+        Ok(true) => "run in real time: what they wait for is the server, not a core",
+        Ok(false) | Err(_) => "may not run in real time (that takes CAP_SYS_NICE), so their waits for a core count",
     };
     format!("the clock of a schedule and the client that it paces {text}")
 }

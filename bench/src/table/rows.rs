@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::ranges;
 use crate::screen::count;
 
 /// Clients, streams of each, watchings of each stream. A client is a connection.
@@ -87,17 +88,10 @@ impl FromStr for Chosen {
 
     fn from_str(text: &str) -> Result<Chosen, String> {
         let number = |text: &str| {
-            let number = text.trim().parse().ok().filter(|number| (1..=ROWS.len()).contains(number));
+            let number = text.parse().ok().filter(|number| (1..=ROWS.len()).contains(number));
             number.ok_or_else(|| format!("{text:?} is no row: they are numbered from 1 to {}", ROWS.len()))
         };
-        let mut numbers = Vec::new();
-        for part in text.split(',') {
-            let (first, last) = part.split_once('-').unwrap_or((part, part));
-            numbers.extend(number(first)?..=number(last)?);
-        }
-        numbers.sort_unstable();
-        numbers.dedup();
-        if numbers.is_empty() { Err(format!("{text:?} names no row")) } else { Ok(Chosen(numbers)) }
+        ranges::numbers(text, "row", number).map(Chosen)
     }
 }
 

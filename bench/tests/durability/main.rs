@@ -45,6 +45,9 @@ mod proof;
 #[path = "../../src/random.rs"]
 #[allow(dead_code, reason = "the load generator uses the rest")]
 mod random;
+#[path = "../../src/ranges.rs"]
+#[allow(dead_code, reason = "the load generator uses the rest")]
+mod ranges;
 mod scene;
 #[path = "../../src/server.rs"]
 #[allow(dead_code, reason = "the load generator uses the rest")]
