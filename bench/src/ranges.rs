@@ -4,11 +4,7 @@
 ///
 /// # Errors
 /// What `number` says of a word, and that the list names nothing.
-pub fn numbers(
-    text: &str,
-    what: &str,
-    number: impl Fn(&str) -> Result<usize, String>,
-) -> Result<Vec<usize>, String> {
+pub fn numbers(text: &str, what: &str, number: impl Fn(&str) -> Result<usize, String>) -> Result<Vec<usize>, String> {
     let mut numbers = Vec::new();
     for part in text.split(',') {
         let (first, last) = part.split_once('-').unwrap_or((part, part));

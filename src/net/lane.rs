@@ -62,6 +62,8 @@ pub struct Lane {
     passed_at: Cell<Option<Instant>>,
     /// The hub asked for time of this pass.
     has_hub_asked: Cell<bool>,
+    /// The hub had more to do than fitted into this pass.
+    has_hub_more: Cell<bool>,
     /// This pass belongs to the hub.
     is_hubs: Cell<bool>,
     /// When the last turn of a heavy connection ended.
@@ -95,14 +97,21 @@ impl Lane {
         usual.max(self.share.get())
     }
 
-    /// The hub has something to do: true when it may, for the time of a pass. Else it asks again in the next one.
-    pub fn admits_hub(&self, now: Instant) -> bool {
+    /// The hub has something to do: how long it may take, or nothing where this pass is not its own and it is to ask again
+    /// in the next one.
+    pub fn hub_time_max(&self, now: Instant) -> Option<Duration> {
         let is_alone = self.is_empty() && self.called.get().is_none() && self.taken.get().is_zero();
-        if is_alone || !self.expects_calls(now) {
-            return true;
-        }
-        self.has_hub_asked.set(true);
-        self.is_hubs.get()
+        let is_admitted = is_alone || !self.expects_calls(now) || {
+            self.has_hub_asked.set(true);
+            self.is_hubs.get()
+        };
+        is_admitted.then(|| self.pass_time_max(now))
+    }
+
+    /// The hub has more to do than fitted into its time: it asks again in the next pass, which is to be told from this one.
+    pub fn hub_goes_on(&self) {
+        self.has_hub_more.set(true);
+        self.want_pass();
     }
 
     /// What the turn of a heavy connection may take.
@@ -110,9 +119,12 @@ impl Lane {
         self.pass_time_max(now).min(TURN_TIME_MAX)
     }
 
-    /// The turn of a light connection has ended.
+    /// The turn of a light connection has ended. It counts while passes are followed: between two that are far apart, light
+    /// calls take any time, and the heavy would have as much of one pass.
     pub fn light_ended(&self, taken: Duration) {
-        self.light.set(self.light.get() + taken);
+        if self.is_pass_due.get() {
+            self.light.set(self.light.get() + taken);
+        }
     }
 
     fn holds_back(&self, now: Instant) -> bool {
@@ -178,9 +190,12 @@ impl Lane {
     }
 
     fn want_pass(&self) {
-        if !self.is_pass_due.replace(true)
-            && let Some(sleeper) = self.sleeper.take()
-        {
+        if self.is_pass_due.replace(true) {
+            return;
+        }
+        // What light calls had of a pass long ago.
+        self.share.set(Duration::ZERO);
+        if let Some(sleeper) = self.sleeper.take() {
             sleeper.wake();
         }
     }
@@ -195,7 +210,7 @@ impl Lane {
     }
 
     fn begin_pass(&self, now: Instant) -> Option<u32> {
-        self.is_pass_due.set(!self.is_empty());
+        self.is_pass_due.set(self.has_hub_more.take() || !self.is_empty());
         self.is_hubs.set(self.has_hub_asked.take() && !self.is_hubs.get());
         self.taken.set(Duration::ZERO);
         self.share.set(self.light.take());
@@ -265,9 +280,9 @@ mod tests {
         let (lane, now) = (Lane::default(), Instant::now());
         lane.call_came(now - LONE_CALL_GAP / 2);
         lane.call_came(now);
-        lane.light_ended(TURN_TIME_MAX * 3);
         lane.wait(1, BEGINNING);
         lane.wait(2, BEGINNING);
+        lane.light_ended(TURN_TIME_MAX * 3);
         let later = now + HELD_BACK_MAX;
         assert_eq!(lane.begin_pass(later), Some(1));
         assert_eq!((lane.pass_time_max(later), lane.turn_time_max(later)), (TURN_TIME_MAX * 3, TURN_TIME_MAX));
@@ -281,16 +296,17 @@ mod tests {
     #[test]
     fn while_somebody_light_asks_a_pass_is_the_hubs_or_the_connections() {
         let (lane, now) = (Lane::default(), Instant::now());
-        assert!(lane.admits_hub(now) && lane.admits_hub(now), "nobody is heavy");
+        let admits_hub = || lane.hub_time_max(now).is_some();
+        assert_eq!([lane.hub_time_max(now); 2], [Some(TURN_TIME_MAX); 2], "nobody is heavy");
         lane.wait(1, BEGINNING);
-        assert!(lane.admits_hub(now) && lane.begin_pass(now) == Some(1), "nobody light asks, and both have their time");
+        assert!(admits_hub() && lane.begin_pass(now) == Some(1), "nobody light asks, and both have their time");
         lane.wait(1, BEGINNING);
         lane.ended(1, TURN_TIME_MAX, now);
         lane.call_passed(now);
         let mut passes = Vec::new();
         for _ in 0..6 {
             let called = lane.begin_pass(now);
-            passes.push((called.is_some(), lane.admits_hub(now)));
+            passes.push((called.is_some(), admits_hub()));
             if let Some(called) = called {
                 lane.wait(called, BEGINNING);
                 lane.ended(called, TURN_TIME_MAX, now);
@@ -301,6 +317,46 @@ mod tests {
         lane.wait(1, BEGINNING);
         lane.ended(1, TURN_TIME_MAX, now);
         assert_eq!(lane.begin_pass(now), Some(1), "the hub has nothing to do");
+    }
+
+    #[test]
+    fn what_light_calls_took_while_nobody_was_heavy_gives_the_heavy_no_time() {
+        let (lane, now) = (Lane::default(), Instant::now());
+        lane.call_came(now);
+        lane.light_ended(TURN_TIME_MAX * 1_000);
+        lane.wait(1, BEGINNING);
+        lane.light_ended(TURN_TIME_MAX);
+        assert_eq!(lane.begin_pass(now), Some(1));
+        assert_eq!(lane.pass_time_max(now), TURN_TIME_MAX, "somebody was heavy for this one alone");
+        assert_eq!(lane.ended(1, TURN_TIME_MAX, now), None);
+        lane.light_ended(TURN_TIME_MAX * 5);
+        assert_eq!((lane.begin_pass(now), lane.pass_time_max(now)), (None, TURN_TIME_MAX * 5));
+        lane.light_ended(TURN_TIME_MAX * 1_000);
+        lane.wait(1, BEGINNING);
+        assert_eq!(lane.pass_time_max(now), SHORT_TURN_TIME_MAX, "that was another pass, long ago");
+    }
+
+    #[test]
+    fn a_hub_that_goes_on_has_as_much_of_a_pass_as_light_calls_had() {
+        let (lane, now) = (Lane::default(), Instant::now());
+        lane.call_came(now);
+        lane.light_ended(TURN_TIME_MAX * 1_000);
+        assert_eq!(lane.hub_time_max(now), Some(SHORT_TURN_TIME_MAX));
+        lane.hub_goes_on();
+        let times: Vec<_> = (0..3)
+            .map(|_| {
+                lane.light_ended(TURN_TIME_MAX * 2);
+                assert_eq!(lane.begin_pass(now), None);
+                lane.light_ended(TURN_TIME_MAX);
+                let time = lane.hub_time_max(now);
+                lane.hub_goes_on();
+                time
+            })
+            .collect();
+        assert_eq!(times, [2, 3, 3].map(|turns| Some(TURN_TIME_MAX * turns)), "in front of it and behind it");
+        assert_eq!((lane.begin_pass(now), lane.hub_time_max(now)), (None, Some(TURN_TIME_MAX)));
+        lane.light_ended(TURN_TIME_MAX * 1_000);
+        assert!(lane.begin_pass(now).is_none() && !lane.is_pass_due.get(), "it has not gone on");
     }
 
     /// Turns that a lane with something to do gives in a quarter of a second of passes of 25 us, with a light call every `gap`.

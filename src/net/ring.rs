@@ -91,7 +91,7 @@ pub fn spawn<F: Future + 'static>(task: F) -> tokio::task::JoinHandle<F::Output>
 /// ready has run.
 ///
 /// The kernel's worker for files runs where this thread is pinned, and a scheduler that lets a thread end its slice (EEVDF,
-/// from Linux 6.6 on) leaves it waiting for up to a tick at the write and again at the sync of a frame, while this thread has
+/// seen on Linux 6.18) leaves it waiting for up to a tick at the write and again at the sync of a frame, while this thread has
 /// more to do. So it is let in front. Where nobody else wants the core, that is a system call that returns at once.
 pub async fn yield_through_ring() {
     Nop::submit().await;

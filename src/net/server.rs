@@ -232,9 +232,14 @@ impl Server {
         self.lane.call_passed(now);
     }
 
-    /// What the hub may take at once now, so that no call waits long behind it; nothing where this pass is not its own.
+    /// As [`Lane::hub_time_max`].
     pub fn hub_time_max(&self, now: Instant) -> Option<Duration> {
-        self.lane.admits_hub(now).then(|| self.lane.pass_time_max(now))
+        self.lane.hub_time_max(now)
+    }
+
+    /// As [`Lane::hub_goes_on`].
+    pub fn hub_goes_on(&self) {
+        self.lane.hub_goes_on();
     }
 
     pub fn counters(&self) -> &Rc<Counters> {

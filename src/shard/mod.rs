@@ -367,10 +367,13 @@ impl Shard {
         }
         let begun = clock::now();
         let server = self.server.borrow().upgrade();
-        let time_max = server.map_or(Some(Duration::ZERO), |server| server.hub_time_max(begun));
+        let time_max = server.as_ref().map_or(Some(Duration::ZERO), |server| server.hub_time_max(begun));
         let Some(time_max) = time_max else { return true };
         while hub.turn(HUB_WORK_PER_CLOCK) {
             if clock::now() - begun >= time_max {
+                if let Some(server) = server {
+                    server.hub_goes_on();
+                }
                 return true;
             }
         }

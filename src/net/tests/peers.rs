@@ -131,7 +131,7 @@ fn peers_with_many_calls_that_vanish_at_once_leave_nothing_and_disturb_no_one() 
             assert_eq!(call(&mut peer, request("/test/Unary", &[]), framed(b"x")).await.status().0, "0");
             peers.push((peer, calls, connection));
         }
-        // By then none of them is heavy any more, whose turn would come one by one without further ado.
+        // Newcomers are heavy, and wait for their turns as it is.
         tokio::time::sleep(Duration::from_millis(200)).await;
         peers.iter().for_each(|(_, _, connection)| connection.abort());
         let deadline = Instant::now() + Duration::from_secs(10);
