@@ -5,7 +5,8 @@
 //! answer. So a connection that has lately taken more than its share, or that has more to do than fits into a turn, is
 //! *heavy*, and the heavy ones have their turns one behind the other, as many as fit into a bounded time of each *pass*
 //! through the ring. Everybody else runs when woken: calls of one request for a whole turn, and streams for a short one. Of the
-//! heavy, those that have only begun stand in front.
+//! heavy, those that have only begun stand in front, and those whose peer is gone behind all others: a fleet that leaves has
+//! thousands of them, and nobody waits for their ends.
 //!
 //! While a light connection waits for an answer, the time of a pass is short. Behind a lone call the heavy even stay back for
 //! the time that an answer usually takes; then they have their turns. Beside a load of light calls, whose passes are long,
@@ -34,19 +35,44 @@ const CALLS_EXPECTED: Duration = Duration::from_millis(10);
 const HELD_BACK_MAX: Duration = Duration::from_micros(250);
 /// Light calls that come closer behind one another are a load: turns are short for them, and nobody stays back.
 const LONE_CALL_GAP: Duration = Duration::from_millis(1);
-/// Who has taken less since it last had nothing to do stands in front of who has taken more: a newcomer's first calls, or a
-/// call that came behind a little more than fits into a turn, do not wait for a thousand that have very much to do.
-const BEGINNING: Duration = Duration::from_micros(200);
-/// Turns of such in a row, as long as another waits.
+/// Who has taken less since it last had nothing to do has only begun. It is more than a turn, since that is what a call takes
+/// on the clock when something else had the core for a moment.
+const BEGINNING: Duration = Duration::from_micros(400);
+/// Turns that go to those in front in a row, as long as another waits.
 const OVERTAKEN_MAX: u32 = 4;
+
+/// Where in the lane a connection stands.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Place {
+    /// It has only begun: a newcomer's first calls, or a call that came behind a little more than fits into a turn, do not wait
+    /// for a thousand that have very much to do.
+    Beginning,
+    /// It has very much to do.
+    Working,
+    /// Its peer is gone.
+    Ending,
+}
+
+impl Place {
+    /// Of a connection that has taken so much since it last had nothing to do.
+    pub fn of(taken: Duration) -> Place {
+        if taken < BEGINNING { Place::Beginning } else { Place::Working }
+    }
+}
+
+/// Those in one place, by their slots, each at most once in all places.
+#[derive(Default)]
+struct Queue {
+    connections: VecDeque<u32>,
+    /// How many turns have gone to those in front since one went to these.
+    overtaken: u32,
+}
+
 /// The lane of one shard.
 #[derive(Default)]
 pub struct Lane {
-    /// Connections by their slots, each at most once: those that have taken little so far, and the others.
-    beginning: RefCell<VecDeque<u32>>,
-    waiting: RefCell<VecDeque<u32>>,
-    /// How many turns have gone to the first of these since one went to the others.
-    overtaken: Cell<u32>,
+    /// By [`Place`].
+    queues: RefCell<[Queue; 3]>,
     /// The one that was told to take its turn and has not had it yet.
     called: Cell<Option<u32>>,
     /// What heavy connections have taken of this pass.
@@ -137,14 +163,12 @@ impl Lane {
     }
 
     fn is_empty(&self) -> bool {
-        self.waiting.borrow().is_empty() && self.beginning.borrow().is_empty()
+        self.queues.borrow().iter().all(|queue| queue.connections.is_empty())
     }
 
-    /// The connection is called when its turn comes. It must not wait already. `taken` is what it has taken since it last had
-    /// nothing to do.
-    pub fn wait(&self, connection: u32, taken: Duration) {
-        let queue = if taken < BEGINNING { &self.beginning } else { &self.waiting };
-        queue.borrow_mut().push_back(connection);
+    /// The connection is called when its turn comes. It must not wait already.
+    pub fn wait(&self, connection: u32, place: Place) {
+        self.queues.borrow_mut()[place as usize].connections.push_back(connection);
         self.want_pass();
     }
 
@@ -178,15 +202,14 @@ impl Lane {
     }
 
     fn pop(&self) -> Option<u32> {
-        let (mut beginning, mut waiting) = (self.beginning.borrow_mut(), self.waiting.borrow_mut());
-        if (self.overtaken.get() < OVERTAKEN_MAX || waiting.is_empty())
-            && let Some(next) = beginning.pop_front()
-        {
-            self.overtaken.set(self.overtaken.get() + 1);
-            return Some(next);
-        }
-        self.overtaken.set(0);
-        waiting.pop_front()
+        let mut queues = self.queues.borrow_mut();
+        let waits = |queue: &Queue| !queue.connections.is_empty();
+        let overtaken = queues.iter().rposition(|queue| waits(queue) && queue.overtaken >= OVERTAKEN_MAX);
+        let place = overtaken.or_else(|| queues.iter().position(waits))?;
+        let (queue, behind) = queues[place..].split_first_mut().expect("it is there");
+        queue.overtaken = 0;
+        behind.iter_mut().filter(|queue| waits(queue)).for_each(|queue| queue.overtaken += 1);
+        queue.connections.pop_front()
     }
 
     fn want_pass(&self) {
@@ -245,13 +268,13 @@ mod tests {
         assert!(lane.admits(now), "there is time left");
         assert_eq!(lane.ended(2, TURN_TIME_MAX / 2, now), None);
         assert!(!lane.admits(now), "the time of this pass is over");
-        [3, 4, 5].iter().for_each(|&connection| lane.wait(connection, BEGINNING));
+        [3, 4, 5].iter().for_each(|&connection| lane.wait(connection, Place::Working));
         assert_eq!(lane.begin_pass(now), Some(3));
         assert!(lane.has_called(3) && !lane.has_called(4));
         assert!(!lane.admits(now), "others are in front of it");
-        lane.wait(1, BEGINNING);
+        lane.wait(1, Place::Working);
         assert_eq!(lane.ended(3, TURN_TIME_MAX / 2, now), Some(4), "there is time for one more");
-        lane.wait(3, BEGINNING);
+        lane.wait(3, Place::Working);
         assert_eq!(lane.ended(4, TURN_TIME_MAX, now), None);
         let order = std::iter::from_fn(|| {
             let called = lane.begin_pass(now)?;
@@ -265,12 +288,12 @@ mod tests {
     #[test]
     fn who_has_taken_little_stands_in_front_and_not_for_ever() {
         let (lane, now) = (Lane::default(), Instant::now());
-        lane.wait(1, BEGINNING);
-        (10..20).for_each(|connection| lane.wait(connection, Duration::ZERO));
+        lane.wait(1, Place::Working);
+        (10..20).for_each(|connection| lane.wait(connection, Place::Beginning));
         let order: Vec<u32> = std::iter::from_fn(|| lane.pop()).collect();
         assert_eq!(order, [10, 11, 12, 13, 1, 14, 15, 16, 17, 18, 19]);
-        lane.wait(1, BEGINNING);
-        lane.wait(2, Duration::ZERO);
+        lane.wait(1, Place::Working);
+        lane.wait(2, Place::Beginning);
         assert_eq!(lane.pop(), Some(2));
         assert!(!lane.is_empty() && lane.begin_pass(now) == Some(1));
     }
@@ -280,14 +303,14 @@ mod tests {
         let (lane, now) = (Lane::default(), Instant::now());
         lane.call_came(now - LONE_CALL_GAP / 2);
         lane.call_came(now);
-        lane.wait(1, BEGINNING);
-        lane.wait(2, BEGINNING);
+        lane.wait(1, Place::Working);
+        lane.wait(2, Place::Working);
         lane.light_ended(TURN_TIME_MAX * 3);
         let later = now + HELD_BACK_MAX;
         assert_eq!(lane.begin_pass(later), Some(1));
         assert_eq!((lane.pass_time_max(later), lane.turn_time_max(later)), (TURN_TIME_MAX * 3, TURN_TIME_MAX));
         assert_eq!(lane.ended(1, TURN_TIME_MAX, later), Some(2));
-        lane.wait(1, BEGINNING);
+        lane.wait(1, Place::Working);
         assert_eq!(lane.ended(2, TURN_TIME_MAX * 2, later), None, "that was as much");
         assert_eq!(lane.begin_pass(later), Some(1));
         assert_eq!(lane.pass_time_max(later), SHORT_TURN_TIME_MAX, "there was no call in that pass");
@@ -298,9 +321,9 @@ mod tests {
         let (lane, now) = (Lane::default(), Instant::now());
         let admits_hub = || lane.hub_time_max(now).is_some();
         assert_eq!([lane.hub_time_max(now); 2], [Some(TURN_TIME_MAX); 2], "nobody is heavy");
-        lane.wait(1, BEGINNING);
+        lane.wait(1, Place::Working);
         assert!(admits_hub() && lane.begin_pass(now) == Some(1), "nobody light asks, and both have their time");
-        lane.wait(1, BEGINNING);
+        lane.wait(1, Place::Working);
         lane.ended(1, TURN_TIME_MAX, now);
         lane.call_passed(now);
         let mut passes = Vec::new();
@@ -308,13 +331,13 @@ mod tests {
             let called = lane.begin_pass(now);
             passes.push((called.is_some(), admits_hub()));
             if let Some(called) = called {
-                lane.wait(called, BEGINNING);
+                lane.wait(called, Place::Working);
                 lane.ended(called, TURN_TIME_MAX, now);
             }
         }
         assert_eq!(passes, [(true, false), (false, true), (true, false), (false, true), (true, false), (false, true)]);
         assert_eq!(lane.begin_pass(now), Some(1));
-        lane.wait(1, BEGINNING);
+        lane.wait(1, Place::Working);
         lane.ended(1, TURN_TIME_MAX, now);
         assert_eq!(lane.begin_pass(now), Some(1), "the hub has nothing to do");
     }
@@ -324,7 +347,7 @@ mod tests {
         let (lane, now) = (Lane::default(), Instant::now());
         lane.call_came(now);
         lane.light_ended(TURN_TIME_MAX * 1_000);
-        lane.wait(1, BEGINNING);
+        lane.wait(1, Place::Working);
         lane.light_ended(TURN_TIME_MAX);
         assert_eq!(lane.begin_pass(now), Some(1));
         assert_eq!(lane.pass_time_max(now), TURN_TIME_MAX, "somebody was heavy for this one alone");
@@ -332,7 +355,7 @@ mod tests {
         lane.light_ended(TURN_TIME_MAX * 5);
         assert_eq!((lane.begin_pass(now), lane.pass_time_max(now)), (None, TURN_TIME_MAX * 5));
         lane.light_ended(TURN_TIME_MAX * 1_000);
-        lane.wait(1, BEGINNING);
+        lane.wait(1, Place::Working);
         assert_eq!(lane.pass_time_max(now), SHORT_TURN_TIME_MAX, "that was another pass, long ago");
     }
 
@@ -359,10 +382,20 @@ mod tests {
         assert!(lane.begin_pass(now).is_none() && !lane.is_pass_due.get(), "it has not gone on");
     }
 
+    #[test]
+    fn who_ends_stands_behind_all_others_and_not_for_ever() {
+        let lane = Lane::default();
+        (30..33).for_each(|connection| lane.wait(connection, Place::Ending));
+        (20..26).for_each(|connection| lane.wait(connection, Place::of(BEGINNING)));
+        (10..13).for_each(|connection| lane.wait(connection, Place::of(TURN_TIME_MAX)));
+        let order: Vec<u32> = std::iter::from_fn(|| lane.pop()).collect();
+        assert_eq!(order, [10, 11, 12, 20, 30, 21, 22, 23, 24, 31, 25, 32]);
+    }
+
     /// Turns that a lane with something to do gives in a quarter of a second of passes of 25 us, with a light call every `gap`.
     fn turns_beside_calls_every(gap: Duration) -> usize {
         let (lane, start) = (Lane::default(), Instant::now());
-        lane.wait(1, BEGINNING);
+        lane.wait(1, Place::Working);
         let (mut turns, mut next_call) = (0, start);
         for pass in 0..10_000 {
             let now = start + HELD_BACK_MAX / 10 * pass;
@@ -375,7 +408,7 @@ mod tests {
                 continue;
             };
             turns += 1;
-            lane.wait(called, BEGINNING);
+            lane.wait(called, Place::Working);
             assert_eq!(lane.ended(called, lane.turn_time_max(now), now), None, "one turn in a pass");
         }
         turns
@@ -386,8 +419,8 @@ mod tests {
         let (lane, start) = (Lane::default(), Instant::now());
         assert!(lane.admits(start));
         assert_eq!(lane.ended(1, TURN_TIME_MAX, start), None);
-        lane.wait(1, BEGINNING);
-        lane.wait(2, BEGINNING);
+        lane.wait(1, Place::Working);
+        lane.wait(2, Place::Working);
         lane.call_came(start);
         assert_eq!(lane.turn_time_max(start), SHORT_TURN_TIME_MAX);
         assert_eq!(lane.begin_pass(start), None);

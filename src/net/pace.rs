@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::lane::{Lane, TURN_TIME_MAX};
+use super::lane::{Lane, Place, TURN_TIME_MAX};
 
 /// A connection's share of its shard's time without being heavy is one part in so many.
 const LIGHT_SHARE: u32 = 16;
@@ -52,8 +52,9 @@ pub struct Pace {
     until: Instant,
     streams_until: Instant,
     has_served_calls: bool,
-    /// What it has taken since it last had nothing to do.
+    /// What it has taken since it last had nothing to do, and where it stands for that.
     taken: Duration,
+    place: Place,
 }
 
 /// What a turn has left to do.
@@ -76,6 +77,7 @@ impl Pace {
             streams_until: now,
             has_served_calls: false,
             taken: Duration::ZERO,
+            place: Place::Beginning,
         }
     }
 
@@ -88,7 +90,7 @@ impl Pace {
         };
         if !begins {
             if !std::mem::replace(&mut self.waits, true) {
-                lane.wait(connection, self.taken);
+                lane.wait(connection, self.place);
             }
             return false;
         }
@@ -113,14 +115,14 @@ impl Pace {
     pub fn ended(&mut self, lane: &Lane, connection: u32, left: Left, now: Instant) -> Option<u32> {
         let taken = now.saturating_duration_since(self.begun);
         self.weight.add(taken);
-        self.taken = match left {
-            Left::Nothing => Duration::ZERO,
-            Left::Work => self.taken.saturating_add(taken),
-            Left::Ends => Duration::MAX,
+        (self.taken, self.place) = match left {
+            Left::Nothing => (Duration::ZERO, Place::Beginning),
+            Left::Work => (self.taken + taken, self.place.max(Place::of(self.taken + taken))),
+            Left::Ends => (self.taken + taken, Place::Ending),
         };
         if left != Left::Nothing {
             self.waits = true;
-            lane.wait(connection, self.taken);
+            lane.wait(connection, self.place);
         }
         if self.is_heavy {
             return lane.ended(connection, taken, now);
@@ -171,13 +173,18 @@ mod tests {
         let (lane, now) = (Lane::default(), Instant::now() + Duration::from_secs(1));
         let mut pace = Pace::new(now);
         assert!(pace.begins(&lane, 1, now) && pace.may_end(50), "a newcomer is heavy");
-        let order = [(Left::Work, TURN_TIME_MAX), (Left::Ends, Duration::MAX), (Left::Work, Duration::MAX)];
-        for (connection, (left, taken)) in (1..).zip(order) {
+        let turns = [
+            (Left::Work, Place::Beginning),
+            (Left::Work, Place::Working),
+            (Left::Ends, Place::Ending),
+            (Left::Work, Place::Ending),
+            (Left::Nothing, Place::Beginning),
+            (Left::Work, Place::Beginning),
+        ];
+        for (connection, (left, place)) in (1..).zip(turns) {
             pace.ended(&lane, connection, left, now + TURN_TIME_MAX);
-            assert_eq!(pace.taken, taken);
+            assert_eq!(pace.place, place, "{connection}");
         }
-        pace.ended(&lane, 4, Left::Nothing, now);
-        assert_eq!(pace.taken, Duration::ZERO);
     }
 
     #[test]
