@@ -182,7 +182,7 @@ impl Connection {
     /// the lane comes next.
     fn paced_turn(&mut self, context: &mut Context<'_>) -> (Poll<()>, Option<u32>) {
         let server = self.server.clone();
-        if !self.pace.begins(&server.lane, self.slot, self.now()) {
+        if !self.pace.begins(&server.lane, self.slot, self.rows.len(), self.now()) {
             return (Poll::Pending, None);
         }
         self.left = Left::Nothing;

@@ -11,7 +11,8 @@
 //! While a light connection waits for an answer, the time of a pass is short. Behind a lone call the heavy even stay back for
 //! the time that an answer usually takes; then they have their turns. Beside a load of light calls, whose passes are long,
 //! the heavy together have as much of each pass as the light had of the one before. So nobody starves, and nobody waits for
-//! an empty lane.
+//! an empty lane. When thousands of the light are woken at once, as by the end of a fleet, those with many calls that do not fit
+//! into a pass have their turns in the lane too.
 //!
 //! What the shard does for many at once, its watch hub's turns, is heavy as well. While somebody light asks, a pass belongs to
 //! either the hub or the connections, in turns: a call takes five or six passes, and would else wait for both in each.
@@ -29,6 +30,8 @@ pub const TURN_TIME_MAX: Duration = Duration::from_micros(200);
 /// The same while somebody light asks from time to time: a put takes five or six passes, and may find a turn under way in
 /// each. Still shorter ones cost too much, since a pass is some 4 us of work of its own.
 const SHORT_TURN_TIME_MAX: Duration = Duration::from_micros(30);
+/// What light turns may take of a pass beside somebody heavy.
+const LIGHT_TIME_MAX: Duration = Duration::from_millis(2);
 /// For how long turns are short behind a call of somebody light.
 const CALLS_EXPECTED: Duration = Duration::from_millis(10);
 /// For how long the heavy stay back behind a call of somebody light, and for how long at most between two turns.
@@ -79,7 +82,8 @@ pub struct Lane {
     taken: Cell<Duration>,
     /// What light ones have taken of it.
     light: Cell<Duration>,
-    /// What light ones had taken of the pass before.
+    /// What those of them had taken of it that served calls, and the same of the pass before.
+    light_calls: Cell<Duration>,
     share: Cell<Duration>,
     /// When somebody light last asked for something here, or through here.
     called_at: Cell<Option<Instant>>,
@@ -147,10 +151,18 @@ impl Lane {
 
     /// The turn of a light connection has ended. It counts while passes are followed: between two that are far apart, light
     /// calls take any time, and the heavy would have as much of one pass.
-    pub fn light_ended(&self, taken: Duration) {
+    pub fn light_ended(&self, taken: Duration, has_served_calls: bool) {
         if self.is_pass_due.get() {
             self.light.set(self.light.get() + taken);
+            if has_served_calls {
+                self.light_calls.set(self.light_calls.get() + taken);
+            }
         }
+    }
+
+    /// A light connection with many calls has something to do: true when it may begin at once. Else it is to wait, and is called.
+    pub fn admits_light(&self) -> bool {
+        !self.is_pass_due.get() || self.light.get() < LIGHT_TIME_MAX
     }
 
     fn holds_back(&self, now: Instant) -> bool {
@@ -236,7 +248,8 @@ impl Lane {
         self.is_pass_due.set(self.has_hub_more.take() || !self.is_empty());
         self.is_hubs.set(self.has_hub_asked.take() && !self.is_hubs.get());
         self.taken.set(Duration::ZERO);
-        self.share.set(self.light.take());
+        self.light.set(Duration::ZERO);
+        self.share.set(self.light_calls.take());
         self.call_next(now)
     }
 
@@ -305,7 +318,7 @@ mod tests {
         lane.call_came(now);
         lane.wait(1, Place::Working);
         lane.wait(2, Place::Working);
-        lane.light_ended(TURN_TIME_MAX * 3);
+        lane.light_ended(TURN_TIME_MAX * 3, true);
         let later = now + HELD_BACK_MAX;
         assert_eq!(lane.begin_pass(later), Some(1));
         assert_eq!((lane.pass_time_max(later), lane.turn_time_max(later)), (TURN_TIME_MAX * 3, TURN_TIME_MAX));
@@ -346,15 +359,15 @@ mod tests {
     fn what_light_calls_took_while_nobody_was_heavy_gives_the_heavy_no_time() {
         let (lane, now) = (Lane::default(), Instant::now());
         lane.call_came(now);
-        lane.light_ended(TURN_TIME_MAX * 1_000);
+        lane.light_ended(TURN_TIME_MAX * 1_000, true);
         lane.wait(1, Place::Working);
-        lane.light_ended(TURN_TIME_MAX);
+        lane.light_ended(TURN_TIME_MAX, true);
         assert_eq!(lane.begin_pass(now), Some(1));
         assert_eq!(lane.pass_time_max(now), TURN_TIME_MAX, "somebody was heavy for this one alone");
         assert_eq!(lane.ended(1, TURN_TIME_MAX, now), None);
-        lane.light_ended(TURN_TIME_MAX * 5);
+        lane.light_ended(TURN_TIME_MAX * 5, true);
         assert_eq!((lane.begin_pass(now), lane.pass_time_max(now)), (None, TURN_TIME_MAX * 5));
-        lane.light_ended(TURN_TIME_MAX * 1_000);
+        lane.light_ended(TURN_TIME_MAX * 1_000, true);
         lane.wait(1, Place::Working);
         assert_eq!(lane.pass_time_max(now), SHORT_TURN_TIME_MAX, "that was another pass, long ago");
     }
@@ -363,14 +376,14 @@ mod tests {
     fn a_hub_that_goes_on_has_as_much_of_a_pass_as_light_calls_had() {
         let (lane, now) = (Lane::default(), Instant::now());
         lane.call_came(now);
-        lane.light_ended(TURN_TIME_MAX * 1_000);
+        lane.light_ended(TURN_TIME_MAX * 1_000, true);
         assert_eq!(lane.hub_time_max(now), Some(SHORT_TURN_TIME_MAX));
         lane.hub_goes_on();
         let times: Vec<_> = (0..3)
             .map(|_| {
-                lane.light_ended(TURN_TIME_MAX * 2);
+                lane.light_ended(TURN_TIME_MAX * 2, true);
                 assert_eq!(lane.begin_pass(now), None);
-                lane.light_ended(TURN_TIME_MAX);
+                lane.light_ended(TURN_TIME_MAX, true);
                 let time = lane.hub_time_max(now);
                 lane.hub_goes_on();
                 time
@@ -378,8 +391,24 @@ mod tests {
             .collect();
         assert_eq!(times, [2, 3, 3].map(|turns| Some(TURN_TIME_MAX * turns)), "in front of it and behind it");
         assert_eq!((lane.begin_pass(now), lane.hub_time_max(now)), (None, Some(TURN_TIME_MAX)));
-        lane.light_ended(TURN_TIME_MAX * 1_000);
+        lane.light_ended(TURN_TIME_MAX * 1_000, true);
         assert!(lane.begin_pass(now).is_none() && !lane.is_pass_due.get(), "it has not gone on");
+    }
+
+    #[test]
+    fn beside_the_heavy_the_light_have_a_bounded_time_of_each_pass() {
+        let (lane, now) = (Lane::default(), Instant::now());
+        lane.light_ended(LIGHT_TIME_MAX, true);
+        assert!(lane.admits_light(), "nobody is heavy");
+        lane.wait(1, Place::Ending);
+        lane.light_ended(LIGHT_TIME_MAX / 2, false);
+        assert!(lane.admits_light());
+        lane.light_ended(LIGHT_TIME_MAX / 2, false);
+        assert!(!lane.admits_light());
+        lane.wait(2, Place::Beginning);
+        assert_eq!(lane.begin_pass(now), Some(2), "in front of whoever ends");
+        assert!(lane.admits_light());
+        assert_eq!(lane.pass_time_max(now), TURN_TIME_MAX, "nobody called");
     }
 
     #[test]

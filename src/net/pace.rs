@@ -14,7 +14,8 @@ const NEWCOMER_OWES: Duration = Duration::from_millis(4);
 /// Whatever a connection has taken, after a second of silence it is light.
 const OWED_COUNTED_MAX: Duration = Duration::from_millis(60);
 
-/// Calls that a connection ends at once. One with more waits for its turn in the lane: of a fleet that leaves, each has many.
+/// Calls that a connection ends at once, and with which it is always admitted while it is light. One with more waits for its
+/// turn in the lane: of a fleet that leaves, each has many, and the end is what wakes it.
 const CALLS_ENDED_AT_ONCE: usize = 4;
 
 /// What a connection has taken of its shard's time beyond its share.
@@ -81,16 +82,18 @@ impl Pace {
         }
     }
 
-    /// The connection was woken: true when its turn begins now. Else it waits in the lane, and is called.
-    pub fn begins(&mut self, lane: &Lane, connection: u32, now: Instant) -> bool {
+    /// The connection, which has so many calls, was woken: true when its turn begins now. Else it waits in the lane, and is
+    /// called.
+    pub fn begins(&mut self, lane: &Lane, connection: u32, calls: usize, now: Instant) -> bool {
         self.is_heavy = self.waits || self.weight.is_heavy(now);
         let begins = match self.waits {
             true => lane.has_called(connection),
-            false => !self.is_heavy || lane.admits(now),
+            false if self.is_heavy => lane.admits(now),
+            false => calls <= CALLS_ENDED_AT_ONCE || lane.admits_light(),
         };
         if !begins {
             if !std::mem::replace(&mut self.waits, true) {
-                lane.wait(connection, self.place);
+                lane.wait(connection, if self.is_heavy { self.place } else { Place::Working });
             }
             return false;
         }
@@ -127,9 +130,7 @@ impl Pace {
         if self.is_heavy {
             return lane.ended(connection, taken, now);
         }
-        if self.has_served_calls {
-            lane.light_ended(taken);
-        }
+        lane.light_ended(taken, self.has_served_calls);
         None
     }
 
@@ -137,9 +138,10 @@ impl Pace {
         self.is_heavy
     }
 
-    /// Whether a connection with so many calls may end in this turn.
+    /// Whether a connection with so many calls may end in this turn: with many, only in one that it has waited for where those
+    /// stand that end.
     pub fn may_end(&self, calls: usize) -> bool {
-        self.is_heavy || calls <= CALLS_ENDED_AT_ONCE
+        self.place == Place::Ending || calls <= CALLS_ENDED_AT_ONCE
     }
 
     pub fn until(&self) -> Instant {
@@ -157,22 +159,33 @@ mod tests {
         let now = start + Duration::from_secs(1);
         let (mut calls, mut streams) = (Pace::new(start), Pace::new(start));
         lane.call_came(now);
-        assert!(calls.begins(&lane, 1, now) && streams.begins(&lane, 2, now), "both are light by now");
+        assert!(calls.begins(&lane, 1, 1, now) && streams.begins(&lane, 2, 1, now), "both are light by now");
         calls.serves(true);
         streams.serves(false);
         assert_eq!((calls.until() - now, streams.until() - now), (TURN_TIME_MAX, lane.turn_time_max(now)));
         assert!(streams.until() < calls.until());
         assert_eq!(calls.ended(&lane, 1, Left::Nothing, now), None);
         assert_eq!(streams.ended(&lane, 2, Left::Work, now), None);
-        assert!(calls.begins(&lane, 1, now), "nobody light waits");
-        assert!(!streams.begins(&lane, 2, now) && streams.is_heavy(), "it is not called yet");
+        assert!(calls.begins(&lane, 1, 1, now), "nobody light waits");
+        assert!(!streams.begins(&lane, 2, 1, now) && streams.is_heavy(), "it is not called yet");
+    }
+
+    #[test]
+    fn of_light_connections_those_with_few_calls_begin_in_a_full_pass_too() {
+        let (lane, start) = (Lane::default(), Instant::now());
+        let now = start + Duration::from_secs(1);
+        lane.wait(9, Place::Ending);
+        let begin = |connection, calls| Pace::new(start).begins(&lane, connection, calls, now);
+        assert!(begin(1, 50));
+        lane.light_ended(Duration::from_millis(2), false);
+        assert!(begin(2, CALLS_ENDED_AT_ONCE) && !begin(3, CALLS_ENDED_AT_ONCE + 1));
     }
 
     #[test]
     fn a_connection_that_was_about_to_end_and_has_more_to_do_stays_behind_the_others() {
         let (lane, now) = (Lane::default(), Instant::now() + Duration::from_secs(1));
         let mut pace = Pace::new(now);
-        assert!(pace.begins(&lane, 1, now) && pace.may_end(50), "a newcomer is heavy");
+        assert!(pace.begins(&lane, 1, 1, now) && pace.may_end(4) && !pace.may_end(50));
         let turns = [
             (Left::Work, Place::Beginning),
             (Left::Work, Place::Working),
@@ -183,7 +196,7 @@ mod tests {
         ];
         for (connection, (left, place)) in (1..).zip(turns) {
             pace.ended(&lane, connection, left, now + TURN_TIME_MAX);
-            assert_eq!(pace.place, place, "{connection}");
+            assert_eq!((pace.place, pace.may_end(50)), (place, place == Place::Ending), "{connection}");
         }
     }
 
