@@ -84,6 +84,7 @@ pub struct Primed {
     segments: SegmentsHandle,
     disks: Box<dyn Fn() -> String + Send>,
     is_durable: bool,
+    write_unit: usize,
 }
 
 /// The main thread's part: what outlives the shards.
@@ -146,6 +147,7 @@ pub fn open(config: &Config, bell: &Doorbell) -> Result<Opened, StorageError> {
             segments,
             disks: claimed.free_space(),
             is_durable: config.fsync,
+            write_unit: claimed.files.wal.write_unit(),
         },
         storage: Storage { _claimed: claimed, progress, checkpoint },
     })
@@ -327,8 +329,8 @@ impl<D: Device> Logged<D> {
 impl Primed {
     /// Takes it apart on the thread it was made for, inside of its ring. `wake` makes the shard take another turn.
     pub fn into_parts(self, wake: Rc<dyn Fn()>) -> (Store, Lessor, Position, u64, Logged<RingDevice>) {
-        let Primed { store, lessor, next, term, supply, progress, checkpointed, segments, disks, is_durable } = self;
-        let device = RingDevice::new(wake, is_durable, checkpointed.meter.clone());
+        let Primed { store, lessor, next, term, supply, progress, checkpointed, segments, disks, .. } = self;
+        let device = RingDevice::new(wake, self.is_durable, self.write_unit, checkpointed.meter.clone());
         let log = Log::new(device, supply, progress.clone());
         (store, lessor, next, term, Logged::new(log, progress, checkpointed, segments, disks))
     }

@@ -18,7 +18,7 @@ use crate::wal::disk::Disk;
 use crate::wal::examine::{Finding, examine};
 use crate::wal::log::{self, Log};
 use crate::wal::newest::{self, Newest};
-use crate::wal::record::{BLOCK_BYTES, Look, SegmentHeader};
+use crate::wal::record::{BLOCK_BYTES, Look, SegmentHeader, filled_bytes};
 use crate::wal::replay::{self, Recovered, Replay, ReplayError};
 use crate::wal::segments::{self, Keeper, Step};
 use crate::wal::{LogFailure, Progress};
@@ -364,7 +364,7 @@ fn each_call_in_turn_fails_or_is_the_last_before_the_power_goes() {
     assert!(calls > 50, "{calls} calls");
 }
 
-/// Every frame of the log with its segment, offset and length, and the last group before it.
+/// Every frame of the log with its segment, offset and length as far as it is filled, and the last group before it.
 pub fn frames(disk: &FakeDisk) -> Vec<(String, u64, u64, Position)> {
     let mut frames = Vec::new();
     for name in disk.names().unwrap().into_iter().filter(|name| name.ends_with(".wal")) {
@@ -372,7 +372,7 @@ pub fn frames(disk: &FakeDisk) -> Vec<(String, u64, u64, Position)> {
         let header = SegmentHeader::decode(&bytes).unwrap();
         let mut offset = BLOCK_BYTES;
         while let Look::Frame(frame) = replay::look(&bytes, &header, offset) {
-            frames.push((name.clone(), offset as u64, frame.bytes as u64, frame.header.after));
+            frames.push((name.clone(), offset as u64, filled_bytes(frame.body.len()) as u64, frame.header.after));
             offset += frame.bytes;
         }
     }
@@ -439,7 +439,7 @@ fn cut_last_frame(seed: u64, whole: &World, mut kept: impl FnMut(u64, u64) -> bo
         return;
     }
     let mut contents = world.disk.contents(&name);
-    let sectors = bytes / SECTOR_BYTES as u64;
+    let sectors = bytes.div_ceil(SECTOR_BYTES as u64);
     let mut old = Random::new(seed);
     let mut is_whole = true;
     for sector in (0..sectors).filter(|&sector| !kept(sector, sectors)) {

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use crate::net::ring::AlignedBuffer;
-use crate::sim::disk::FakeFile;
+use crate::sim::disk::{FakeFile, SECTOR_BYTES};
 use crate::wal::LogFailure;
 use crate::wal::disk::DiskFile;
 use crate::wal::log::Device;
@@ -38,7 +38,8 @@ impl FakeDevice {
 impl Device for FakeDevice {
     type Segment = FakeFile;
 
-    fn submit(&mut self, segment: &Rc<FakeFile>, offset: u64, frame: AlignedBuffer) {
+    fn submit(&mut self, segment: &Rc<FakeFile>, offset: u64, mut frame: AlignedBuffer, filled: usize) {
+        frame.resize(filled.next_multiple_of(SECTOR_BYTES));
         let before = self.0.replace(Flight::Submitted(segment.clone(), offset, frame));
         assert!(matches!(before, Flight::Nothing), "one frame at a time");
     }

@@ -7,10 +7,11 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{FallocateFlags, OFlags};
+use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags, StatxFlags, openat, statx};
 use rustix::io::Errno;
 
 use crate::wal::disk::{Disk, DiskFile, SegmentDisk};
+use crate::wal::record::BLOCK_BYTES;
 
 #[derive(Debug)]
 pub struct FileDisk {
@@ -37,6 +38,21 @@ impl FileDisk {
     /// When it cannot be read.
     pub fn open_to_read(path: &Path) -> io::Result<FileDisk> {
         FileDisk::with(path, false)
+    }
+
+    /// What the length of a direct write must be a multiple of: a sector of the disk, 512 bytes of most. A block of 4 KiB where
+    /// the kernel does not say (before Linux 6.1), and where writes go through the page cache, which writes whole pages.
+    pub fn write_unit(&self) -> usize {
+        self.direct_alignment().filter(|unit| (512..=BLOCK_BYTES).contains(unit)).unwrap_or(BLOCK_BYTES)
+    }
+
+    /// Asked of a file without a name, since a directory has none.
+    fn direct_alignment(&self) -> Option<usize> {
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let file = openat(&self.directory, c".", flags, Mode::RUSR | Mode::WUSR).ok()?;
+        let about = statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN).ok()?;
+        let says = about.stx_mask & StatxFlags::DIOALIGN.bits() != 0 && about.stx_dio_mem_align as usize <= BLOCK_BYTES;
+        (says && about.stx_dio_offset_align.is_power_of_two()).then_some(about.stx_dio_offset_align as usize)
     }
 
     fn with(path: &Path, may_write: bool) -> io::Result<FileDisk> {

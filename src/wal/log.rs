@@ -30,8 +30,9 @@ const IDLE_BUFFER_BYTES_MAX: usize = 64 << 10;
 pub trait Device {
     type Segment;
 
-    /// Writes a frame and makes it durable. Called only when nothing is in flight.
-    fn submit(&mut self, segment: &Rc<Self::Segment>, offset: u64, frame: AlignedBuffer);
+    /// Writes a frame and makes it durable. Nobody reads what lies behind its first `filled` bytes; what of that is written
+    /// depends on the disk. Called only when nothing is in flight.
+    fn submit(&mut self, segment: &Rc<Self::Segment>, offset: u64, frame: AlignedBuffer, filled: usize);
 
     /// The result of what was submitted, once, with the buffer. It alone knows whether a write or a sync failed.
     fn poll(&mut self) -> Option<(Result<(), LogFailure>, AlignedBuffer)>;
@@ -329,7 +330,7 @@ impl<D: Device> Log<D> {
         if self.planted.ack_before_sync {
             self.durable = groups.last().map(|group| group.position).or(self.durable);
         }
-        self.device.submit(&current.segment, current.offset, frame);
+        self.device.submit(&current.segment, current.offset, frame, record::filled_bytes(body_bytes));
         current.offset += bytes as u64;
         self.in_flight = Some(InFlight { crc, groups });
     }

@@ -1,8 +1,7 @@
 //! The bytes of the log. Pure: bytes in, values out.
 //!
 //! A *segment* is a file whose length never changes. Block 0 is its header; behind it follow *frames* without a gap, each at
-//! a multiple of 4 KiB and filled up with zeros, and behind the last frame whatever was there before. Numbers are
-//! little-endian.
+//! a multiple of 4 KiB, and behind the last frame whatever was there before. Numbers are little-endian.
 //!
 //! ```text
 //! segment header, one block                        frame
@@ -15,10 +14,14 @@
 //! 40   4  CRC32C of the whole block but this        40   4  block at which it lies
 //! 44      zeros                                     44   4  length of the body
 //!                                                   48   4  header CRC of the frame before: the chain
-//!                                                   52   4  CRC32C of the body and the zeros behind it
+//!                                                   52   4  CRC32C of the body, and of zeros up to the next block
 //!                                                   56   4  CRC32C of the 56 bytes above
-//!                                                   60      body, then zeros up to the next block
+//!                                                   60      body
 //! ```
+//!
+//! What lies between a body and the next block is nobody's: a frame is written as far as its last sector, and the rest of its
+//! block stays as it was. So a lone put writes one sector and not eight, and yet no disk, whatever it takes for a block, writes
+//! anew what was told of. In version 2 the zeros that the checksum goes over lay there.
 //!
 //! The body holds whole groups (flags 3), or a piece of one group that is too long for a frame (flags 1, 0, ..., 2). Each
 //! frame was synced before the next was written, so a group whose last piece is missing was never told to anybody: the next
@@ -37,7 +40,7 @@
 //!          2 delete      length and bytes of the key
 //! ```
 //!
-//! Kind 7 came after the others, within version 2: a log that has none is what it was, and a tarsier that does not know it
+//! Kind 7 came after the others, without a version: a log that has none is what it was, and a tarsier that does not know it
 //! refuses one that has, as malformed. It is written only where operators ask for it.
 //!
 //! Both checksums of a frame start from the *salt*, a random number that is drawn whenever a file becomes a segment and
@@ -56,7 +59,9 @@ use crate::types::{
 
 /// Frames lie at multiples of this: what every disk takes in direct writes.
 pub const BLOCK_BYTES: usize = 4_096;
-pub const FORMAT_VERSION: u32 = 2;
+pub const FORMAT_VERSION: u32 = 3;
+/// The oldest that is read. Whoever wrote it cannot read what is added here.
+const OLDEST_VERSION: u32 = 2;
 pub const FRAME_HEADER_BYTES: usize = 60;
 
 const SEGMENT_MAGIC: &[u8; 8] = b"TARSWAL\n";
@@ -112,7 +117,7 @@ impl SegmentHeader {
         }
         let is_whole = u32_at(block, SEGMENT_CRC_AT) == header_crc(&block[..BLOCK_BYTES]);
         match (is_whole, u32_at(block, 8)) {
-            (true, FORMAT_VERSION) if block.starts_with(SEGMENT_MAGIC) => {}
+            (true, OLDEST_VERSION..=FORMAT_VERSION) if block.starts_with(SEGMENT_MAGIC) => {}
             (true, version) if block.starts_with(SEGMENT_MAGIC) => return Err(HeaderFlaw::Version(version)),
             // One flipped bit leaves most of the magic alone.
             _ if block.iter().zip(SEGMENT_MAGIC).filter(|(is, expected)| is == expected).count() >= 4 => {
@@ -158,13 +163,18 @@ pub fn frame_bytes(body_bytes: usize) -> usize {
     (FRAME_HEADER_BYTES + body_bytes).next_multiple_of(BLOCK_BYTES)
 }
 
+/// How much of it has to be written.
+pub fn filled_bytes(body_bytes: usize) -> usize {
+    FRAME_HEADER_BYTES + body_bytes
+}
+
 /// Fills in the header of a frame whose body is in place behind zeros for the header, and before zeros up to a whole
 /// number of blocks. Answers the CRC that the next frame chains to.
 pub fn seal(frame: &mut [u8], body_bytes: usize, header: &FrameHeader, segment: &SegmentHeader, offset: u64) -> u32 {
     assert_eq!(frame.len(), frame_bytes(body_bytes), "a frame is as long as its body says");
     let flags = if header.begins_group { BEGINS } else { 0 } | if header.ends_group { ENDS } else { 0 };
     let block = u32::try_from(offset / BLOCK_BYTES as u64).expect("a segment has less than 2^32 blocks");
-    let body_crc = salted(segment.salt, &frame[FRAME_HEADER_BYTES..]);
+    let body_crc = body_crc(segment.salt, &frame[FRAME_HEADER_BYTES..filled_bytes(body_bytes)]);
     frame[0..4].copy_from_slice(FRAME_MAGIC);
     frame[4..8].copy_from_slice(&flags.to_le_bytes());
     frame[8..16].copy_from_slice(&segment.sequence.to_le_bytes());
@@ -178,6 +188,13 @@ pub fn seal(frame: &mut [u8], body_bytes: usize, header: &FrameHeader, segment: 
     let crc = salted(segment.salt, &frame[..FRAME_CRC_AT]);
     frame[FRAME_CRC_AT..FRAME_HEADER_BYTES].copy_from_slice(&crc.to_le_bytes());
     crc
+}
+
+/// Of a body, and of zeros up to the next block whatever lies there.
+fn body_crc(salt: u64, body: &[u8]) -> u32 {
+    const ZEROS: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
+    let rest = frame_bytes(body.len()) - filled_bytes(body.len());
+    crc32c::crc32c_append(salted(salt, body), &ZEROS[..rest])
 }
 
 fn salted(salt: u64, bytes: &[u8]) -> u32 {
@@ -199,7 +216,7 @@ pub struct Frame<'a> {
     pub header: FrameHeader,
     pub body: &'a [u8],
     pub crc: u32,
-    /// With its header and the zeros behind.
+    /// With its header, up to the next block.
     pub bytes: usize,
 }
 
@@ -217,7 +234,8 @@ pub fn look<'a>(bytes: &'a [u8], segment: &SegmentHeader, offset: u64) -> Look<'
     }
     let body_bytes = u32_at(bytes, 44) as usize;
     let Some(frame) = bytes.get(..frame_bytes(body_bytes)) else { return Look::BadBody };
-    if u32_at(bytes, 52) != salted(segment.salt, &frame[FRAME_HEADER_BYTES..]) {
+    let body = &frame[FRAME_HEADER_BYTES..filled_bytes(body_bytes)];
+    if u32_at(bytes, 52) != body_crc(segment.salt, body) {
         return Look::BadBody;
     }
     let header = FrameHeader {
@@ -227,7 +245,6 @@ pub fn look<'a>(bytes: &'a [u8], segment: &SegmentHeader, offset: u64) -> Look<'
         begins_group: flags & BEGINS != 0,
         ends_group: flags & ENDS != 0,
     };
-    let body = &frame[FRAME_HEADER_BYTES..FRAME_HEADER_BYTES + body_bytes];
     Look::Frame(Frame { header, body, crc, bytes: frame.len() })
 }
 

@@ -17,6 +17,7 @@ pub struct RingDevice {
     done: Rc<Cell<Option<Done>>>,
     wake: Rc<dyn Fn()>,
     is_durable: bool,
+    write_unit: usize,
     meter: Arc<Meter>,
 }
 
@@ -24,21 +25,23 @@ type Done = (Result<(), LogFailure>, AlignedBuffer);
 
 impl RingDevice {
     /// `wake` is called when a frame is done, so that the thread looks at its log. Unless `is_durable`, frames are written
-    /// and not synced (`--unsafe-no-fsync`).
-    pub fn new(wake: Rc<dyn Fn()>, is_durable: bool, meter: Arc<Meter>) -> RingDevice {
-        RingDevice { done: Rc::default(), wake, is_durable, meter }
+    /// and not synced (`--unsafe-no-fsync`). What is written is a multiple of `write_unit`
+    /// ([`FileDisk::write_unit`](super::file_disk::FileDisk::write_unit)).
+    pub fn new(wake: Rc<dyn Fn()>, is_durable: bool, write_unit: usize, meter: Arc<Meter>) -> RingDevice {
+        RingDevice { done: Rc::default(), wake, is_durable, write_unit, meter }
     }
 }
 
 impl Device for RingDevice {
     type Segment = OwnedFd;
 
-    fn submit(&mut self, segment: &Rc<OwnedFd>, offset: u64, frame: AlignedBuffer) {
+    fn submit(&mut self, segment: &Rc<OwnedFd>, offset: u64, mut frame: AlignedBuffer, filled: usize) {
         let (segment, done, wake) = (segment.clone(), self.done.clone(), self.wake.clone());
-        let (is_durable, meter) = (self.is_durable, self.meter.clone());
+        let (is_durable, unit, meter) = (self.is_durable, self.write_unit, self.meter.clone());
+        frame.resize(filled.next_multiple_of(unit));
         ring::spawn(async move {
             meter.log_wrote(frame.len());
-            done.set(Some(write(&segment, offset, frame, is_durable, &meter).await));
+            done.set(Some(write(&segment, offset, frame, unit, is_durable, &meter).await));
             wake();
         });
     }
@@ -49,15 +52,22 @@ impl Device for RingDevice {
 }
 
 /// Writes until all of it is written, then syncs. A write that was cut short goes on behind.
-async fn write(segment: &Rc<OwnedFd>, offset: u64, mut frame: AlignedBuffer, is_durable: bool, meter: &Meter) -> Done {
+async fn write(
+    segment: &Rc<OwnedFd>,
+    offset: u64,
+    mut frame: AlignedBuffer,
+    unit: usize,
+    is_durable: bool,
+    meter: &Meter,
+) -> Done {
     let mut written = 0;
     while written < frame.len() {
         let (result, buffer) = ring::Write::submit(segment, frame, written, offset + written as u64).await;
         frame = buffer;
         match result {
             Ok(0) => return (Err(LogFailure::Broken(io::ErrorKind::WriteZero.into())), frame),
-            // A direct write can only go on at a whole block.
-            Ok(bytes) => written = (written + bytes) / AlignedBuffer::ALIGNMENT * AlignedBuffer::ALIGNMENT,
+            // A direct write can only go on at a whole unit.
+            Ok(bytes) => written = (written + bytes) / unit * unit,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return (Err(LogFailure::of_write(error)), frame),
         }
@@ -100,7 +110,8 @@ mod tests {
     }
 
     /// Appends groups up to a position, eight at a time, and waits until all are durable.
-    async fn live(disk: &Arc<FileDisk>, checkpointed: &Arc<AtomicU64>, groups: u64, bell: Doorbell) {
+    /// Gives the bytes that were written.
+    async fn live(disk: &Arc<FileDisk>, checkpointed: &Arc<AtomicU64>, groups: u64, bell: Doorbell) -> u64 {
         let (recovered, _) = recover(disk, checkpointed.load(Ordering::Relaxed));
         let mut position = recovered.last;
         let salt = Box::new(random_salt);
@@ -113,7 +124,7 @@ mod tests {
         let (sender, progress) = channel();
         let near = bell.clone();
         let meter = Arc::new(Meter::new(Arc::new(Histogram::new(DISK)), clock::wall()));
-        let device = RingDevice::new(Rc::new(move || near.ring()), true, meter.clone());
+        let device = RingDevice::new(Rc::new(move || near.ring()), true, disk.write_unit(), meter.clone());
         let mut log = Log::new(device, supply, sender);
         let end = position.0 + groups;
         let mut durable = position;
@@ -139,7 +150,23 @@ mod tests {
         let mut words = [0; WORDS];
         meter.log_syncs.read(&mut words);
         let syncs = totals(&words).0;
-        assert!(syncs >= groups / 8 && meter.log_written_bytes() >= syncs * 4_096, "{syncs} syncs");
+        assert!(syncs >= groups / 8, "{syncs} syncs");
+        let (written, unit) = (meter.log_written_bytes(), disk.write_unit() as u64);
+        assert!(written >= syncs * unit && written.is_multiple_of(unit), "{syncs} syncs of {written} bytes");
+        written
+    }
+
+    #[test]
+    fn a_lone_group_is_written_as_far_as_the_disk_must() {
+        let directory = Folder::new("ring-lone");
+        std::fs::create_dir(&directory.0).unwrap();
+        let disk = Arc::new(FileDisk::open(&directory.0).unwrap());
+        let unit = disk.write_unit();
+        assert!(unit.is_power_of_two() && (512..=4_096).contains(&unit), "{unit}");
+        let written = Ring::new().unwrap().run(live(&disk, &Arc::default(), 1, Doorbell::new().unwrap()));
+        assert_eq!(written, unit as u64);
+        let (recovered, groups) = recover(&disk, 0);
+        assert_eq!((recovered.last, groups.len()), (Position(1), 1));
     }
 
     #[test]

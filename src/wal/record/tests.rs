@@ -137,11 +137,20 @@ fn a_frame_is_found_at_its_place_in_its_segment_and_nowhere_else() {
 fn every_flipped_bit_of_a_frame_is_found() {
     for length in [4, 4_000, 4_036, 4_037, 9_000] {
         let mut bytes = frame(&vec![0xa5; length], &HEADER, 8_192);
-        for bit in 0..bytes.len() * 8 {
+        for bit in 0..filled_bytes(length) * 8 {
             bytes[bit / 8] ^= 1 << (bit % 8);
             assert!(!matches!(look(&bytes, &SEGMENT, 8_192), Look::Frame(_)), "bit {bit}");
             bytes[bit / 8] ^= 1 << (bit % 8);
         }
+    }
+}
+
+#[test]
+fn what_lies_behind_a_body_is_nobodys() {
+    for length in [4, 4_000, 4_036, 4_037, 9_000] {
+        let mut bytes = frame(&vec![0xa5; length], &HEADER, 8_192);
+        bytes[filled_bytes(length)..].fill(0x5a);
+        assert!(matches!(look(&bytes, &SEGMENT, 8_192), Look::Frame(found) if found.body.len() == length), "{length}");
     }
 }
 
@@ -159,10 +168,12 @@ fn every_flipped_bit_of_a_segment_header_is_found() {
 #[test]
 fn a_header_of_another_version_or_kind_says_so() {
     let mut block = SEGMENT.encode();
-    block[8] = 3;
-    let crc = header_crc(&block);
-    block[SEGMENT_CRC_AT..SEGMENT_CRC_AT + 4].copy_from_slice(&crc.to_le_bytes());
-    assert_eq!(SegmentHeader::decode(&block), Err(HeaderFlaw::Version(3)));
+    for (version, decoded) in [(1, Err(HeaderFlaw::Version(1))), (2, Ok(SEGMENT)), (4, Err(HeaderFlaw::Version(4)))] {
+        block[8] = version;
+        let crc = header_crc(&block);
+        block[SEGMENT_CRC_AT..SEGMENT_CRC_AT + 4].copy_from_slice(&crc.to_le_bytes());
+        assert_eq!(SegmentHeader::decode(&block), decoded);
+    }
     assert_eq!(SegmentHeader::decode(&[b'x'; BLOCK_BYTES]), Err(HeaderFlaw::Foreign));
     assert_eq!(SegmentHeader::decode(&block[..100]), Err(HeaderFlaw::Foreign));
 }
