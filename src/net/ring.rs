@@ -41,7 +41,7 @@ impl Ring {
     pub fn new() -> Result<Ring, RingRefused> {
         let mut uring = tokio_uring::uring_builder();
         // Else the kernel interrupts this thread for each operation that completes while it runs: 2,000 connections whose peers
-        // were killed cost 26 ms in one pass, half of it these interrupts, and a load of reads 9.8 us a read in place of 7.2. What
+        // were killed cost 26 ms in one pass, most of it these interrupts, and a load of reads 9.8 us a read in place of 7.2. What
         // has completed waits for the thread's next system call, which is the end of the pass; a thread that sleeps is woken.
         uring.setup_cqsize(COMPLETION_ENTRIES).setup_clamp().setup_coop_taskrun();
         let mut builder = tokio_uring::builder();
