@@ -436,7 +436,7 @@ fn fill<F: DiskFile>(file: &F, bytes: u64) -> io::Result<()> {
         let length = (bytes - offset).min(zeros.len() as u64);
         file.write_at(offset, &zeros[..length as usize])?;
         offset += length;
-        // A shard may share this core, and would else wait for a whole slice of 4 ms, as often as a segment takes.
+        // A shard may share this core, and would else wait behind whole slices of the scheduler, 4 ms each.
         std::thread::yield_now();
     }
     file.sync_data()
