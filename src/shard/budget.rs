@@ -18,7 +18,7 @@
 //! What nobody counts (what the allocator keeps back, batches that the checkpoint has yet to write, a cost that was
 //! estimated too low) is found by looking: it is what is resident beyond the sum, and it is used like the rest. So a wrong
 //! estimate makes the server refuse early, and not meet the OOM killer. A shard that turns looks a hundred times a second, at
-//! 3 us each: with one look a second, a client that put values of a megabyte and compacted them was faster.
+//! 3 us each ([`Looks`]): with one look a second, a client that put values of a megabyte and compacted them was faster.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -31,6 +31,12 @@ const UNLIMITED: usize = usize::MAX / 4;
 const CHECKPOINT_BYTES: usize = 48 << 20;
 /// Caches in full, in [`Standing::caches`].
 pub const CACHES_FULL: usize = 256;
+/// How long a shard that turns goes by what was resident before.
+const LOOK_INTERVAL: Duration = Duration::from_millis(10);
+/// It looks at once when it counts so much less than it did: what it has let go of is room when it is no longer resident, and
+/// somebody else may still hold it. After a compaction of 28 MB that the checkpoint had yet to write, a put was admitted in the
+/// milliseconds until the next look, and what came behind it was refused.
+const FREED_BYTES_LOOK: usize = 1 << 20;
 /// One line a level in this time.
 const LINE_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -178,6 +184,28 @@ fn full_at(limit: usize) -> usize {
     limit - limit / 16
 }
 
+/// When a shard asks the kernel how much is resident.
+#[derive(Debug, Default)]
+pub struct Looks {
+    /// The time of the last one, and the most that the shard has counted since.
+    last: Option<(Instant, usize)>,
+}
+
+impl Looks {
+    /// `counted`: what the shard counts by now. It looks when this says so.
+    pub fn is_due(&mut self, now: Instant, counted: usize) -> bool {
+        if let Some((at, most)) = &mut self.last
+            && now.duration_since(*at) < LOOK_INTERVAL
+            && counted + FREED_BYTES_LOOK > *most
+        {
+            *most = counted.max(*most);
+            return false;
+        }
+        self.last = Some((now, counted));
+        true
+    }
+}
+
 /// Which levels are worth a line in the log: each as it is reached, and none twice in a minute.
 #[derive(Debug, Default)]
 pub struct Herald {
@@ -233,6 +261,19 @@ mod tests {
         assert_eq!((budget.uncounted(), budget.used()), (400, 950));
         budget.look(300);
         assert_eq!((budget.uncounted(), budget.used()), (0, 550), "an estimate that is too high stays");
+    }
+
+    #[test]
+    fn a_look_is_due_when_the_last_is_old_or_much_was_let_go_of_since() {
+        let (mut looks, start) = (Looks::default(), Instant::now());
+        let mut is_due =
+            |milliseconds, mebibytes: usize| looks.is_due(start + Duration::from_millis(milliseconds), mebibytes << 20);
+        assert!(is_due(0, 10), "the first");
+        assert!(!is_due(9, 10) && !is_due(9, 30));
+        assert!(is_due(9, 29), "the most that was counted since");
+        assert!(!is_due(9, 29) && !is_due(10, 30));
+        assert!(is_due(19, 30), "it is old");
+        assert!(!is_due(28, 30) && is_due(28, 0));
     }
 
     #[test]

@@ -62,7 +62,7 @@ use crate::watch::refusal::Why;
 use accounting::Account;
 use auto_compact::AutoCompact;
 use board::Boards;
-use budget::{Budget, CACHES_FULL, Herald, Level};
+use budget::{Budget, CACHES_FULL, Herald, Level, Looks};
 use control::Control;
 use embedded::Embedded;
 use intake::Intake as HubIntake;
@@ -93,8 +93,6 @@ const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
 const EXPIRY_INTERVAL_MIN: Duration = Duration::from_millis(50);
 /// A disk that does not finish the last write by then is left alone; the log is as good as after a kill.
 const LOG_STOP_MAX: Duration = Duration::from_secs(5);
-/// How long a shard that turns goes by what was resident before.
-const RESIDENT_LOOK_INTERVAL: Duration = Duration::from_millis(10);
 /// While memory is short, the pages of the allocator are looked through this often, and no more.
 const COLLECT_INTERVAL: Duration = Duration::from_secs(5);
 /// What a further connection takes, its first stream and its socket included.
@@ -151,8 +149,7 @@ pub struct Shard {
     /// The same, before further watch streams are refused.
     stream_bytes_max: Cell<usize>,
     herald: RefCell<Herald>,
-    /// When this shard last asked the kernel how much is resident.
-    looked_at: Cell<Option<Instant>>,
+    looks: RefCell<Looks>,
     collected_at: Cell<Option<Instant>>,
 }
 
@@ -219,7 +216,7 @@ impl Shard {
             connection_bytes_max: Cell::new(usize::MAX),
             stream_bytes_max: Cell::new(usize::MAX),
             herald: RefCell::new(Herald::default()),
-            looked_at: Cell::new(None),
+            looks: RefCell::new(Looks::default()),
             collected_at: Cell::new(None),
         }
     }
@@ -384,11 +381,7 @@ impl Shard {
     fn look_at_budget(&self, core: &mut Core) -> Account {
         let account = self.account(core);
         let mut standing = self.budget.tell(self.index, account.sum(), account.socket_bytes);
-        let time = clock::now();
-        if self.budget.limit().is_some()
-            && self.looked_at.get().is_none_or(|at| time.duration_since(at) >= RESIDENT_LOOK_INTERVAL)
-        {
-            self.looked_at.set(Some(time));
+        if self.budget.limit().is_some() && self.looks.borrow_mut().is_due(clock::now(), account.sum()) {
             match memory::resident_bytes() {
                 Ok(resident) => self.budget.look(resident),
                 Err(error) => tracing::debug!(%error, "how much memory is resident is unknown"),
