@@ -22,6 +22,9 @@ pub trait Durability {
     /// What is free on which disk, in words.
     fn disks(&self) -> String;
 
+    /// Puts are refused for want of memory, or are taken again: what waits for the disk is worth writing soon.
+    fn set_short_of_memory(&mut self, is_short: bool);
+
     /// Begins to give back the space of the disk that nothing uses any more. It is called again only after
     /// [`Durability::defragmented`] has told of the end.
     fn defragment(&mut self);
@@ -57,6 +60,8 @@ impl Durability for InMemory {
     fn disks(&self) -> String {
         "there is no disk".to_owned()
     }
+
+    fn set_short_of_memory(&mut self, _is_short: bool) {}
 
     /// Memory that is freed has been given back already.
     fn defragment(&mut self) {

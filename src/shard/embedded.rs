@@ -237,6 +237,7 @@ impl Embedded {
     /// See [`Writer::set_memory_room`].
     pub fn set_memory_room(&mut self, room: usize) {
         self.writer.set_memory_room(room);
+        self.durability.set_short_of_memory(room == 0);
     }
 
     pub fn writer(&self) -> &Writer {
@@ -310,6 +311,8 @@ mod tests {
         fn is_short_of_space(&self) -> bool {
             self.0.borrow().is_short
         }
+
+        fn set_short_of_memory(&mut self, _is_short: bool) {}
 
         fn defragment(&mut self) {
             self.0.borrow_mut().defragmentations += 1;

@@ -357,6 +357,10 @@ impl<D: Device> Durability for Logged<D> {
         (self.disks)()
     }
 
+    fn set_short_of_memory(&mut self, is_short: bool) {
+        self.checkpointed.is_short_of_memory.store(is_short, Ordering::Relaxed);
+    }
+
     fn defragment(&mut self) {
         let (sender, ended) = mpsc::channel();
         // A thread that is gone shows below.

@@ -41,6 +41,8 @@ impl Durability for LateLog {
         false
     }
 
+    fn set_short_of_memory(&mut self, _is_short: bool) {}
+
     fn defragment(&mut self) {}
 
     fn defragmented(&mut self) -> Option<Result<(), String>> {

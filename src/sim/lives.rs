@@ -111,6 +111,10 @@ impl Durability for Watched {
         self.0.borrow().logged.is_short_of_space()
     }
 
+    fn set_short_of_memory(&mut self, is_short: bool) {
+        self.0.borrow_mut().logged.set_short_of_memory(is_short);
+    }
+
     fn defragment(&mut self) {
         self.0.borrow_mut().logged.defragment();
     }

@@ -34,6 +34,8 @@ pub const RESERVE_BYTES: u64 = 16 << 20;
 const COMMIT_BYTES: usize = 32 << 20;
 /// Or when the oldest of it has waited for so long: a quiet server has a short replay as well.
 const COMMIT_AFTER: Duration = Duration::from_secs(10);
+/// The same while puts are refused for want of memory: up to [`COMMIT_BYTES`] of what was put and compacted away are held here.
+const COMMIT_AFTER_SHORT: Duration = Duration::from_secs(1);
 /// Rows are forgotten when they are this share of all rows, so that most pages that a commit writes anew have several of
 /// them: forgotten one by one, each would cost a page of 4 KiB. A start passes over those that are still there.
 const FORGET_SHARE: u64 = 2;
@@ -63,6 +65,8 @@ pub struct Checkpointed {
     pub position: Arc<AtomicU64>,
     /// The checkpoint could not be written for want of space.
     pub is_short_of_space: Arc<AtomicBool>,
+    /// The process has no memory for further puts.
+    pub is_short_of_memory: Arc<AtomicBool>,
     /// For whoever wants to know how it stands.
     pub meter: Arc<Meter>,
 }
@@ -126,8 +130,12 @@ impl<D: Disk> Mover<D> {
     ) -> Mover<D> {
         let meter = Meter::new(checkpoint.syncs(), clock::wall());
         meter.checkpoint_lacks(gathered.bytes());
-        let checkpointed =
-            Checkpointed { position: Arc::default(), is_short_of_space: Arc::default(), meter: Arc::new(meter) };
+        let checkpointed = Checkpointed {
+            position: Arc::default(),
+            is_short_of_space: Arc::default(),
+            is_short_of_memory: Arc::default(),
+            meter: Arc::new(meter),
+        };
         checkpointed.position.store(checkpoint.meta().position.0, Ordering::Release);
         let mut mover = Mover {
             disk,
@@ -217,7 +225,9 @@ impl<D: Disk> Mover<D> {
     }
 
     fn is_due(&self, now: Instant) -> bool {
-        let has_waited = self.since.is_some_and(|since| now >= since + COMMIT_AFTER);
+        let is_short_of_memory = self.checkpointed.is_short_of_memory.load(Ordering::Relaxed);
+        let commit_after = if is_short_of_memory { COMMIT_AFTER_SHORT } else { COMMIT_AFTER };
+        let has_waited = self.since.is_some_and(|since| now >= since + commit_after);
         let is_asked = self.is_stopping || !self.defragment.is_empty() || self.retry_at.is_some();
         (self.gathered.has_groups() && (has_waited || is_asked || self.gathered.bytes() >= COMMIT_BYTES))
             || self.gathered.removed() as u64 >= FORGET_MAX
@@ -469,6 +479,18 @@ mod tests {
         }
         assert_eq!(bench.after(POLL), Next::After(IDLE_POLL));
         assert_eq!(bench.checkpointed(), 35);
+    }
+
+    #[test]
+    fn a_commit_waits_less_while_memory_is_short() {
+        let mut bench = bench();
+        bench.put(10);
+        bench.after(Duration::ZERO);
+        bench.mover.checkpointed().is_short_of_memory.store(true, Ordering::Relaxed);
+        bench.after(COMMIT_AFTER_SHORT - POLL);
+        assert_eq!(bench.checkpointed(), 0);
+        bench.after(POLL);
+        assert_eq!(bench.checkpointed(), 1);
     }
 
     #[test]
