@@ -123,6 +123,7 @@ struct WriterPlan {
 pub fn run(config: Config) -> Result<(), StartError> {
     let started_at = clock::wall();
     memory::without_huge_pages().map_err(system("switch transparent huge pages off"))?;
+    memory::return_pages_at_once();
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGUSR1]).map_err(system("listen for signals"))?;
     probe(&config)?;
     log_quota(&config);
