@@ -510,8 +510,8 @@ impl Hub {
         }
     }
 
-    /// A stream that got something to send, or can take requests again, with its token. Each is named once, and again when
-    /// there is more after that.
+    /// A stream that got something to send, or can take requests again, with its token. It is named once, and again when
+    /// there is more after all was taken ([`Hub::take_output`] has given `None`).
     pub fn next_ready(&mut self) -> Option<(StreamId, u64)> {
         let stream = self.streams.next_ready()?;
         Some((StreamId(stream), self.streams.get(stream).token))

@@ -483,6 +483,7 @@ impl Streams {
         if entry.is_closed() {
             return;
         }
+        let is_first = entry.outbox.is_none();
         let outbox = entry.outbox.get_or_insert_with(|| {
             let spare = self.spare.pop();
             self.spare_bytes -= spare.as_ref().map_or(0, |outbox| outbox.spare_bytes());
@@ -494,7 +495,11 @@ impl Streams {
         put(outbox);
         self.backlog_bytes += outbox.bytes() - before;
         self.own_backlog_bytes += outbox.own_bytes() - own_before;
-        self.announce(stream);
+        // A connection that has not taken everything comes again by itself. It is not asked to look at a closed window once
+        // more with each event that waits for it.
+        if is_first {
+            self.announce(stream);
+        }
     }
 
     fn announce(&mut self, stream: u32) {
@@ -505,7 +510,7 @@ impl Streams {
         }
     }
 
-    /// A stream that got something to send, or can take requests again.
+    /// A stream that got something to send and had nothing before, or can take requests again.
     pub fn next_ready(&mut self) -> Option<u32> {
         while let Some(stream) = self.ready.pop_front() {
             // The row may have been freed, and taken by another stream, since it was announced.
