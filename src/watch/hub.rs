@@ -93,8 +93,9 @@ pub struct HubConfig {
     pub identity: HeaderIds,
     /// Responses from this size on go in fragments, for watches that ask for it (etcd: the request limit + 512 KiB).
     pub fragment_bytes: usize,
-    /// Unsent bytes of a stream beyond which its watchers fall behind. It may be passed by one message, and a stream that had
-    /// nothing due may have four times as much until its connection looks.
+    /// Unsent bytes of a stream beyond which it is not heard. Its watchers fall behind when it has left something due, from an
+    /// eighth of that on; and when it had nothing due, from four times that on until its connection looks. One message may
+    /// pass either.
     pub backlog_bytes_max: usize,
     /// Batches that the hub keeps for watchers that fall behind or start in the past. Older ones it asks for.
     pub history_bytes_max: usize,
