@@ -32,6 +32,9 @@ pub const TURN_TIME_MAX: Duration = Duration::from_micros(200);
 const SHORT_TURN_TIME_MAX: Duration = Duration::from_micros(30);
 /// What light turns may take of a pass beside somebody heavy.
 const LIGHT_TIME_MAX: Duration = Duration::from_millis(2);
+/// The same beside lone calls: a fleet that comes back is told what it missed over a thousand connections, and a put waits for
+/// those of a pass in each of its five or six.
+const SHORT_LIGHT_TIME_MAX: Duration = Duration::from_micros(20);
 /// For how long turns are short behind a call of somebody light.
 const CALLS_EXPECTED: Duration = Duration::from_millis(10);
 /// For how long the heavy stay back behind a call of somebody light, and for how long at most between two turns.
@@ -161,8 +164,10 @@ impl Lane {
     }
 
     /// A light connection with many calls has something to do: true when it may begin at once. Else it is to wait, and is called.
-    pub fn admits_light(&self) -> bool {
-        !self.is_pass_due.get() || self.light.get() < LIGHT_TIME_MAX
+    pub fn admits_light(&self, now: Instant) -> bool {
+        let is_lone_call_expected = is_within(self.lone_call_at.get(), now, CALLS_EXPECTED);
+        let time_max = if is_lone_call_expected { SHORT_LIGHT_TIME_MAX } else { LIGHT_TIME_MAX };
+        !self.is_pass_due.get() || self.light.get() < time_max
     }
 
     fn holds_back(&self, now: Instant) -> bool {
@@ -399,16 +404,30 @@ mod tests {
     fn beside_the_heavy_the_light_have_a_bounded_time_of_each_pass() {
         let (lane, now) = (Lane::default(), Instant::now());
         lane.light_ended(LIGHT_TIME_MAX, true);
-        assert!(lane.admits_light(), "nobody is heavy");
+        assert!(lane.admits_light(now), "nobody is heavy");
         lane.wait(1, Place::Ending);
         lane.light_ended(LIGHT_TIME_MAX / 2, false);
-        assert!(lane.admits_light());
+        assert!(lane.admits_light(now));
         lane.light_ended(LIGHT_TIME_MAX / 2, false);
-        assert!(!lane.admits_light());
+        assert!(!lane.admits_light(now));
         lane.wait(2, Place::Beginning);
         assert_eq!(lane.begin_pass(now), Some(2), "in front of whoever ends");
-        assert!(lane.admits_light());
+        assert!(lane.admits_light(now));
         assert_eq!(lane.pass_time_max(now), TURN_TIME_MAX, "nobody called");
+    }
+
+    #[test]
+    fn beside_a_lone_call_the_light_with_many_calls_have_less_of_a_pass_than_beside_a_load() {
+        let (lane, now) = (Lane::default(), Instant::now());
+        lane.wait(1, Place::Ending);
+        lane.light_ended(SHORT_LIGHT_TIME_MAX, false);
+        assert!(lane.admits_light(now), "nobody calls");
+        lane.call_came(now);
+        assert!(!lane.admits_light(now) && lane.admits_light(now + CALLS_EXPECTED));
+        let load: Vec<_> = (0..=20).map(|calls| now + CALLS_EXPECTED + LONE_CALL_GAP / 2 * calls).collect();
+        load.iter().for_each(|&at| lane.call_came(at));
+        assert!(!lane.admits_light(load[19]), "the first of them was alone");
+        assert!(lane.admits_light(load[20]));
     }
 
     #[test]

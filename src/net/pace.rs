@@ -89,7 +89,7 @@ impl Pace {
         let begins = match self.waits {
             true => lane.has_called(connection),
             false if self.is_heavy => lane.admits(now),
-            false => calls <= CALLS_ENDED_AT_ONCE || lane.admits_light(),
+            false => calls <= CALLS_ENDED_AT_ONCE || lane.admits_light(now),
         };
         if !begins {
             if !std::mem::replace(&mut self.waits, true) {
