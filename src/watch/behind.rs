@@ -81,8 +81,8 @@ pub(super) struct Pass {
     pub(super) cursor: u32,
     /// All groups together have gathered too much: those below are flushed.
     pub(super) relief: Option<u32>,
-    /// A compaction has overtaken it. Nothing more is read.
-    pub(super) overtaken: bool,
+    /// Nothing more is read: a compaction has overtaken it, or nobody takes part any more.
+    pub(super) is_over: bool,
 }
 
 /// A group whose watchers are sent what it gathered.
@@ -208,8 +208,8 @@ impl CatchUp {
         self.asked = false;
         let wanted = self.wanted.take();
         let continues = batches.first().is_some_and(|batch| Some(batch.revision) == wanted);
-        // A pass that was overtaken meanwhile needs it no more.
-        if self.pass.as_ref().is_some_and(|pass| !pass.overtaken) && continues {
+        // A pass that has ended meanwhile needs it no more.
+        if self.pass.as_ref().is_some_and(|pass| !pass.is_over) && continues {
             for pair in batches.windows(2) {
                 assert_eq!(pair[0].revision.next(), pair[1].revision, "history has no holes");
             }
@@ -233,7 +233,7 @@ impl CatchUp {
         if let Some(pass) = &mut self.pass
             && pass.position < compacted
         {
-            pass.overtaken = true;
+            pass.is_over = true;
             pass.full.clear();
             self.wanted = None;
             self.forget_fetched();

@@ -12,7 +12,8 @@
 //! and repetitions.
 //!
 //! A compaction above the position ends the pass: what was gathered is still complete up to the position and is sent; the
-//! next pass starts at the compacted revision, and whoever needs older ones is canceled.
+//! next pass starts at the compacted revision, and whoever needs older ones is canceled. A pass in which nobody takes part any
+//! more ends as well.
 //!
 //! All of this runs between batches only, so that the hub's revision stands still while a watcher joins.
 
@@ -54,7 +55,7 @@ impl Hub {
         if let Some(cursor) = pass.relief {
             return self.relieve(cursor);
         }
-        if !pass.overtaken && pass.position <= self.revision {
+        if !pass.is_over && pass.position <= self.revision {
             return self.read_history(budget);
         }
         self.visit_next_group()
@@ -74,7 +75,7 @@ impl Hub {
             full: Vec::new(),
             cursor: 0,
             relief: None,
-            overtaken: false,
+            is_over: false,
         });
     }
 
@@ -191,7 +192,7 @@ impl Hub {
         entry.enter(pass, gathered_bytes);
         let mut gathered = entry.gathered.take().unwrap_or_default();
         *gathered_bytes -= gathered.bytes.len();
-        // A pass that was overtaken in the middle of a batch has gathered a part of that revision.
+        // A pass that ended in the middle of a batch has gathered a part of that revision.
         gathered.truncate(pass.position);
         let shared =
             (gathered.bytes.len() >= SHARED_BYTES_MIN).then(|| Bytes::from(std::mem::take(&mut gathered.bytes)));
@@ -261,7 +262,7 @@ impl Hub {
         entry.members[flush.at].next = next;
         flush.at += 1;
         flush.left = true;
-        if self.catch_up.pass.as_ref().is_some_and(|pass| pass.overtaken) {
+        if self.catch_up.pass.as_ref().is_some_and(|pass| pass.is_over) {
             self.catch_up.wait_for_next_pass(next);
         }
     }
@@ -311,8 +312,14 @@ impl Hub {
             groups.remove(&flush.group);
         }
         // Watchers that could not join because a batch came in between are looked at again, once it has been read.
-        if flush.visit && (!flush.left || pass.overtaken) {
+        if flush.visit && (!flush.left || pass.is_over) {
             pass.cursor = flush.group + 1;
+        }
+        // All who took part have left, their streams full mostly, and there is no other group that might: whoever came too
+        // late for this pass does not wait for its end. Each of its flushes would look at all of them in vain.
+        if !flush.visit && !flush.left && groups.len() <= 1 {
+            pass.is_over = true;
+            pass.full.clear();
         }
         self.groups.release(flush.group);
     }

@@ -358,6 +358,39 @@ fn a_slow_stream_holds_a_revision_and_nothing_else_and_delays_nobody() {
 }
 
 #[test]
+fn a_pass_ends_when_nobody_takes_part_any_more_and_the_late_need_not_wait_for_its_end() {
+    let mut shard = Shard::at(30_000);
+    shard.create("zzz", 2);
+    shard.hub.turn(3_000);
+    let (stuck, late) = (shard.stream, shard.hub.open_stream(1));
+    shard.hub.request(late, shard.head(), Request::Create(create("zzz", 2)));
+    shard.hub.turn(1);
+    assert!(shard.hub.take_output(late, 1_000).is_some(), "the answer");
+    let mut turns = 0;
+    // Six responses fill a stream that nobody looks at.
+    while shard.hub.counters().events_sent < 8 {
+        shard.hub.turn(1_000);
+        turns += 1;
+        assert!(turns < 20, "{:?}", shard.hub.counters());
+    }
+    for stream in [late, stuck] {
+        shard.stream = stream;
+        let mut next = 2;
+        loop {
+            let responses = shard.responses();
+            if responses.is_empty() {
+                break;
+            }
+            for event in responses.into_iter().flat_map(|response| response.events) {
+                assert_eq!(event.kv.unwrap().mod_revision, next);
+                next += 1;
+            }
+        }
+        assert_eq!(next, 30_001);
+    }
+}
+
+#[test]
 fn a_stream_that_takes_no_answers_is_not_heard_until_it_has_taken_half_of_them() {
     let config = HubConfig { backlog_bytes_max: 1_000, ..HubConfig::default() };
     let mut shard = Shard::with(config, 1);
