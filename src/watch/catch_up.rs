@@ -305,6 +305,7 @@ impl Hub {
     fn end_flush(&mut self, flush: Flush) {
         let CatchUp { pass, groups, gathered_bytes, .. } = &mut self.catch_up;
         let pass = pass.as_mut().expect("flushes happen in a pass");
+        let is_only_one = groups.len() == 1;
         let entry = groups.get_mut(&flush.group).expect("a group is flushed while it is in the table");
         entry.window = flush.position;
         if entry.members.is_empty() {
@@ -317,9 +318,8 @@ impl Hub {
         }
         // All who took part have left, their streams full mostly, and there is no other group that might: whoever came too
         // late for this pass does not wait for its end. Each of its flushes would look at all of them in vain.
-        if !flush.visit && !flush.left && groups.len() <= 1 {
+        if !flush.visit && !flush.left && is_only_one {
             pass.is_over = true;
-            pass.full.clear();
         }
         self.groups.release(flush.group);
     }

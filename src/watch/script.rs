@@ -391,6 +391,24 @@ fn a_pass_ends_when_nobody_takes_part_any_more_and_the_late_need_not_wait_for_it
 }
 
 #[test]
+fn a_pass_goes_on_for_the_group_that_takes_part_when_the_last_of_another_has_left_it() {
+    let mut shard = Shard::at(1);
+    (0..20_000).for_each(|_| shard.put(&["a", "b"]));
+    shard.run();
+    shard.create("a", 2);
+    let reads = shard.hub.open_stream(1);
+    shard.hub.request(reads, shard.head(), Request::Create(create("b", 2)));
+    loop {
+        let more = shard.hub.turn(1_000);
+        let taken = std::iter::from_fn(|| shard.hub.take_output(reads, 1 << 20)).count();
+        if !more && taken == 0 {
+            break;
+        }
+    }
+    assert_eq!((shard.hub.catch_up.passes, shard.hub.counters().behind), (1, 1), "the stuck one alone is left");
+}
+
+#[test]
 fn a_stream_that_takes_no_answers_is_not_heard_until_it_has_taken_half_of_them() {
     let config = HubConfig { backlog_bytes_max: 1_000, ..HubConfig::default() };
     let mut shard = Shard::with(config, 1);
