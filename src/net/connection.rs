@@ -194,14 +194,12 @@ impl Connection {
         (self.server.config.now)()
     }
 
+    /// While output waits for a slow peer streams stay due, since what they have to send had better stay with the handler; and
+    /// frames with them, which h2 would have to keep. The end of the send in flight wakes the connection.
     fn has_more(&self) -> bool {
-        self.server.ready.take_woken(self.slot) || self.wire.is_cut_short() || self.has_due()
-    }
-
-    /// A stream may be looked at. While output waits for a slow peer they stay due: what they have to send had better stay
-    /// with the handler.
-    fn has_due(&self) -> bool {
-        self.server.ready.has_due(self.slot) && !self.wire.is_congested()
+        let has_due = self.server.ready.has_due(self.slot);
+        let waits = has_due && self.wire.is_congested();
+        self.server.ready.take_woken(self.slot) || !waits && (has_due || self.wire.is_cut_short())
     }
 
     /// Everything that was due is done. After a silence the buffers go; after traffic the next silence is looked for.
@@ -305,7 +303,7 @@ impl Connection {
 
     /// Lets h2 read and write, and opens the calls that it brings. Ready at the end of the connection.
     fn poll_h2(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        if self.looks_left == 0 || !self.has_due() {
+        if self.looks_left == 0 || !self.server.ready.has_due(self.slot) {
             self.wire.allow_frames();
             self.looks_left = STREAMS_PER_ROUND;
         }

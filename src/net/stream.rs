@@ -178,6 +178,9 @@ impl Row {
             Reading::Paused => self.hold(context)?,
             Reading::Ended => {}
         }
+        if self.reading == Reading::Ended {
+            self.discard(context)?;
+        }
         if self.is_output_due && !blocked {
             more |= self.write(around, context)?;
         }
@@ -257,6 +260,16 @@ impl Row {
                 Poll::Ready(None) | Poll::Pending => return Ok(()),
             }
         }
+    }
+
+    /// What comes behind the last request is heard by nobody. In h2 it would count against the window of the connection, and
+    /// each frame take its place.
+    fn discard(&mut self, context: &mut Context<'_>) -> Result<(), Look> {
+        while let Poll::Ready(Some(data)) = self.body.poll_data(context) {
+            let data = data.map_err(|_| Look::Broken(Broken::ByPeer))?;
+            self.open_window(data.len());
+        }
+        Ok(())
     }
 
     fn next_message(&mut self, chunk: &mut Bytes, around: &Surroundings<'_>) -> Result<Option<Bytes>, Look> {

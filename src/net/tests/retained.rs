@@ -1,7 +1,9 @@
 //! What a connection keeps after a burst. h2's slabs never shrink, so what matters is how far a burst may grow them.
 
+use std::io::Write;
 use std::sync::OnceLock;
 
+use super::stuck::{frame_of, stuck_peer};
 use super::*;
 
 /// What the server's thread holds once nothing moves any more.
@@ -123,4 +125,45 @@ fn many_calls_at_once_leave_what_the_account_says_of_as_many_streams() {
     assert!(each < 900, "{each}");
     // As many bytes again for the few calls by which a later burst has more open at once, and not for each burst.
     assert!(again < once / 5, "{again}");
+}
+
+#[test]
+fn h2_keeps_no_frames_of_a_peer_that_takes_nothing() {
+    let server = start(|_| {});
+    let mut peer = stuck_peer(server.address);
+    run(async {
+        // Its socket is full once it is not asked for output any more.
+        while server.reports.recv_timeout(Duration::from_millis(300)).is_ok() {}
+        let before = settled(&server).await;
+        peer.set_nonblocking(true).unwrap();
+        let taken = peer.write(&frame_of(0, 0, 1, &framed(b"")).repeat(12_000)).unwrap();
+        let kept = settled(&server).await - before;
+        println!("of {taken} bytes sent, {kept} are kept");
+        assert!(kept < 100_000, "{kept}");
+    });
+    drop(peer);
+    server.end();
+}
+
+#[test]
+fn h2_keeps_no_frames_behind_the_one_request_of_a_call() {
+    let server = start(|_| {});
+    run(async {
+        let client = &mut connect(server.address).await;
+        let (_response, mut send) = client.send_request(request("/test/Never", &[]), false).unwrap();
+        send_all(&mut send, framed(b"go"), false).await;
+        let before = settled(&server).await;
+        // More than two windows of it: what is not heard is not owed either.
+        for _ in 0..30 {
+            for _ in 0..1_000 {
+                send.send_data(framed(b""), false).unwrap();
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        send_all(&mut send, Bytes::from(vec![0; 100_000]), false).await;
+        let kept = settled(&server).await - before;
+        println!("{kept} bytes are kept");
+        assert!(kept < 50_000, "{kept}");
+    });
+    server.end();
 }

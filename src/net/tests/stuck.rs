@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use super::*;
 
 /// A frame of HTTP/2.
-fn frame_of(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub(super) fn frame_of(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let mut bytes = (payload.len() as u32).to_be_bytes()[1..].to_vec();
     bytes.extend_from_slice(&[kind, flags]);
     bytes.extend_from_slice(&stream.to_be_bytes());
@@ -16,7 +16,7 @@ fn frame_of(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 
 /// Opens windows as wide as they go and begins a call that is answered without end, so that its socket fills; then sends
 /// as many pings as the kernel takes, and reads nothing.
-fn stuck_peer(address: SocketAddr) -> TcpStream {
+pub(super) fn stuck_peer(address: SocketAddr) -> TcpStream {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.set_recv_buffer_size(4_096).unwrap();
     socket.connect(&address.into()).unwrap();
