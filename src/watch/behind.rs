@@ -240,7 +240,17 @@ impl CatchUp {
         }
     }
 
-    pub(super) fn forget_fetched(&mut self) {
+    /// Nobody has anything to expect of the pass under way. With nobody behind, nobody waits for another one either: the next
+    /// late watcher is not to find one that stands where this one stood.
+    pub(super) fn end_pass(&mut self) {
+        self.pass = None;
+        self.forget_fetched();
+        if self.groups.is_empty() {
+            (self.low, self.wanted) = (None, None);
+        }
+    }
+
+    fn forget_fetched(&mut self) {
         self.fetched.clear();
         self.fetched_bytes = 0;
     }

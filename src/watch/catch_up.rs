@@ -177,10 +177,7 @@ impl Hub {
                 let group = *group;
                 self.start_flush(group, true);
             }
-            None => {
-                self.catch_up.pass = None;
-                self.catch_up.forget_fetched();
-            }
+            None => self.catch_up.end_pass(),
         }
         1
     }
@@ -262,9 +259,6 @@ impl Hub {
         entry.members[flush.at].next = next;
         flush.at += 1;
         flush.left = true;
-        if self.catch_up.pass.as_ref().is_some_and(|pass| pass.is_over) {
-            self.catch_up.wait_for_next_pass(next);
-        }
     }
 
     fn send_gathered(&mut self, flush: &Flush, member: Member, next: Revision) {
@@ -312,14 +306,21 @@ impl Hub {
             *gathered_bytes -= entry.gathered_len();
             groups.remove(&flush.group);
         }
-        // Watchers that could not join because a batch came in between are looked at again, once it has been read.
-        if flush.visit && (!flush.left || pass.is_over) {
-            pass.cursor = flush.group + 1;
-        }
         // All who took part have left, their streams full mostly, and there is no other group that might: whoever came too
         // late for this pass does not wait for its end. Each of its flushes would look at all of them in vain.
         if !flush.visit && !flush.left && is_only_one {
             pass.is_over = true;
+        }
+        // Watchers that could not join because a batch came in between are looked at again, once it has been read; by the
+        // next pass where this one reads no more.
+        if flush.visit && (!flush.left || pass.is_over) {
+            pass.cursor = flush.group + 1;
+            if flush.left {
+                self.catch_up.wait_for_next_pass(flush.position);
+            }
+        }
+        if self.catch_up.groups.is_empty() {
+            self.catch_up.end_pass();
         }
         self.groups.release(flush.group);
     }

@@ -24,10 +24,6 @@ use super::refusal::{Refusal, RefusalCounts, Refusals, Why};
 use super::stream::Streams;
 use crate::types::{Batch, KeyRange, Revision, Time, WatchLimits};
 
-/// Requests that are answered, and apart from them the work on late watchers and removals, between two batches while more
-/// batches wait. Without it a steady stream of writes would starve them; without a bound a million creates would keep an
-/// event back.
-const WORK_BETWEEN_BATCHES: usize = 256;
 /// Shared events that are looked at each time.
 const SHARED_LOOKS: usize = 1_000;
 /// Bytes of a range that weigh as much as a request.
@@ -101,6 +97,10 @@ pub struct HubConfig {
     pub history_bytes_max: usize,
     /// Events gathered for late watchers, over all groups, beyond which they are sent before the pass is at its end.
     pub gathered_bytes_max: usize,
+    /// Requests that are answered, and apart from them the work on late watchers and removals, between two batches while
+    /// more batches wait. Without it a steady stream of writes would starve them; without a bound a million creates would
+    /// keep an event back.
+    pub work_between_batches: usize,
     pub watches: WatchLimits,
 }
 
@@ -113,6 +113,7 @@ impl Default for HubConfig {
             backlog_bytes_max: 28 << 10,
             history_bytes_max: 16 << 20,
             gathered_bytes_max: 32 << 20,
+            work_between_batches: 256,
             watches: WatchLimits::default(),
         }
     }
@@ -267,8 +268,8 @@ impl Hub {
             tick_row: 0,
             with_progress: VecDeque::new(),
             joining: false,
-            work_left: WORK_BETWEEN_BATCHES,
-            answers_left: WORK_BETWEEN_BATCHES,
+            work_left: config.work_between_batches,
+            answers_left: config.work_between_batches,
             events_sent: 0,
             slow_events: 0,
             refusals: Refusals::default(),
@@ -458,7 +459,7 @@ impl Hub {
         self.joining = false;
         self.intake_bytes -= batch.bytes();
         self.fan_out.start(batch);
-        (self.work_left, self.answers_left) = (WORK_BETWEEN_BATCHES, WORK_BETWEEN_BATCHES);
+        (self.work_left, self.answers_left) = (self.config.work_between_batches, self.config.work_between_batches);
     }
 
     fn background_step(&mut self, budget: usize) -> usize {

@@ -409,6 +409,55 @@ fn a_pass_goes_on_for_the_group_that_takes_part_when_the_last_of_another_has_lef
 }
 
 #[test]
+fn a_compaction_within_the_last_flush_of_a_pass_cancels_whoever_could_not_join() {
+    let mut shard = Shard::at(7);
+    shard.put(&["a"]);
+    let streams: Vec<StreamId> = (0..1_000).map(|token| shard.hub.open_stream(token)).collect();
+    for stream in &streams {
+        shard.hub.request(*stream, shard.head(), Request::Create(create("a", 8)));
+    }
+    let flush = |hub: &Hub| hub.catch_up.flush.as_ref().map(|flush| (flush.visit, flush.left, flush.at, flush.group));
+    while !flush(&shard.hub).is_some_and(|(visit, ..)| visit) {
+        assert!(shard.hub.turn(1));
+    }
+    shard.put(&["b"]);
+    shard.put(&["b"]);
+    let (at, group) = loop {
+        assert!(shard.hub.turn(1));
+        if let Some((_, true, at, group)) = flush(&shard.hub) {
+            break (at, group);
+        }
+    };
+    shard.hub.handle_compaction(Revision(10));
+    let members = shard.hub.catch_up.groups[&group].members[at..].iter();
+    let gone: Vec<u32> = members.map(|behind| behind.member.stream).collect();
+    assert!(gone.len() > 100);
+    gone.into_iter().for_each(|stream| shard.hub.close_stream(StreamId(stream)));
+    shard.run();
+    let counters = shard.hub.counters();
+    assert_eq!((counters.behind, counters.refused.compacted), (0, at as u64), "who needed revision 9 is told so");
+}
+
+#[test]
+fn a_pass_that_everybody_has_left_is_over() {
+    let mut shard = Shard::at(7);
+    shard.create("zzz", 7);
+    assert_eq!(shard.told(), ["h7 id0 created", "h7 id0 zzz@7"]);
+    for _ in 0..1_000 {
+        shard.put(&["zzz"]);
+        shard.run();
+    }
+    let passes = shard.hub.catch_up.passes;
+    shard.create("b", 1_007);
+    let mut turns = 0;
+    while shard.hub.turn(1) {
+        turns += 1;
+    }
+    assert_eq!(shard.hub.catch_up.passes, passes + 1);
+    assert!(turns < 10, "{turns} turns for one revision");
+}
+
+#[test]
 fn a_stream_that_takes_no_answers_is_not_heard_until_it_has_taken_half_of_them() {
     let config = HubConfig { backlog_bytes_max: 1_000, ..HubConfig::default() };
     let mut shard = Shard::with(config, 1);

@@ -66,6 +66,7 @@ impl World {
             backlog_bytes_max: *random.pick(&[150, 600, 5_000]),
             history_bytes_max: *random.pick(&[0, 1_500, 1 << 20]),
             gathered_bytes_max: *random.pick(&[200, 1 << 20]),
+            work_between_batches: *random.pick(&[1, 8, 256]),
             ..HubConfig::default()
         };
         let mut hub = Hub::new(config, Revision::FIRST);
