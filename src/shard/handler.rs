@@ -97,7 +97,7 @@ impl Handler for Shard {
         }
         let stream = StreamId(handle & !WATCH_HANDLE);
         if let Some(bytes) = core.hub.take_output(stream, bytes_max) {
-            if core.hub.has_work() {
+            if core.hub.is_due() {
                 self.wake();
             }
             return Output::Bytes(bytes);

@@ -362,7 +362,13 @@ impl Hub {
         self.has_work()
     }
 
-    /// Whether [`Hub::turn`] has something to do. Taking output can make it so: there is room again for who fell behind.
+    /// Whether a turn of the shard is due: something to do, or somebody to name. Taking output can make it so: there is room
+    /// again for who fell behind, and for requests.
+    pub fn is_due(&self) -> bool {
+        self.has_work() || self.has_ready()
+    }
+
+    /// Whether [`Hub::turn`] has something to do.
     pub fn has_work(&self) -> bool {
         self.fan_out.is_active()
             || !self.intake.is_empty()

@@ -471,8 +471,9 @@ fn a_stream_that_takes_no_answers_is_not_heard_until_it_has_taken_half_of_them()
     let backlog = shard.hub.bytes().backlog;
     assert!((1_000..1_100).contains(&backlog), "{backlog} bytes of {asked} answers");
     shard.hub.take_output(shard.stream, backlog - 501);
-    assert!(shard.hub.next_ready().is_none());
+    assert!(shard.hub.next_ready().is_none() && !shard.hub.is_due());
     shard.hub.take_output(shard.stream, 1);
+    assert!(shard.hub.is_due(), "else nobody would ask who is to be heard again");
     assert_eq!(shard.hub.next_ready().map(|(stream, _)| stream), Some(shard.stream));
     assert!(shard.hub.can_take_requests(shard.stream));
 }
