@@ -1,7 +1,7 @@
 //! One batch to all synced watchers that it concerns.
 //!
 //! First every change is held against the groups; then each group that was hit has its events encoded once, and each of
-//! its members is sent them behind a head of its own. Both go in bounded pieces, at a cursor. While a batch is under way no
+//! its members is sent them behind a head of its own. All of it goes in bounded pieces, at a cursor. While a batch is under way no
 //! watch is created and none canceled (requests wait), so the only one to take members out of a group is the cursor itself:
 //! the last member comes to the cursor's place, and the cursor stays there, or it would pass that member by.
 
@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use hashbrown::HashMap;
 
 use super::group::{Groups, Member, Options};
 use super::hub::Hub;
@@ -19,15 +20,25 @@ use crate::types::{Batch, Change, Revision};
 /// Shared events that are looked at when others are added: more than come, or they would never end.
 const SHARED_LOOKS: usize = 4;
 
+const NONE: u32 = u32::MAX;
+/// Groups that one batch concerns, beyond which their places are given back.
+const HITS_KEPT: usize = 4_096;
+/// A buffer for events that grew beyond this is given back.
+const ENCODED_BYTES_KEPT: usize = 64 << 10;
+
 /// The batch under way. Its buffers are kept for the next one.
 #[derive(Default)]
 pub(super) struct FanOut {
     batch: Option<Arc<Batch>>,
     /// The next change to hold against the groups.
     change: usize,
-    /// Which change concerns which group; sorted by group before the first delivery.
-    hits: Vec<(u32, u32)>,
-    /// The first hit of the group in turn.
+    /// The groups that are concerned, each once, in the order in which the changes came across them.
+    hits: Vec<Hit>,
+    /// What concerns them beside their first changes in a row.
+    further: Vec<Changes>,
+    /// The hit of each group, while a batch of several changes is held against them.
+    hit_of: HashMap<u32, u32>,
+    /// The group in turn.
     at: usize,
     run: Option<Run>,
     encoded: Vec<u8>,
@@ -36,14 +47,34 @@ pub(super) struct FanOut {
     shared_bytes: usize,
 }
 
+/// Changes in a row that concern a group. A range that is deleted has its changes in the order of keys, so that there are few
+/// of these, however many its keys and those who watch them.
+#[derive(Clone, Copy)]
+struct Changes {
+    start: u32,
+    /// Behind the last one.
+    end: u32,
+    /// The next ones of the same group, among the further ones.
+    next: u32,
+}
+
+/// A group that is concerned.
+struct Hit {
+    group: u32,
+    changes: Changes,
+    /// Its last ones among the further ones.
+    last: u32,
+}
+
 /// A group in delivery.
 struct Run {
     group: u32,
-    /// The hit behind its last one.
-    end: usize,
+    /// What is still to be encoded. None: nothing.
+    changes: Option<Changes>,
     /// The next member.
     member: usize,
     options: Options,
+    with_previous: bool,
     header: Header,
     shared: Option<Bytes>,
 }
@@ -72,8 +103,13 @@ impl FanOut {
         }
     }
 
-    pub(super) fn shared_bytes(&self) -> usize {
-        self.shared_bytes
+    /// What the batch under way takes, and what earlier ones have left with streams.
+    pub(super) fn bytes(&self) -> usize {
+        let Some(_) = &self.batch else { return self.shared_bytes };
+        let further = self.further.capacity() * size_of::<Changes>();
+        let hits = self.hits.capacity() * size_of::<Hit>() + further + self.hit_of.allocation_size();
+        let shared = self.run.as_ref().and_then(|run| run.shared.as_ref()).map_or(0, Bytes::len);
+        self.shared_bytes + hits + self.encoded.capacity() + shared
     }
 
     pub(super) fn start(&mut self, batch: Arc<Batch>) {
@@ -81,7 +117,35 @@ impl FanOut {
         self.batch = Some(batch);
         self.change = 0;
         self.at = 0;
+    }
+
+    /// A change of the batch concerns this group.
+    fn hit(&mut self, group: u32, change: u32, is_only_one: bool) {
+        let changes = Changes { start: change, end: change + 1, next: NONE };
+        let (hits, further) = (self.hits.len() as u32, self.further.len() as u32);
+        let at = if is_only_one { hits } else { *self.hit_of.entry(group).or_insert(hits) };
+        let Some(hit) = self.hits.get_mut(at as usize) else {
+            return self.hits.push(Hit { group, changes, last: NONE });
+        };
+        let last = self.further.get_mut(hit.last as usize).unwrap_or(&mut hit.changes);
+        if last.end == change {
+            last.end += 1;
+        } else {
+            last.next = further;
+            hit.last = further;
+            self.further.push(changes);
+        }
+    }
+
+    /// The batch is told. What grew beyond the usual is given back.
+    fn end(&mut self) {
+        self.batch = None;
         self.hits.clear();
+        self.hits.shrink_to(HITS_KEPT);
+        self.further.clear();
+        self.further.shrink_to(HITS_KEPT);
+        self.hit_of.clear();
+        self.hit_of.shrink_to(HITS_KEPT);
     }
 }
 
@@ -107,13 +171,17 @@ impl Hub {
         let mut used = 0;
         while used < budget {
             used += 1;
+            let left = (budget - used).max(1);
             match self.fan_out.run.take() {
-                Some(run) => used += self.deliver(&batch, run, (budget - used).max(1)),
+                Some(run) => {
+                    used += match run.changes {
+                        Some(changes) => self.encode(&batch, run, changes, left),
+                        None => self.deliver(&batch, run, left),
+                    }
+                }
                 None if self.fan_out.at < self.fan_out.hits.len() => self.start_run(&batch),
                 None => {
-                    self.fan_out.batch = None;
-                    self.fan_out.hits.clear();
-                    self.fan_out.hits.shrink_to(4_096);
+                    self.fan_out.end();
                     self.handled(batch);
                     break;
                 }
@@ -123,41 +191,53 @@ impl Hub {
     }
 
     fn hold_against_groups(&mut self, batch: &Batch, budget: usize) -> usize {
-        let FanOut { change: at, hits, .. } = &mut self.fan_out;
-        let before = hits.len();
-        let first = *at;
-        while *at < batch.changes.len() && (*at - first) + (hits.len() - before) < budget {
-            let change = &batch.changes[*at];
-            self.groups.stab(change.key(), &mut |group, options| {
+        let Hub { fan_out, groups, .. } = self;
+        let is_only_one = batch.changes.len() == 1;
+        let mut used = 0;
+        while fan_out.change < batch.changes.len() && used < budget {
+            let number = fan_out.change;
+            let change = &batch.changes[number];
+            groups.stab(change.key(), &mut |group, options| {
+                used += 1;
                 if options.let_through(change) {
-                    hits.push((group, *at as u32));
+                    fan_out.hit(group, number as u32, is_only_one);
                 }
             });
-            *at += 1;
-        }
-        let used = (*at - first) + (hits.len() - before);
-        if *at == batch.changes.len() {
-            // By group, then in the order of the changes: neither the tree's order nor the table's reaches a client.
-            hits.sort_unstable();
+            used += 1;
+            fan_out.change += 1;
         }
         used
     }
 
-    /// Encodes the events of the next group that was hit.
+    /// The next group is in turn.
     fn start_run(&mut self, batch: &Batch) {
         let FanOut { hits, at, encoded, .. } = &mut self.fan_out;
-        let group = hits[*at].0;
-        let end = *at + hits[*at..].iter().take_while(|hit| hit.0 == group).count();
+        let Hit { group, changes, .. } = hits[*at];
         let options = self.groups.get(group).expect("groups stay while a batch is under way").options();
         let with_previous = options.has(Options::PREV_KV) && previous_is_kept(batch.revision, self.compacted);
         encoded.clear();
-        encoded.shrink_to(64 * 1024);
-        for (_, change) in &hits[*at..end] {
-            put_tagged(encoded, batch.revision, &batch.changes[*change as usize], with_previous);
-        }
-        let shared = (encoded.len() >= SHARED_BYTES_MIN).then(|| Bytes::from(std::mem::take(encoded)));
+        encoded.shrink_to(ENCODED_BYTES_KEPT);
         let header = self.config.identity.header(batch.revision);
-        self.fan_out.run = Some(Run { group, end, member: 0, options, header, shared });
+        let run = Run { group, changes: Some(changes), member: 0, options, with_previous, header, shared: None };
+        self.fan_out.run = Some(run);
+    }
+
+    /// Encodes events of the group in turn. Gives how many.
+    fn encode(&mut self, batch: &Batch, mut run: Run, mut changes: Changes, budget: usize) -> usize {
+        let FanOut { further, encoded, .. } = &mut self.fan_out;
+        let count = ((changes.end - changes.start) as usize).min(budget);
+        let start = changes.start as usize;
+        for change in &batch.changes[start..start + count] {
+            put_tagged(encoded, batch.revision, change, run.with_previous);
+        }
+        changes.start += count as u32;
+        run.changes =
+            if changes.start < changes.end { Some(changes) } else { further.get(changes.next as usize).copied() };
+        if run.changes.is_none() && encoded.len() >= SHARED_BYTES_MIN {
+            run.shared = Some(Bytes::from(std::mem::take(encoded)));
+        }
+        self.fan_out.run = Some(run);
+        count
     }
 
     /// Sends the events of a group to its members from the cursor on.
@@ -181,7 +261,7 @@ impl Hub {
                 run.member += 1;
             }
         }
-        self.fan_out.at = run.end;
+        self.fan_out.at += 1;
         if let Some(shared) = run.shared {
             // Taken back for the next run, unless a stream still holds a piece of it.
             match shared.try_into_mut() {

@@ -577,7 +577,7 @@ impl Hub {
             watchings: self.groups.member_bytes() + self.streams.list_bytes(),
             groups: self.groups.bytes(),
             apart: self.catch_up.bytes() + future + self.waiting_bytes(),
-            backlog: self.streams.own_backlog_bytes() + self.fan_out.shared_bytes(),
+            backlog: self.streams.own_backlog_bytes() + self.fan_out.bytes(),
             history: self.recent_bytes + self.intake_bytes + self.catch_up.fetched_bytes(),
         }
     }

@@ -505,6 +505,41 @@ fn a_watching_takes_16_bytes_and_112_with_a_key_of_its_own() {
 }
 
 #[test]
+fn a_revision_of_many_changes_is_told_in_bounded_turns_and_takes_little_for_many_ranges() {
+    let mut shard = Shard::at(1);
+    for number in 0..100 {
+        let range = KeyRange::Span { start: Bytes::from(format!("k{number:04}")), end: Bytes::from("l") };
+        shard.ask(Request::Create(Create::plain(range)));
+    }
+    shard.create("k1999", 0);
+    shard.told();
+    let keys: Vec<String> = (0..2_000).map(|number| format!("k{number:04}")).collect();
+    let mut put: Vec<&str> = keys.iter().map(String::as_str).collect();
+    // It concerns nobody, and what concerns the spans goes on behind it; the last one is the single key again.
+    put.insert(1_000, "a");
+    put.push("k1999");
+    shard.put(&put);
+    let (mut turns, mut most) = (0, 0);
+    while shard.hub.counters().events_sent == 0 {
+        assert!(shard.hub.turn(1));
+        turns += 1;
+        most = most.max(shard.hub.bytes().backlog);
+    }
+    // Each change is held against the groups, and each event of the first one encoded.
+    assert!(turns > 4_000, "{turns} turns");
+    assert!(most < 150_000, "{most} bytes before anybody is told, which is 200,000 times a change and a range");
+    put.remove(1_000);
+    for (number, response) in shard.responses().iter().enumerate() {
+        let told: Vec<&[u8]> = response.events.iter().map(|event| &event.kv.as_ref().unwrap().key[..]).collect();
+        let expected: Vec<&[u8]> = match response.watch_id {
+            100 => vec![b"k1999"; 2],
+            first => put[first as usize..].iter().map(|key| key.as_bytes()).collect(),
+        };
+        assert!(told == expected, "response {number}, of watch {}", response.watch_id);
+    }
+}
+
+#[test]
 fn a_life_of_creates_and_cancels_takes_no_more_room() {
     let mut shard = Shard::at(1);
     let mut high = 0;
