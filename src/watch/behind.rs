@@ -14,8 +14,9 @@ use crate::types::{Batch, Revision};
 
 /// Revisions a response holds at most (etcd: `watchBatchMaxRevs`).
 const REVISIONS_PER_RESPONSE: usize = 1_000;
-/// A group that has gathered this much is flushed before the end of the pass.
-const GATHERED_BYTES_MAX: usize = 1 << 20;
+/// A group that has gathered this much is flushed before the end of the pass. A stream that does not read holds one such
+/// response, and perhaps nobody else does.
+const GATHERED_BYTES_MAX: usize = 64 << 10;
 
 /// A watcher that takes part in passes, with the next revision that it needs.
 pub(super) struct Behind {

@@ -191,8 +191,11 @@ impl Hub {
         *gathered_bytes -= gathered.bytes.len();
         // A pass that ended in the middle of a batch has gathered a part of that revision.
         gathered.truncate(pass.position);
-        let shared =
-            (gathered.bytes.len() >= SHARED_BYTES_MIN).then(|| Bytes::from(std::mem::take(&mut gathered.bytes)));
+        let shared = (gathered.bytes.len() >= SHARED_BYTES_MIN).then(|| {
+            // It may lie for long with a stream that does not read.
+            gathered.bytes.shrink_to_fit();
+            Bytes::from(std::mem::take(&mut gathered.bytes))
+        });
         let (window, position) = (entry.window, pass.position);
         *flush = Some(Flush { group, at: 0, window, position, gathered, shared, visit, left: false });
     }
@@ -321,6 +324,9 @@ impl Hub {
         }
         if self.catch_up.groups.is_empty() {
             self.catch_up.end_pass();
+        }
+        if let Some(shared) = flush.shared.filter(|shared| !shared.is_unique()) {
+            self.fan_out.keep_count(shared);
         }
         self.groups.release(flush.group);
     }

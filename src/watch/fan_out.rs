@@ -85,7 +85,7 @@ impl FanOut {
     }
 
     /// Events that several streams share are counted once, for as long as one of them holds some.
-    fn keep_count(&mut self, shared: Bytes) {
+    pub(super) fn keep_count(&mut self, shared: Bytes) {
         self.shared_bytes += shared.len();
         self.shared.push_back(shared);
         self.look_at_shared(SHARED_LOOKS);

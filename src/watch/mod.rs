@@ -28,7 +28,7 @@
 //! | a group | 56, its key, and 6 to 12 in the table |
 //! | a span | 20 more, in the tree |
 //! | all of it for a watching on a key of its own, 32 bytes long | 112 at most |
-//! | a watching with a chosen id, or in a reused row | 22 to 50 more |
+//! | a watching with a chosen id, or in a reused row | 39 to 78 more |
 //! | a watcher that is behind | 16, and 56 a group |
 //! | a stream with something to send | its bytes, and a buffer that the next stream takes over |
 

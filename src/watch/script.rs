@@ -540,6 +540,45 @@ fn a_revision_of_many_changes_is_told_in_bounded_turns_and_takes_little_for_many
 }
 
 #[test]
+fn a_chosen_id_takes_39_to_78_bytes_more_and_goes_with_its_stream() {
+    let bytes = |watches: i64, first_id: i64| {
+        let mut shard = Shard::at(1);
+        for number in 0..watches {
+            let watch_id = if first_id == 0 { 0 } else { first_id + number };
+            shard.ask(Request::Create(Create { watch_id, ..create("a", 0) }));
+            while shard.hub.take_output(shard.stream, 1 << 20).is_some() {}
+        }
+        let bytes = shard.hub.bytes().watchings;
+        shard.hub.close_stream(shard.stream);
+        while shard.hub.turn(1_000) {}
+        assert_eq!(shard.hub.bytes().watchings, 0);
+        bytes as f64 / watches as f64
+    };
+    // What a table of 32,768 places holds before it doubles, and one more.
+    for (watches, least, most) in [(28_672, 38.0, 39.5), (28_673, 77.0, 78.5)] {
+        let more = bytes(watches, 1_000_000) - bytes(watches, 0);
+        assert!((least..most).contains(&more), "{more} bytes more for each of {watches}");
+    }
+}
+
+#[test]
+fn what_late_watchers_have_to_send_is_counted_and_bounded() {
+    let mut shard = Shard::at(1);
+    for _ in 0..400 {
+        shard.put_value(&["a"], &[b'v'; 1_000]);
+    }
+    shard.run();
+    for token in 0..50 {
+        let stream = shard.hub.open_stream(token);
+        shard.hub.request(stream, shard.head(), Request::Create(create("a", 2)));
+        shard.run();
+    }
+    // Two responses each, as long as no connection has looked.
+    let backlog = shard.hub.bytes().backlog;
+    assert!((50 * 130_000..50 * 135_000).contains(&backlog), "{backlog} bytes for 50 streams");
+}
+
+#[test]
 fn a_life_of_creates_and_cancels_takes_no_more_room() {
     let mut shard = Shard::at(1);
     let mut high = 0;

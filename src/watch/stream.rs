@@ -55,6 +55,13 @@ struct Ids {
     free: Vec<u32>,
 }
 
+impl Ids {
+    fn bytes(&self) -> usize {
+        let maps = self.of_row.allocation_size() + self.to_row.allocation_size();
+        size_of::<Ids>() + maps + self.free.capacity() * 4
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 enum Life {
     #[default]
@@ -110,6 +117,11 @@ impl Stream {
 
     pub fn progress(&self) -> u32 {
         self.progress
+    }
+
+    /// What its list of watches takes, and their ids.
+    fn list_bytes(&self) -> usize {
+        self.rows.capacity() * 4 + self.ids.as_ref().map_or(0, |ids| ids.bytes())
     }
 
     pub fn row_count(&self) -> usize {
@@ -368,7 +380,7 @@ impl Streams {
     /// All rows of a closed stream have been looked at.
     pub fn emptied(&mut self, stream: u32) {
         let entry = &mut self.arena[stream];
-        self.list_bytes -= entry.rows.capacity() * 4;
+        self.list_bytes -= entry.list_bytes();
         entry.rows = Vec::new();
         entry.ids = None;
         entry.life = Life::Emptied;
@@ -385,9 +397,9 @@ impl Streams {
     /// A new watch, with the entry that the caller makes for it. `watch_id` is free, or 0. Gives its row and its id.
     pub fn add(&mut self, stream: u32, watch_id: i64, group: u32, apart: bool, progress: bool) -> (u32, i64) {
         let entry = &mut self.arena[stream];
-        let before = entry.rows.capacity();
+        let before = entry.list_bytes();
         let taken = entry.take_row(watch_id, group | if apart { APART } else { 0 });
-        self.list_bytes += (entry.rows.capacity() - before) * 4;
+        self.list_bytes = self.list_bytes + entry.list_bytes() - before;
         entry.held += 1;
         entry.live += 1;
         entry.apart += u32::from(apart);
@@ -403,7 +415,9 @@ impl Streams {
     pub fn end(&mut self, stream: u32, row: u32, progress: bool) {
         let entry = &mut self.arena[stream];
         let Row::Live { apart, .. } = entry.row(row) else { panic!("a watch ends once") };
+        let before = entry.list_bytes();
         entry.forget_id(row);
+        self.list_bytes = self.list_bytes + entry.list_bytes() - before;
         entry.rows[row as usize] = DEAD;
         entry.live -= 1;
         entry.apart -= u32::from(apart);
@@ -430,7 +444,9 @@ impl Streams {
             None => true,
         };
         if !entry.is_closed() {
+            let before = entry.list_bytes();
             entry.ids().free.push(row);
+            self.list_bytes = self.list_bytes + entry.list_bytes() - before;
         }
         self.free_if_unused(stream);
         was_dead
