@@ -88,7 +88,7 @@ impl Space {
         };
         match shortage {
             Some(Shortage::Quota) => format!("the space quota is reached: {quota}"),
-            Some(Shortage::Disk) => format!("the disk is full: {disks}"),
+            Some(Shortage::Disk) => format!("the disk is full: {disks}, kept for what the log holds"),
             None => format!("a small put would fit at the moment: {quota}; {disks}"),
         }
     }
@@ -126,7 +126,10 @@ mod tests {
         let explained = |shortage| space.explain(shortage, 990, "5 bytes are free in /data");
         let quota = "990 of the 1000 bytes of the quota are used";
         assert_eq!(explained(Some(Shortage::Quota)), format!("the space quota is reached: {quota}"));
-        assert_eq!(explained(Some(Shortage::Disk)), "the disk is full: 5 bytes are free in /data");
+        assert_eq!(
+            explained(Some(Shortage::Disk)),
+            "the disk is full: 5 bytes are free in /data, kept for what the log holds"
+        );
         assert!(explained(None).ends_with(&format!("at the moment: {quota}; 5 bytes are free in /data")));
     }
 

@@ -490,7 +490,7 @@ fn a_full_disk_leaves_a_segment_of_reserve_and_says_so_and_recovers() {
         let recovered = world.recover().unwrap();
         let (mut keeper, mut log, device, _progress) = world.open(recovered);
         let segment_bytes = u64::from(BLOCKS) * BLOCK_BYTES as u64;
-        let capacity_bytes = Some((3 + world.random.below(4)) * segment_bytes + 5_000);
+        let capacity_bytes = Some((7 + world.random.below(4)) * segment_bytes + 5_000);
         world.disk.set_faults(Faults { capacity_bytes, ..Faults::default() });
         let mut position = Position(0);
         let mut turn = |log: &mut Log<FakeDevice>, keeper: &mut Keeper<FakeDisk>, random: &mut Random| {

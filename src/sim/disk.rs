@@ -444,6 +444,15 @@ impl Disk for FakeDisk {
         state.change_name(NameChange::Removed { name: name.to_owned(), file })
     }
 
+    fn free_bytes(&self) -> io::Result<u64> {
+        let state = self.state();
+        Ok(state.faults.capacity_bytes.map_or(u64::MAX, |capacity| capacity.saturating_sub(state.used_bytes())))
+    }
+
+    fn file_system(&self) -> io::Result<u64> {
+        Ok(Arc::as_ptr(&self.0).addr() as u64)
+    }
+
     fn fsync(&self) -> io::Result<()> {
         let mut state = self.state();
         match state.call()? {
@@ -461,11 +470,6 @@ impl SegmentDisk for FakeDisk {
 
     fn open_segment(&self, name: &str) -> io::Result<FakeFile> {
         self.open(name)
-    }
-
-    fn free_bytes(&self) -> io::Result<u64> {
-        let state = self.state();
-        Ok(state.faults.capacity_bytes.map_or(u64::MAX, |capacity| capacity.saturating_sub(state.used_bytes())))
     }
 }
 

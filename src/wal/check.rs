@@ -240,7 +240,7 @@ fn check_log<W: Disk>(
             Finding::Group { file, offset, position, entries } => {
                 let Some((last, revision)) = &mut end else { return };
                 if position > *last
-                    && let Err(what) = follows(revision, &entries)
+                    && let Err(what) = continues(*last, position).and_then(|()| follows(revision, &entries))
                 {
                     told = report.damage(&format!("{file} at offset {offset}: group {}: {what}", position.0));
                     // One hole is one damage: what lies behind it is judged by itself.
@@ -276,6 +276,11 @@ fn newest(entries: &[Entry]) -> Option<Revision> {
         Entry::Batch(batch) => Some(batch.revision),
         _ => None,
     })
+}
+
+/// Whether a group is the next one. What lies between may be leases and alarms alone, which no revision misses.
+pub(super) fn continues(last: Position, position: Position) -> Result<(), String> {
+    if position == last.next() { Ok(()) } else { Err(format!("it follows group {}", last.0)) }
 }
 
 /// Whether the batches of a group continue the revisions before them.

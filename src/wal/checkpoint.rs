@@ -255,6 +255,16 @@ impl<D: Disk> Checkpoint<D> {
         })
     }
 
+    /// False from an error on until the next commit.
+    pub fn is_open(&self) -> bool {
+        self.database.is_some()
+    }
+
+    /// Behind a page that could not be read: redb would take the next commit for one that failed.
+    pub fn close(&mut self) {
+        self.database = None;
+    }
+
     pub fn meta(&self) -> &Meta {
         &self.meta
     }

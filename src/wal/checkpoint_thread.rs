@@ -32,6 +32,8 @@ pub const RESERVE_BYTES: u64 = 16 << 20;
 
 /// A commit is due when the log holds this much behind the checkpoint: two segments, 0.2 s of replay.
 const COMMIT_BYTES: usize = 32 << 20;
+/// Or this part of what the disk has free: the log must not fill a small one before it begins.
+const COMMITS_IN_ROOM: u64 = 16;
 /// Or when the oldest of it has waited for so long: a quiet server has a short replay as well.
 const COMMIT_AFTER: Duration = Duration::from_secs(10);
 /// The same while puts are refused for want of memory: up to [`COMMIT_BYTES`] of what was put and compacted away are held here.
@@ -44,8 +46,10 @@ const FORGET_MIN: u64 = 10_000;
 const FORGET_MAX: u64 = 1_000_000;
 /// What a commit may write a second while the log keeps up with a disk of its own class.
 const WRITE_BYTES_PER_SECOND: u64 = 32 << 20;
-/// Behind by this much, the pace is the disk's: memory must not grow with the distance.
-const BEHIND_BYTES: usize = 16 * COMMIT_BYTES;
+/// Behind by so many commits, the pace is the disk's: memory must not grow with the distance.
+const COMMITS_BEHIND: usize = 16;
+/// The same where a commit is as small as it is for want of room.
+const COMMITS_BEHIND_SHORT: usize = 2;
 
 const POLL: Duration = Duration::from_millis(100);
 /// Nothing is under way: two wakes a second.
@@ -84,6 +88,8 @@ pub struct Mover<D: Disk> {
     progress: Receiver<Progress>,
     checkpointed: Checkpointed,
     gathered: Gathered,
+    /// As much behind the checkpoint makes a commit due, by what the disk had free at the last look.
+    commit_bytes: usize,
     /// When the oldest group that is not written yet came.
     since: Option<Instant>,
     retry_at: Option<Instant>,
@@ -143,6 +149,7 @@ impl<D: Disk> Mover<D> {
             progress,
             checkpointed,
             gathered,
+            commit_bytes: COMMIT_BYTES,
             since: None,
             retry_at: None,
             tries: 0,
@@ -220,6 +227,9 @@ impl<D: Disk> Mover<D> {
         }
         if self.gathered.has_groups() {
             self.since.get_or_insert(now);
+            // A disk that does not say what it has free is taken for a large one.
+            let part = self.disk.free_bytes().map_or(u64::MAX, |free| free / COMMITS_IN_ROOM);
+            self.commit_bytes = usize::try_from(part).map_or(COMMIT_BYTES, |part| part.min(COMMIT_BYTES));
             self.checkpointed.meter.checkpoint_lacks(self.gathered.bytes());
         }
     }
@@ -229,12 +239,16 @@ impl<D: Disk> Mover<D> {
         let commit_after = if is_short_of_memory { COMMIT_AFTER_SHORT } else { COMMIT_AFTER };
         let has_waited = self.since.is_some_and(|since| now >= since + commit_after);
         let is_asked = self.is_stopping || !self.defragment.is_empty() || self.retry_at.is_some();
-        (self.gathered.has_groups() && (has_waited || is_asked || self.gathered.bytes() >= COMMIT_BYTES))
+        // Rows may be waiting to be forgotten without any group behind them: a commit by the clock leaves few of them alone.
+        let has_removed = self.gathered.removed() > 0 && (!self.defragment.is_empty() || self.retry_at.is_some());
+        (self.gathered.has_groups() && (has_waited || is_asked || self.gathered.bytes() >= self.commit_bytes))
+            || has_removed
             || self.gathered.removed() as u64 >= FORGET_MAX
     }
 
     fn commit(&mut self, now: Instant) -> Result<(), CheckpointError> {
-        let is_hurried = self.is_stopping || self.gathered.bytes() >= BEHIND_BYTES;
+        let commits = if self.commit_bytes < COMMIT_BYTES { COMMITS_BEHIND_SHORT } else { COMMITS_BEHIND };
+        let is_hurried = self.is_stopping || self.gathered.bytes() >= commits * self.commit_bytes;
         self.checkpoint.set_write_bytes_per_second(if is_hurried { 0 } else { self.write_bytes_per_second });
         let removed = self.gathered.removed() as u64;
         let share = self.checkpoint.meta().rows / FORGET_SHARE;
@@ -324,7 +338,8 @@ impl<D: Disk> Mover<D> {
     /// comes from memory and is right, and an alarm would refuse the writes that are right as well. It is told in the log
     /// and counted, again with each reading, until somebody has seen to it.
     fn scrub(&mut self, now: Instant) -> Duration {
-        if self.scrub.is_none() && self.scrub_at.is_none_or(|at| now < at) {
+        // A file that was closed over an error is opened again by the next commit.
+        if !self.checkpoint.is_open() || (self.scrub.is_none() && self.scrub_at.is_none_or(|at| now < at)) {
             return IDLE_POLL;
         }
         let scrub = self.scrub.get_or_insert_with(|| {
@@ -354,6 +369,7 @@ impl<D: Disk> Mover<D> {
                         "{error}; what is served is right, but the next start will refuse the file: copy the keys to another server before it (etcdctl make-mirror)"
                     );
                     scrub.cursor = None;
+                    self.checkpoint.close();
                     self.checkpointed.meter.scrubbed(false);
                 }
             }
@@ -547,6 +563,51 @@ mod tests {
         bench.progress.send(Progress::Defragment(reply)).unwrap();
         bench.after(RETRY);
         assert_eq!((answer.try_recv(), bench.checkpointed()), (Ok(Ok(())), 1));
+    }
+
+    #[test]
+    fn a_defragmentation_forgets_rows_with_no_group_behind_them() {
+        let mut bench = bench();
+        bench.put(3 << 20);
+        bench.put(10);
+        bench.after(Duration::ZERO);
+        bench.after(COMMIT_AFTER);
+        let gone = ChangeId { revision: Revision(2), sub: 0 };
+        bench.progress.send(Progress::Removed(vec![gone])).unwrap();
+        bench.after(COMMIT_AFTER);
+        assert_eq!(bench.mover.checkpoint.meta().rows, 2, "one row alone is not worth a page");
+        let (reply, answer) = channel();
+        bench.progress.send(Progress::Defragment(reply)).unwrap();
+        bench.after(POLL);
+        assert_eq!((answer.try_recv(), bench.mover.checkpoint.meta().rows), (Ok(Ok(())), 1));
+        assert!(bench.mover.checkpoint.file_bytes().unwrap() < 3 << 20);
+    }
+
+    #[test]
+    fn a_commit_is_due_sooner_on_a_small_disk() {
+        let mut bench = bench();
+        let capacity_bytes = Some(bench.disk.used_bytes() + (32 << 20));
+        bench.disk.set_faults(Faults { capacity_bytes, ..Faults::default() });
+        bench.put(1 << 20);
+        bench.after(Duration::ZERO);
+        assert_eq!(bench.checkpointed(), 0);
+        bench.put(1 << 20);
+        bench.after(POLL);
+        assert_eq!(bench.checkpointed(), 2);
+    }
+
+    #[test]
+    fn a_scrub_that_meets_an_error_or_a_closed_file_ends_and_the_next_commit_goes_on() {
+        let mut bench = bench();
+        bench.mover.scrub_interval = Some(Duration::from_secs(1));
+        bench.mover.scrub_at = Some(bench.now);
+        bench.mover.checkpoint.close();
+        assert_eq!(bench.after(POLL), Next::After(IDLE_POLL), "a closed file is not read");
+        bench.put(10);
+        bench.after(Duration::ZERO);
+        bench.after(COMMIT_AFTER);
+        assert_eq!(bench.checkpointed(), 1);
+        assert!(bench.mover.checkpoint.is_open());
     }
 
     #[test]

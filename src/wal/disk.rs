@@ -22,6 +22,10 @@ pub trait Disk: Send + Sync + 'static {
     /// Renames a file, replacing one of the new name.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
     fn remove(&self, name: &str) -> io::Result<()>;
+    /// What the file system has left for us.
+    fn free_bytes(&self) -> io::Result<u64>;
+    /// Tells file systems apart: directories of one share its room.
+    fn file_system(&self) -> io::Result<u64>;
     /// The sync of the directory. Whoever needs it calls [`Disk::sync_names`].
     fn fsync(&self) -> io::Result<()>;
 
@@ -56,6 +60,4 @@ pub trait SegmentDisk: Disk {
 
     /// Opens a file that exists, for the log's device.
     fn open_segment(&self, name: &str) -> io::Result<Self::Segment>;
-    /// What the file system has left for us.
-    fn free_bytes(&self) -> io::Result<u64>;
 }

@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -95,6 +95,15 @@ impl Disk for FileDisk {
         std::fs::remove_file(self.path.join(name))
     }
 
+    fn free_bytes(&self) -> io::Result<u64> {
+        let found = rustix::fs::fstatvfs(&self.directory)?;
+        Ok(found.f_bavail.saturating_mul(found.f_frsize))
+    }
+
+    fn file_system(&self) -> io::Result<u64> {
+        Ok(self.directory.metadata()?.dev())
+    }
+
     fn fsync(&self) -> io::Result<()> {
         self.directory.sync_all()
     }
@@ -118,11 +127,6 @@ impl SegmentDisk for FileDisk {
             }
             direct => direct.map(OwnedFd::from),
         }
-    }
-
-    fn free_bytes(&self) -> io::Result<u64> {
-        let found = rustix::fs::fstatvfs(&self.directory)?;
-        Ok(found.f_bavail.saturating_mul(found.f_frsize))
     }
 }
 

@@ -45,6 +45,11 @@ impl<D: Disk> Newest<D> {
         Ok(Newest { data, noted })
     }
 
+    /// The data directory, where the checkpoint lies too.
+    pub fn disk(&self) -> &D {
+        &self.data
+    }
+
     /// This segment is there, and its name is durable.
     ///
     /// # Errors

@@ -57,6 +57,14 @@ impl<D: Disk> Disk for Overlay<D> {
         refused()
     }
 
+    fn free_bytes(&self) -> io::Result<u64> {
+        self.0.free_bytes()
+    }
+
+    fn file_system(&self) -> io::Result<u64> {
+        self.0.file_system()
+    }
+
     fn fsync(&self) -> io::Result<()> {
         Ok(())
     }

@@ -37,7 +37,7 @@ use super::identity::{self, Identity, IdentityError};
 use super::newest;
 use super::replay::{Replay, TornTail};
 use super::room;
-use super::segments::{Resume, SEGMENT_BLOCKS};
+use super::segments::{Resume, segment_blocks};
 
 pub(super) const LOCK_NAME: &str = "lock";
 pub(super) const WAL_NAME: &str = "wal";
@@ -147,15 +147,17 @@ pub struct Files<D> {
     pub(crate) planted: super::replay::Planted,
 }
 
-impl<D> Files<D> {
+impl<D: Disk> Files<D> {
     pub fn new((data, wal): (Arc<D>, Arc<D>), identity: Identity, path: &Path, wal_path: &Path) -> Files<D> {
+        // A disk that does not say what it has free is taken for a large one.
+        let segment_blocks = segment_blocks(wal.free_bytes().unwrap_or(u64::MAX));
         Files {
             data,
             wal,
             identity,
             path: path.to_owned(),
             wal_path: wal_path.to_owned(),
-            segment_blocks: SEGMENT_BLOCKS,
+            segment_blocks,
             #[cfg(test)]
             planted: super::replay::Planted::default(),
         }

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use crate::types::{Batch, Change, ChangeId, Entry, KeyValue, LeaseId, Position, Revision, Row, StoredLease};
 
-use super::check::{Opened, Report, follows, open};
+use super::check::{Opened, Report, continues, follows, open};
 use super::checkpoint::{self, Checkpoint};
 use super::checkpoint_backend::CheckpointError;
 use super::checkpoint_remains::{self, Remains};
@@ -266,15 +266,18 @@ impl Saved {
     /// Takes the groups behind the checkpoint, up to the first that does not continue it or that damage lies before.
     fn continue_with(&mut self, log: &FromLog, report: &mut Report<'_>) -> io::Result<()> {
         let is_known = |position: Position| position <= self.meta.position;
-        // Damage in front of a group that the checkpoint holds as well took nothing away. Without any such group, the
-        // revisions alone tell whether the first one behind continues it.
+        // Damage in front of a group that the checkpoint holds as well took nothing away. Without any such group, number
+        // and revisions tell whether the first one behind continues it; the revisions alone where there is no checkpoint.
         let known = log.groups.iter().rfind(|(position, ..)| is_known(*position));
         let damages_known = known.or(log.groups.first()).map_or(0, |(.., damages)| *damages);
         let behind: Vec<_> = log.groups.iter().filter(|(position, ..)| !is_known(*position)).collect();
         let mut left_out = 0;
         for (position, entries, damages) in behind {
             let mut revision = self.meta.revision;
-            if left_out > 0 || *damages > damages_known || follows(&mut revision, entries).is_err() {
+            let at = self.meta.position;
+            let is_next =
+                (at == Position(0) || continues(at, *position).is_ok()) && follows(&mut revision, entries).is_ok();
+            if left_out > 0 || *damages > damages_known || !is_next {
                 left_out += 1;
                 continue;
             }

@@ -11,7 +11,7 @@
 //!
 //! One segment lies ready beyond the one in use. It is the reserve that lets deletes and compactions through when the disk
 //! is full: as soon as the next one cannot be made, the writer is told. It is not made either where the checkpoint would lack
-//! the room to take what the log holds: then neither could ever give way to the other.
+//! the room to take what the log holds, the segment in use included: then neither could ever give way to the other.
 //!
 //! A commit of the checkpoint frees many segments at once, and until the next commit the log takes as many again. So as many
 //! spares are kept as the log filled between the last two commits: filling a new file with zeros would write everything
@@ -30,8 +30,16 @@ use crate::wal::is_refusal;
 use crate::wal::newest::Newest;
 use crate::wal::record::{BLOCK_BYTES, SegmentHeader};
 
-/// The length of a segment: 16 MiB, some 0.1 s of the fastest log, so that what is held beyond need stays small.
-pub const SEGMENT_BLOCKS: u32 = 4_096;
+/// The length of a segment, unless the disk is small: 16 MiB, some 0.1 s of the fastest log, so that what is held beyond need
+/// stays small.
+const SEGMENT_BLOCKS: u32 = 4_096;
+/// And at the least: 1 MiB.
+const SEGMENT_BLOCKS_MIN: u32 = 256;
+/// A segment is no longer than this part of the room that a new log finds: two of them, and room for what they hold in the
+/// checkpoint, are to leave most of a small disk to the rows.
+const SEGMENTS_IN_ROOM: u64 = 32;
+/// A row takes up to so many times the room in the checkpoint that it takes in the log: one of a little more than a page takes two.
+const CHECKPOINT_SHARE: u64 = 2;
 /// Spares kept for the next segments, whatever the log does.
 const SPARES_MIN: usize = 2;
 /// More are kept only while the file system has room for so many segments: 1 GiB.
@@ -40,6 +48,17 @@ const ROOM_SEGMENTS: u64 = 64;
 const LOOKS_PER_SPARE: u32 = 60;
 /// How often a full disk is tried again, and how often the checkpoint is looked at while segments wait for it.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// The length of the segments of a new log.
+pub fn segment_blocks(free_bytes: u64) -> u32 {
+    let blocks = free_bytes / SEGMENTS_IN_ROOM / BLOCK_BYTES as u64;
+    blocks.clamp(SEGMENT_BLOCKS_MIN.into(), SEGMENT_BLOCKS.into()) as u32
+}
+
+/// What a new log takes: the segment in use, the one that lies ready, and room for what the first holds in the checkpoint.
+pub fn first_bytes(free_bytes: u64) -> u64 {
+    (2 + CHECKPOINT_SHARE) * u64::from(segment_blocks(free_bytes)) * BLOCK_BYTES as u64
+}
 
 pub fn segment_name(sequence: u64) -> String {
     format!("{sequence:016x}.wal")
@@ -194,6 +213,9 @@ pub struct Keeper<D: SegmentDisk> {
     /// How often a log that took no segment was looked at since it took one.
     looks: u32,
     next_sequence: u64,
+    /// The last that was given up, and the last that was handed to the log; the one before the first of them if none was.
+    given_up: u64,
+    handed_out: u64,
     next_spare: u64,
     newly_closed: rtrb::Consumer<Closed>,
     ready: rtrb::Producer<Ready<D::Segment>>,
@@ -250,10 +272,20 @@ pub fn open<D: SegmentDisk>(
         segment_bytes: resume.blocks as usize * BLOCK_BYTES,
         resumed: Some(Resumed { current, chain: resume.chain, last: resume.last }),
     };
+    let sequences = || {
+        let with_frames = resume.closed.iter().map(|closed| closed.sequence);
+        with_frames.chain(resume.current.map(|(header, _)| header.sequence))
+    };
+    let before_prepared =
+        resume.prepared.first().map_or(resume.next_sequence, |header| header.sequence).wrapping_sub(1);
+    let given_up = sequences().next().map_or(before_prepared, |first| first.wrapping_sub(1));
+    let handed_out = sequences().last().unwrap_or(before_prepared);
     let keeper = Keeper {
         disk,
         cluster_id: resume.cluster_id,
         blocks: resume.blocks,
+        given_up,
+        handed_out,
         closed: resume.closed.into(),
         prepared: resume.prepared.into(),
         spares,
@@ -324,7 +356,8 @@ impl<D: SegmentDisk> Keeper<D> {
             Some(header) => *header,
             None => {
                 self.shed_spare()?;
-                if !self.has_headroom()? {
+                let new_bytes = if self.spares.is_empty() { self.segment_bytes() } else { 0 };
+                if !self.has_headroom(new_bytes)? {
                     return Ok(Step::ShortOfSpace);
                 }
                 self.prepare()?
@@ -333,6 +366,7 @@ impl<D: SegmentDisk> Keeper<D> {
         self.looks = 0;
         let segment = self.disk.open_segment(&segment_name(header.sequence))?;
         self.prepared.pop_front();
+        self.handed_out = header.sequence;
         let pushed = self.ready.push(Ready { header, segment });
         assert!(pushed.is_ok(), "only this side fills the slot");
         Ok(Step::Prepared)
@@ -348,7 +382,7 @@ impl<D: SegmentDisk> Keeper<D> {
         } else {
             self.disk.remove(&name)?;
         }
-        self.closed.pop_front();
+        self.given_up = self.closed.pop_front().expect("the caller has looked").sequence;
         self.disk.sync_names()
     }
 
@@ -357,7 +391,7 @@ impl<D: SegmentDisk> Keeper<D> {
         let has_room = self.disk.free_bytes()? >= ROOM_SEGMENTS * self.segment_bytes();
         Ok(match has_room {
             true => self.spares_wanted,
-            false if self.has_headroom()? => SPARES_MIN,
+            false if self.has_headroom(0)? => SPARES_MIN,
             false => 0,
         })
     }
@@ -366,11 +400,21 @@ impl<D: SegmentDisk> Keeper<D> {
         u64::from(self.blocks) * BLOCK_BYTES as u64
     }
 
-    /// Whether the checkpoint has the room to take what the log holds already. Each segment that it takes makes room itself,
-    /// so as much as the log holds is enough, also where a row takes more there.
-    fn has_headroom(&self) -> io::Result<bool> {
-        let held = self.closed.len() as u64;
-        Ok(held == 0 || self.disk.free_bytes()? >= (held + 1) * self.segment_bytes())
+    /// Whether a file of so many bytes leaves the checkpoint the room to take what the log holds.
+    fn has_headroom(&self, new_bytes: u64) -> io::Result<bool> {
+        let held_bytes = CHECKPOINT_SHARE * self.held() * self.segment_bytes();
+        let data = self.newest.disk();
+        Ok(if self.disk.file_system()? == data.file_system()? {
+            self.disk.free_bytes()? >= new_bytes.saturating_add(held_bytes)
+        } else {
+            self.disk.free_bytes()? >= new_bytes && data.free_bytes()? >= held_bytes
+        })
+    }
+
+    /// Segments that have frames and are not given up. The log names a segment closed only once its successor has a durable
+    /// frame, so that those named are not all of them.
+    fn held(&self) -> u64 {
+        self.handed_out.wrapping_sub(self.given_up) - u64::from(self.ready.slots() == 0)
     }
 
     /// Removes one spare when the disk has no room for it or the log rests.
@@ -492,181 +536,4 @@ pub fn spawn<D: SegmentDisk>(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::sim::disk::{FakeDisk, Faults};
-    use crate::wal::disk::Disk;
-
-    const BLOCKS: u32 = 2;
-
-    struct Bench {
-        disk: FakeDisk,
-        keeper: Keeper<FakeDisk>,
-        supply: Supply<<FakeDisk as SegmentDisk>::Segment>,
-        checkpointed: Arc<AtomicU64>,
-        closed: u64,
-    }
-
-    fn bench() -> Bench {
-        let (disk, checkpointed) = (FakeDisk::new(1), Arc::new(AtomicU64::new(0)));
-        let resume = Resume {
-            cluster_id: 1,
-            blocks: BLOCKS,
-            closed: Vec::new(),
-            current: None,
-            prepared: Vec::new(),
-            next_sequence: 1,
-            chain: 0,
-            last: Position(0),
-        };
-        let newest = Newest::open(Arc::new(disk.clone())).unwrap();
-        let (keeper, supply) =
-            open(Arc::new(disk.clone()), newest, resume, checkpointed.clone(), Box::new(|| 7)).unwrap();
-        Bench { disk, keeper, supply, checkpointed, closed: 0 }
-    }
-
-    impl Bench {
-        /// The log fills segments, and then the checkpoint holds all of them.
-        fn fill_and_commit(&mut self, segments: u64) {
-            for _ in 0..segments {
-                while self.keeper.step().unwrap() != Step::Idle {}
-                let ready = self.supply.next().expect("one lies ready");
-                self.closed += 1;
-                self.supply.close(Closed { sequence: ready.header.sequence, last: Position(self.closed) });
-            }
-            self.keeper.step().unwrap();
-            self.checkpointed.store(self.closed, Ordering::Relaxed);
-            while self.keeper.step().unwrap() != Step::Idle {}
-        }
-
-        fn spares(&self) -> usize {
-            self.disk.names().unwrap().iter().filter(|name| is_spare(name)).count()
-        }
-    }
-
-    #[test]
-    fn as_many_spares_are_kept_as_the_log_filled_between_two_commits() {
-        let mut bench = bench();
-        bench.fill_and_commit(12);
-        let used = bench.disk.used_bytes();
-        for _ in 0..5 {
-            bench.fill_and_commit(12);
-            assert_eq!(bench.disk.used_bytes(), used, "no file is made and none is removed");
-        }
-        bench.fill_and_commit(3);
-        assert!(bench.spares() <= 3, "{} spares for a log that fills 3", bench.spares());
-    }
-
-    #[test]
-    fn a_log_at_rest_keeps_two_spares_in_the_end() {
-        let mut bench = bench();
-        bench.fill_and_commit(12);
-        let before = bench.spares();
-        assert!(before > SPARES_MIN);
-        for _ in 0..before as u32 * LOOKS_PER_SPARE {
-            assert_eq!(bench.keeper.step().unwrap(), Step::Idle);
-        }
-        assert_eq!(bench.spares(), SPARES_MIN);
-    }
-
-    #[test]
-    fn a_disk_with_little_room_gets_the_spares_back_at_once() {
-        let mut bench = bench();
-        bench.fill_and_commit(12);
-        assert!(bench.spares() > SPARES_MIN);
-        let room = (ROOM_SEGMENTS - 1) * u64::from(BLOCKS) * BLOCK_BYTES as u64;
-        let capacity_bytes = Some(bench.disk.used_bytes() + room - 10 * u64::from(BLOCKS) * BLOCK_BYTES as u64);
-        bench.disk.set_faults(Faults { capacity_bytes, ..Faults::default() });
-        assert_eq!(bench.keeper.step().unwrap(), Step::Idle);
-        assert_eq!(bench.spares(), SPARES_MIN);
-    }
-
-    #[test]
-    fn on_a_disk_that_is_all_but_full_the_checkpoint_has_the_room_and_the_log_goes_on_behind_it() {
-        let mut bench = bench();
-        bench.fill_and_commit(4);
-        for _ in 0..2 {
-            let ready = bench.supply.next().expect("one lies ready");
-            bench.closed += 1;
-            bench.supply.close(Closed { sequence: ready.header.sequence, last: Position(bench.closed) });
-            bench.keeper.step().unwrap();
-        }
-        assert!(bench.spares() > 0 && bench.supply.next().is_some());
-        bench.disk.set_faults(Faults { capacity_bytes: Some(bench.disk.used_bytes()), ..Faults::default() });
-        assert_eq!(bench.keeper.step().unwrap(), Step::ShortOfSpace);
-        assert!(bench.supply.is_short_of_space(), "what the log holds has no room elsewhere");
-        assert_eq!(bench.spares(), 0, "spares are room for the checkpoint");
-        bench.checkpointed.store(bench.closed, Ordering::Relaxed);
-        while bench.keeper.step().unwrap() != Step::Idle {}
-        assert!(!bench.supply.is_short_of_space() && bench.supply.next().is_some());
-    }
-
-    #[test]
-    fn a_failed_call_ends_it_and_if_the_disk_has_turned_read_only_only_its_work() {
-        for turns_read_only in [false, true] {
-            for call in 1..9 {
-                let mut bench = bench();
-                bench.disk.set_faults(Faults { fail_call: Some(call), turns_read_only, ..Faults::default() });
-                match bench.keeper.step() {
-                    Ok(step) => assert_eq!((step, turns_read_only), (Step::ShortOfSpace, true), "call {call}"),
-                    Err(_) => assert!(!turns_read_only, "call {call}"),
-                }
-                assert_eq!(bench.supply.is_short_of_space(), turns_read_only);
-                let spares = bench.spares();
-                assert!(spares <= 1, "call {call} leaves {spares} spares of one segment");
-                bench.disk.set_faults(Faults::default());
-                if turns_read_only {
-                    let step = bench.keeper.step().unwrap();
-                    assert_eq!(step, Step::ShortOfSpace, "nobody knows what call {call} left, and a start will look");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_sync_that_fails_for_want_of_space_is_a_failed_sync() {
-        let mut failed_syncs = 0;
-        for call in 1.. {
-            let mut bench = bench();
-            bench.disk.set_faults(Faults { fail_call: Some(call), fails_for_space: true, ..Faults::default() });
-            match bench.keeper.step() {
-                Ok(Step::ShortOfSpace) => {}
-                Ok(_) => break,
-                Err(error) => {
-                    assert!(error.to_string().starts_with("a sync failed: "), "call {call}: {error}");
-                    failed_syncs += 1;
-                }
-            }
-        }
-        assert_eq!(failed_syncs, 3, "of the zeros, of the header, of the name");
-    }
-
-    #[test]
-    fn a_segment_goes_once_all_of_it_is_in_the_checkpoint_and_none_goes_before_an_older_one() {
-        let closed = |lasts: &[u64]| -> VecDeque<Closed> {
-            let lasts = lasts.iter().enumerate();
-            lasts.map(|(sequence, &last)| Closed { sequence: sequence as u64, last: Position(last) }).collect()
-        };
-        for (lasts, checkpointed, gone) in [
-            (&[][..], 9, 0),
-            (&[4, 9, 12], 3, 0),
-            (&[4, 9, 12], 4, 1),
-            (&[4, 9, 12], 11, 2),
-            (&[4, 9, 12], 12, 3),
-            // One group fills several segments.
-            (&[9, 9, 12], 9, 2),
-        ] {
-            assert_eq!(given_up(&closed(lasts), Position(checkpointed)), gone, "{lasts:?} at {checkpointed}");
-        }
-    }
-
-    #[test]
-    fn the_name_of_a_segment_says_its_sequence_and_no_other_name_does() {
-        assert_eq!(segment_name(0x1f), "000000000000001f.wal");
-        assert_eq!(sequence_of("000000000000001f.wal"), Some(0x1f));
-        for other in ["000000000000001F.wal", "1f.wal", "+00000000000001f.wal", "000000000000001f.spare"] {
-            assert_eq!(sequence_of(other), None, "{other}");
-        }
-        assert!(is_spare(&spare_name(7)) && !is_spare("lost+found"));
-    }
-}
+mod tests;

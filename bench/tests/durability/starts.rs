@@ -39,11 +39,11 @@ fn the_data_directory_of_an_etcd_is_refused_and_left_alone() {
 #[test]
 fn a_new_store_on_a_disk_without_room_is_refused_at_once() {
     let Some(program) = tarsier("a small disk") else { return };
-    let Some(image) = full::image("small-disk", 24 << 20) else { return };
+    let Some(image) = full::image("small-disk", 20 << 20) else { return };
     let begun = Instant::now();
     let words = refused_start(&program.path, &image.mount.join("data"));
     assert!(begun.elapsed() < Duration::from_secs(5), "it took {:?}", begun.elapsed());
-    assert!(words.contains("bytes and a new store takes 54525952: make room"), "{words}");
+    assert!(words.contains("bytes and a new store takes 25165824: make room"), "{words}");
     let made = fs::read_dir(image.mount.join("data")).expect("the directory itself is made").count();
     assert_eq!(made, 0, "nothing is in the way of the next attempt");
 }
