@@ -251,8 +251,12 @@ pub fn response_too_large(bytes: u64, bytes_max: u64) -> Status {
 }
 
 /// What is answered to a `:path` that nothing serves: grpc-go's words for one that the API does not have, ours for one
-/// that it has. Kubernetes falls back to older calls on this code.
+/// that it has. Kubernetes falls back to older calls on this code. Authenticate is answered as by an etcd whose auth is off:
+/// Go's client with a user and a password asks it first, and goes on over this answer alone.
 pub fn unknown_path(path: &str) -> Status {
+    if path == "/etcdserverpb.Auth/Authenticate" {
+        return Refusal::AuthNotEnabled.into();
+    }
     let text = match path.strip_prefix('/').unwrap_or(path).rsplit_once('/') {
         None => format!("malformed method name: {path:?}"),
         Some((service, method)) if pb::method(path).is_some() => {
@@ -308,5 +312,7 @@ mod tests {
         for (path, text) in expected {
             assert_eq!(unknown_path(path), Status::new(Code::Unimplemented, text));
         }
+        let status = unknown_path("/etcdserverpb.Auth/Authenticate");
+        assert_eq!(status, Status::new(Code::FailedPrecondition, "etcdserver: authentication is not enabled"));
     }
 }

@@ -282,6 +282,33 @@ fn a_directory_without_a_checkpoint_is_salvaged_from_a_log_that_begins_at_the_be
 }
 
 #[test]
+fn groups_that_are_missing_behind_the_checkpoint_are_missed_where_no_revision_tells() {
+    let (data, new) = (Folder::new("check-gap"), Folder::new("check-gap-new"));
+    filled(&data.0, 1);
+    let header = SegmentHeader { cluster_id: 5, sequence: 2, salt: 1, blocks: 256 };
+    let write_from = |first: u64| {
+        let mut segment = header.encode();
+        let mut chain = 0xbad;
+        for position in (first..first + 3).map(Position) {
+            let entries = [lease(position.0 as i64, true)];
+            let mut body = Vec::new();
+            record::put_group(&mut body, Position(position.0 - 1), position, &entries, record::entries_len(&entries));
+            chain = append(&mut segment, &header, position, chain, &body);
+        }
+        segment.resize(256 * record::BLOCK_BYTES, 0);
+        std::fs::write(data.0.join(WAL_NAME).join(segment_name(2)), segment).unwrap();
+    };
+    std::fs::remove_file(data.0.join(WAL_NAME).join(segment_name(1))).unwrap();
+    write_from(46);
+    assert!(checked(&data.0).0, "{}", checked(&data.0).1);
+    write_from(47);
+    let (is_whole, text) = checked(&data.0);
+    assert!(!is_whole && text.contains("group 47: it follows group 45"), "{text}");
+    let (is_whole, text) = salvaged(&data.0, &new.0);
+    assert!(!is_whole && text.contains("3 groups of the log behind group 45 are left out"), "{text}");
+}
+
+#[test]
 fn what_is_etcds_own_is_neither_checked_nor_salvaged() {
     let (data, new) = (Folder::new("check-etcd"), Folder::new("check-etcd-new"));
     std::fs::create_dir_all(data.0.join("member/snap")).unwrap();
