@@ -356,7 +356,8 @@ impl<D: SegmentDisk> Keeper<D> {
             Some(header) => *header,
             None => {
                 self.shed_spare()?;
-                let new_bytes = if self.spares.is_empty() { self.segment_bytes() } else { 0 };
+                let takes_none = self.spares.last().is_some_and(|spare| spare.is_filled);
+                let new_bytes = if takes_none { 0 } else { self.segment_bytes() };
                 if !self.has_headroom(new_bytes)? {
                     return Ok(Step::ShortOfSpace);
                 }

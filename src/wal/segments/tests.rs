@@ -138,7 +138,7 @@ fn what_the_log_holds_needs_room_where_the_checkpoint_is() {
     let (mut keeper, _supply) =
         open(Arc::new(log.clone()), newest, resume, Arc::new(AtomicU64::new(0)), Box::new(|| 7)).unwrap();
     let segment_bytes = u64::from(BLOCKS) * BLOCK_BYTES as u64;
-    let mut limit = |disk: &FakeDisk, free_bytes| {
+    let limit = |disk: &FakeDisk, free_bytes| {
         disk.set_faults(Faults { capacity_bytes: Some(disk.used_bytes() + free_bytes), ..Faults::default() });
     };
     limit(&log, segment_bytes);
