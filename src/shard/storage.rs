@@ -121,7 +121,14 @@ pub fn open(config: &Config, bell: &Doorbell) -> Result<Opened, StorageError> {
 
     let (progress, receiver) = mpsc::channel();
     let files = &claimed.files;
-    let mover = Mover::new(files.data.clone(), checkpoint, gathered, receiver, config.scrub_interval, clock::now());
+    let mover = Mover::new(
+        (files.data.clone(), files.wal.clone()),
+        checkpoint,
+        gathered,
+        receiver,
+        config.scrub_interval,
+        clock::now(),
+    );
     let checkpointed = mover.checkpointed();
     let checkpoint = checkpoint_thread::spawn(mover, Box::new(|error| end_process(&error)))?;
     let salt = Box::new(file_disk::random_salt);

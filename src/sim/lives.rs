@@ -85,6 +85,8 @@ struct Watched(Rc<RefCell<Inner>>);
 struct Inner {
     logged: Logged<FakeDevice>,
     appended: Option<(Position, Vec<Entry>)>,
+    /// What the writer was last told of the space: the log's answer changes with what it sends out.
+    was_short_of_space: Cell<bool>,
 }
 
 impl Durability for Watched {
@@ -108,7 +110,9 @@ impl Durability for Watched {
     }
 
     fn is_short_of_space(&self) -> bool {
-        self.0.borrow().logged.is_short_of_space()
+        let inner = self.0.borrow();
+        inner.was_short_of_space.set(inner.logged.is_short_of_space());
+        inner.was_short_of_space.get()
     }
 
     fn set_short_of_memory(&mut self, is_short: bool) {
@@ -215,7 +219,14 @@ impl World {
         checkpoint.planted = self.planted.checkpoint;
         let disk = Arc::new(self.disk.clone());
         let (progress, receiver) = channel();
-        let mover = Mover::new(disk.clone(), checkpoint, recovered.gathered, receiver, Some(SCRUB_INTERVAL), self.now);
+        let mover = Mover::new(
+            (disk.clone(), disk.clone()),
+            checkpoint,
+            recovered.gathered,
+            receiver,
+            Some(SCRUB_INTERVAL),
+            self.now,
+        );
         let mut mover = mover.without_sleep();
         mover.planted = self.planted.mover;
         let checkpointed = mover.checkpointed();
@@ -234,7 +245,7 @@ impl World {
         log.planted = self.planted.log;
         let disks = Box::new(|| "it is in memory".to_owned());
         let logged = Logged::new(log, progress.clone(), checkpointed, SegmentsHandle::of(&keeper), disks);
-        let log = Watched(Rc::new(RefCell::new(Inner { logged, appended: None })));
+        let log = Watched(Rc::new(RefCell::new(Inner { logged, appended: None, was_short_of_space: Cell::default() })));
         let appender = Appender::new(store.revision(), store.compacted());
         let (link, port) = mesh::pair();
         let pace = Pace { read_rows: 2, compact_visits: 3, history_batches: 5, history_bytes: 500 };
@@ -298,8 +309,8 @@ impl World {
     /// A turn of the writer, and the answers that leave with it.
     fn turn(&mut self, server: &mut Server) -> Lived {
         let time = Time(self.random.below(1 << 40));
-        let is_short_of_space = server.log.is_short_of_space();
         server.embedded.turn(time, usize::MAX);
+        let is_short_of_space = server.log.0.borrow().was_short_of_space.get();
         self.note_turn(server, time, is_short_of_space)
     }
 

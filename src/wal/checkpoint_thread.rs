@@ -32,7 +32,7 @@ pub const RESERVE_BYTES: u64 = 16 << 20;
 
 /// A commit is due when the log holds this much behind the checkpoint: two segments, 0.2 s of replay.
 const COMMIT_BYTES: usize = 32 << 20;
-/// Or this part of what the disk has free: the log must not fill a small one before it begins.
+/// Or this part of what the disks of data and log have free: the log must not fill a small one before it begins.
 const COMMITS_IN_ROOM: u64 = 16;
 /// Or when the oldest of it has waited for so long: a quiet server has a short replay as well.
 const COMMIT_AFTER: Duration = Duration::from_secs(10);
@@ -84,11 +84,13 @@ pub enum Next {
 
 pub struct Mover<D: Disk> {
     disk: Arc<D>,
+    /// The disk of the log.
+    wal: Arc<D>,
     checkpoint: Checkpoint<D>,
     progress: Receiver<Progress>,
     checkpointed: Checkpointed,
     gathered: Gathered,
-    /// As much behind the checkpoint makes a commit due, by what the disk had free at the last look.
+    /// As much behind the checkpoint makes a commit due, by what data and log had free at the last look.
     commit_bytes: usize,
     /// When the oldest group that is not written yet came.
     since: Option<Instant>,
@@ -127,7 +129,7 @@ impl<D: Disk> Mover<D> {
     /// `gathered` is what recovery found behind the checkpoint, and rows that nothing needs. Every `scrub_interval`, the whole
     /// file is read.
     pub fn new(
-        disk: Arc<D>,
+        (disk, wal): (Arc<D>, Arc<D>),
         checkpoint: Checkpoint<D>,
         gathered: Gathered,
         progress: Receiver<Progress>,
@@ -145,6 +147,7 @@ impl<D: Disk> Mover<D> {
         checkpointed.position.store(checkpoint.meta().position.0, Ordering::Release);
         let mut mover = Mover {
             disk,
+            wal,
             checkpoint,
             progress,
             checkpointed,
@@ -228,7 +231,8 @@ impl<D: Disk> Mover<D> {
         if self.gathered.has_groups() {
             self.since.get_or_insert(now);
             // A disk that does not say what it has free is taken for a large one.
-            let part = self.disk.free_bytes().map_or(u64::MAX, |free| free / COMMITS_IN_ROOM);
+            let free = [&self.disk, &self.wal].map(|disk| disk.free_bytes().unwrap_or(u64::MAX));
+            let part = free[0].min(free[1]) / COMMITS_IN_ROOM;
             self.commit_bytes = usize::try_from(part).map_or(COMMIT_BYTES, |part| part.min(COMMIT_BYTES));
             self.checkpointed.meter.checkpoint_lacks(self.gathered.bytes());
         }
@@ -369,7 +373,9 @@ impl<D: Disk> Mover<D> {
                         "{error}; what is served is right, but the next start will refuse the file: copy the keys to another server before it (etcdctl make-mirror)"
                     );
                     scrub.cursor = None;
-                    self.checkpoint.close();
+                    if let CheckpointError::Disk(_) = error {
+                        self.checkpoint.close();
+                    }
                     self.checkpointed.meter.scrubbed(false);
                 }
             }
@@ -447,7 +453,7 @@ mod tests {
         let checkpoint = Checkpoint::create(disk.clone(), Meta::new(1, 2)).unwrap();
         let (progress, receiver) = channel();
         let now = clock::now();
-        let mover = Mover::new(disk.clone(), checkpoint, Gathered::default(), receiver, None, now);
+        let mover = Mover::new((disk.clone(), disk.clone()), checkpoint, Gathered::default(), receiver, None, now);
         Bench { disk, mover, progress, now, position: 0 }
     }
 
@@ -597,7 +603,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scrub_that_meets_an_error_or_a_closed_file_ends_and_the_next_commit_goes_on() {
+    fn a_scrub_waits_while_the_file_is_closed() {
         let mut bench = bench();
         bench.mover.scrub_interval = Some(Duration::from_secs(1));
         bench.mover.scrub_at = Some(bench.now);

@@ -163,9 +163,11 @@ impl<D: Device> Log<D> {
         }
     }
 
-    /// No next segment could be prepared for want of space. What is left takes a segment's worth of groups.
+    /// No next segment could be prepared for want of space, and the one in use is half full: what is left of it takes deletes and
+    /// compactions. Until then the checkpoint has time to take what the last one held, which gives room back.
     pub fn is_short_of_space(&self) -> bool {
-        self.supply.is_short_of_space()
+        let is_half_full = |current: &Current<_>| current.offset * 2 >= current.header.bytes();
+        self.supply.is_short_of_space() && self.current.as_ref().is_none_or(is_half_full)
     }
 
     /// Passes on which changes nobody can reach any more, behind the groups that are durable so far.

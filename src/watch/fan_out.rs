@@ -146,6 +146,8 @@ impl FanOut {
         self.further.shrink_to(HITS_KEPT);
         self.hit_of.clear();
         self.hit_of.shrink_to(HITS_KEPT);
+        self.encoded.clear();
+        self.encoded.shrink_to(ENCODED_BYTES_KEPT);
     }
 }
 
@@ -216,7 +218,6 @@ impl Hub {
         let options = self.groups.get(group).expect("groups stay while a batch is under way").options();
         let with_previous = options.has(Options::PREV_KV) && previous_is_kept(batch.revision, self.compacted);
         encoded.clear();
-        encoded.shrink_to(ENCODED_BYTES_KEPT);
         let header = self.config.identity.header(batch.revision);
         let run = Run { group, changes: Some(changes), member: 0, options, with_previous, header, shared: None };
         self.fan_out.run = Some(run);
