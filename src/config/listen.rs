@@ -35,7 +35,12 @@ pub fn listen_addresses_beside(urls: &str, others: &[ListenAddress]) -> Result<V
         return Ok(Vec::new());
     }
     let addresses = listen_addresses(urls)?;
-    match addresses.iter().find(|wanted| others.iter().any(|other| other.address == wanted.address)) {
+    // An address of the host lies within the unspecified one of its family.
+    let meet = |one: SocketAddr, other: SocketAddr| {
+        let is_any = one.ip().is_unspecified() || other.ip().is_unspecified();
+        one.port() == other.port() && one.is_ipv4() == other.is_ipv4() && (one.ip() == other.ip() || is_any)
+    };
+    match addresses.iter().find(|wanted| others.iter().any(|other| meet(other.address, wanted.address))) {
         Some(taken) => Err(format!("{} is an address for clients already", taken.address)),
         None => Ok(addresses),
     }
@@ -151,6 +156,10 @@ mod tests {
         let taken = listen_addresses_beside("http://10.0.0.1:1,http://127.0.0.1:2379", &clients);
         assert_eq!(taken, Err("127.0.0.1:2379 is an address for clients already".to_owned()));
         assert!(listen_addresses_beside("https://127.0.0.1:2381", &clients).is_err());
+        assert!(listen_addresses_beside("http://0.0.0.0:2379", &clients).is_err(), "127.0.0.1 is one of them");
+        let any = listen_addresses("http://0.0.0.0:2379").expect("an address");
+        assert!(listen_addresses_beside("http://127.0.0.1:2379", &any).is_err());
+        assert!(listen_addresses_beside("http://[::1]:2379", &any).is_ok(), "another family");
     }
 
     #[test]

@@ -367,6 +367,11 @@ impl Writer {
 
     /// One turn of the hash that is first, if there is one. It names the compaction that it was made under.
     fn step_hash(&mut self) {
+        // None begins under a compaction that is not committed, above what is: there is nothing to hash.
+        let sees_too_much = self.store.compacted() > Some(self.committed) && !self.refusing;
+        if sees_too_much && self.hashes.oldest().is_none() {
+            return;
+        }
         let (space, held) = (&self.space, self.scratch_bytes + self.leases.lessor().listing_bytes());
         let admits = |bytes| space.admits_scratch(held + bytes);
         if let Some((origin, result)) = self.hashes.turn(&self.store, self.committed, self.pace.read_rows, admits) {
@@ -464,11 +469,15 @@ impl Writer {
     /// The disk has refused the log: nothing that is not durable by now ever will be.
     pub fn refuse(&mut self) {
         self.refusing = true;
+        self.store.take_back_compaction(self.compacted);
         let next = Group::new(self.open.position, self.committed, self.compacted);
         let open = std::mem::replace(&mut self.open, next);
         for Group { replies, reads, .. } in std::mem::take(&mut self.sealed).into_iter().chain([open]) {
-            let refused = Reply::Answer(Err(Error::LogRefused));
-            self.outbox.extend(replies.into_iter().map(|waiting| (waiting.origin, refused.clone())));
+            self.outbox.extend(replies.into_iter().map(|Waiting { origin, reply, .. }| match reply {
+                // It told of a compaction that is none. Without any batches the hub asks again.
+                Reply::History(_) => (origin, Reply::History(Ok(Vec::new()))),
+                _ => (origin, Reply::Answer(Err(Error::LogRefused))),
+            }));
             for (origin, command) in reads {
                 self.command(origin, command, Time::default());
             }

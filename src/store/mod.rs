@@ -251,6 +251,14 @@ impl Store {
         Ok(Answer { revision: self.revision, result: Outcome::Compact })
     }
 
+    /// A compaction that the log has refused was told to nobody, and nothing has been removed for it: what it would have
+    /// forgotten may be asked for again. The previous versions at its revision are not told any more, as behind a compaction.
+    pub fn take_back_compaction(&mut self, committed: Option<Revision>) {
+        let has_kept = committed.is_none_or(|committed| self.removal.removed() <= committed);
+        debug_assert!(has_kept, "only a committed compaction removes anything");
+        self.compacted = committed;
+    }
+
     /// etcd starts with -1, so that the first compaction may name 0.
     fn compacted_or_none(&self) -> Revision {
         self.compacted.unwrap_or(Revision(-1))
