@@ -9,7 +9,7 @@ use crate::shard::history::Appender;
 use crate::shard::mesh::{Port, Request, Response};
 use crate::shard::space::RUNBOOK;
 use crate::shard::writer::{Origin, Writer};
-use crate::store::command::{Read, Write};
+use crate::store::command::{Op, Read, Txn, Write};
 use crate::types::{Alarm, AlarmKind, Batch, Change, Entry, Time, Uptime};
 use crate::wal::LogFailure;
 
@@ -253,12 +253,19 @@ fn put_bytes(batch: &Batch) -> u64 {
     puts.sum::<usize>() as u64
 }
 
+/// How many operations a transaction may come to, those of the nested ones included.
+fn operations(txn: &Txn) -> usize {
+    let of_branch = |ops: &[Op]| -> usize {
+        let nested = |op: &Op| if let Op::Txn(inner) = op { operations(inner) } else { 0 };
+        ops.iter().map(|op| 1 + nested(op)).sum()
+    };
+    txn.compares.len() + of_branch(&txn.success).max(of_branch(&txn.failure))
+}
+
 /// How many plain commands the work of this one is worth.
 fn weight(command: &Command) -> usize {
     match command {
-        Command::Write(Write::Txn(txn)) | Command::Read(Read::Txn(txn)) => {
-            (txn.compares.len() + txn.success.len().max(txn.failure.len())).max(1)
-        }
+        Command::Write(Write::Txn(txn)) | Command::Read(Read::Txn(txn)) => operations(txn).max(1),
         Command::Write(_)
         | Command::CompactPhysical(_)
         | Command::Read(_)
@@ -279,8 +286,8 @@ mod tests {
     use crate::shard::mesh::{self, Link};
     use crate::shard::writer::Pace;
     use crate::store::Store;
-    use crate::store::command::{Error, Put, PutLease, PutValue};
-    use crate::types::{ChangeId, LeaseId, Position, Revision};
+    use crate::store::command::{DeleteRange, Error, Put, PutLease, PutValue};
+    use crate::types::{ChangeId, KeyRange, LeaseId, Position, Revision};
 
     /// What the test and the disk it plays tell each other.
     #[derive(Default)]
@@ -370,6 +377,16 @@ mod tests {
         send(&mut link, 9, Command::Defragment);
         embedded.turn(Time(1), 10);
         assert_eq!(disk.borrow().defragmentations, 2, "the next one is one of its own");
+    }
+
+    #[test]
+    fn a_transaction_weighs_what_the_nested_ones_hold() {
+        let txn = |success| Txn { compares: Vec::new(), success, failure: Vec::new() };
+        let delete = || Op::DeleteRange(DeleteRange { range: KeyRange::One("a".into()), prev_kv: false });
+        let inner = txn(vec![delete(), delete(), delete()]);
+        let outer = txn(vec![delete(), Op::Txn(inner)]);
+        assert_eq!(weight(&Command::Write(Write::Txn(outer))), 5);
+        assert_eq!(weight(&Command::Write(Write::Txn(txn(Vec::new())))), 1);
     }
 
     #[test]

@@ -232,7 +232,8 @@ pub enum Error {
     NoSpace,
     /// A write while there is an alarm that the state may be corrupt.
     Corrupt,
-    /// There is no memory for so large a read; the store itself never says so, only whoever knows the memory of the process.
+    /// There is no memory for so large a read, says whoever knows the memory of the process; and the store of a write that
+    /// reads more than one step may.
     NoMemory,
     /// The disk takes no further changes; the store itself never says so, only whoever keeps its log.
     LogRefused,

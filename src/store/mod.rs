@@ -422,7 +422,7 @@ impl ReadJob {
 
 #[cfg(test)]
 mod tests {
-    use super::command::{Put, PutLease, PutValue, SortOrder, SortTarget};
+    use super::command::{Op, Put, PutLease, PutValue, SortOrder, SortTarget, Txn};
     use super::*;
     use crate::sim::all_keys;
     use crate::types::{Change, Key, KeyValue, LeaseId};
@@ -439,6 +439,25 @@ mod tests {
             store.apply(&put(&format!("{at:06}"), &format!("{:06}", at * 7919 % keys)), Time(0)).answer.unwrap();
         }
         store
+    }
+
+    #[test]
+    fn a_write_that_reads_more_than_one_step_may_is_refused_and_leaves_nothing() {
+        let mut store = filled(1_000);
+        let (before, revision) = (store.bytes(), store.revision());
+        let with_ranges = |count: usize| {
+            let Write::Put(put) = put("new", "v") else { unreachable!("it makes puts") };
+            let mut success = vec![Op::Put(put)];
+            success.extend(std::iter::repeat_with(|| Op::Range(all_keys())).take(count));
+            Write::Txn(Txn { compares: Vec::new(), success, failure: Vec::new() })
+        };
+        let Applied { answer, entry } = store.apply(&with_ranges(1_100), Time(0));
+        assert!(matches!(answer, Err(Error::NoMemory)) && entry.is_none());
+        assert_eq!((store.bytes(), store.revision()), (before, revision));
+        let Outcome::Txn(outcome) = store.apply(&with_ranges(100), Time(0)).answer.unwrap().result else {
+            panic!("a transaction")
+        };
+        assert_eq!(outcome.answers.len(), 101);
     }
 
     fn rows(answer: Answer) -> Vec<KeyValue> {

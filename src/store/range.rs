@@ -24,10 +24,6 @@ impl Budget {
         Budget(visits_max.max(1))
     }
 
-    pub fn unlimited() -> Budget {
-        Budget(usize::MAX)
-    }
-
     /// Takes one visit if there is one left.
     pub fn take(&mut self) -> bool {
         let left = self.0 > 0;

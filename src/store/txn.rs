@@ -34,14 +34,22 @@ pub struct Path {
 
 impl Path {
     /// Decides the whole path on the state before, so that an inner compare cannot see an outer put.
-    pub fn decide(index: &KeyIndex, txn: &Txn, at: Revision) -> Path {
-        let holds = |compare: &Compare| CompareJob::new(compare, at).turn(index, compare, &mut Budget::unlimited());
-        let succeeded = txn.compares.iter().all(|compare| holds(compare) == Some(true));
+    ///
+    /// # Errors
+    /// When the compares look at more than the budget.
+    fn decide(index: &KeyIndex, txn: &Txn, at: Revision, budget: &mut Budget) -> Result<Path, Error> {
+        let mut succeeded = true;
+        for compare in &txn.compares {
+            succeeded = CompareJob::new(compare, at).turn(index, compare, budget).ok_or(Error::NoMemory)?;
+            if !succeeded {
+                break;
+            }
+        }
         let nested = branch(txn, succeeded).iter().filter_map(|op| match op {
-            Op::Txn(inner) => Some(Path::decide(index, inner, at)),
+            Op::Txn(inner) => Some(Path::decide(index, inner, at, budget)),
             Op::Range(_) | Op::Put(_) | Op::DeleteRange(_) => None,
         });
-        Path { succeeded, nested: nested.collect() }
+        Ok(Path { succeeded, nested: nested.collect::<Result<_, _>>()? })
     }
 }
 
@@ -154,11 +162,17 @@ fn keeps(put: &Put) -> bool {
     matches!(put.value, PutValue::Keep) || matches!(put.lease, PutLease::Keep)
 }
 
+/// What the compares and ranges of one write may look at: this many keys, and all there are so many times. A write is one
+/// step, and everybody else waits for it; etcd lets it take as long as it takes. A range looks at a key twice at most.
+const VISITS: usize = 1_000_000;
+const VISITS_PER_KEY: usize = 4;
+
 /// The work on one new revision: everything it changes goes through here.
 pub struct Writing<'a> {
     index: &'a mut KeyIndex,
     has_lease: HasLease<'a>,
     before: Revision,
+    budget: Budget,
     changes: Vec<Change>,
     /// Versions that a later change of this same revision replaced: only the batch holds them.
     unindexed_bytes: usize,
@@ -166,7 +180,8 @@ pub struct Writing<'a> {
 
 impl<'a> Writing<'a> {
     pub fn new(index: &'a mut KeyIndex, has_lease: HasLease<'a>, before: Revision) -> Writing<'a> {
-        Writing { index, has_lease, before, changes: Vec::new(), unindexed_bytes: 0 }
+        let budget = Budget::new(VISITS + VISITS_PER_KEY * index.keys_held());
+        Writing { index, has_lease, before, budget, changes: Vec::new(), unindexed_bytes: 0 }
     }
 
     /// What the revision changed. Nothing: there is no such revision.
@@ -200,7 +215,7 @@ impl<'a> Writing<'a> {
             }
             Write::DeleteRange(delete) => Ok(self.delete_range(delete)),
             Write::Txn(txn) => {
-                let path = Path::decide(self.index, txn, self.before);
+                let path = Path::decide(self.index, txn, self.before, &mut self.budget)?;
                 check(self.index, self.has_lease, txn, &path, horizon)?;
                 let outcome = self.txn(txn, &path)?;
                 Ok(self.answer(Outcome::Txn(outcome)))
@@ -262,7 +277,10 @@ impl<'a> Writing<'a> {
         let mut answers = Vec::with_capacity(ops.len());
         for op in ops {
             answers.push(match op {
-                Op::Range(range) => self.answer(Outcome::Range(self.range(range))),
+                Op::Range(range) => {
+                    let rows = self.range(range)?;
+                    self.answer(Outcome::Range(rows))
+                }
                 Op::Put(put) => self.put(put)?,
                 Op::DeleteRange(delete) => self.delete_range(delete),
                 Op::Txn(inner) => {
@@ -276,13 +294,12 @@ impl<'a> Writing<'a> {
     }
 
     /// Sees what the transaction has done so far, unless it asks for an older revision.
-    fn range(&self, range: &Range) -> Rows {
+    fn range(&mut self, range: &Range) -> Result<Rows, Error> {
         let at = if range.revision <= 0 { self.before.next() } else { Revision(range.revision) };
         if let KeyRange::One(key) = &range.range {
-            return read_one(self.index, range, key, at);
+            return Ok(read_one(self.index, range, key, at));
         }
-        let rows = RangeJob::new(range, at).turn(self.index, &mut Budget::unlimited());
-        rows.expect("an unlimited budget ends in one turn")
+        RangeJob::new(range, at).turn(self.index, &mut self.budget).ok_or(Error::NoMemory)
     }
 }
 
