@@ -139,6 +139,7 @@ fn h2_keeps_no_frames_of_a_peer_that_takes_nothing() {
         let taken = peer.write(&frame_of(0, 0, 1, &framed(b"")).repeat(12_000)).unwrap();
         let kept = settled(&server).await - before;
         println!("of {taken} bytes sent, {kept} are kept");
+        assert!(taken > 20_000, "frames of 14 bytes that took 280 each");
         assert!(kept < 100_000, "{kept}");
     });
     drop(peer);

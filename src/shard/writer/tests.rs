@@ -147,15 +147,13 @@ fn a_compaction_that_the_log_refuses_forgets_nothing() {
     for key in ["a", "b", "c"] {
         writer.command(origin(1), put(key), Time(1));
     }
-    let (position, _) = writer.seal().expect("a group");
-    writer.durable(position);
-    assert_eq!(tokens(&mut writer), [1, 1, 1]);
+    assert_eq!(replies(&mut writer).len(), 3);
     writer.command(origin(2), compact(3), Time(1));
     writer.command(origin(3), history(2), Time(1));
     assert_eq!(tokens(&mut writer), Vec::<u32>::new(), "its refusal would tell of the compaction");
     writer.refuse();
     writer.command(origin(4), history(2), Time(1));
-    let replies: Vec<_> = std::iter::from_fn(|| writer.next_reply()).map(|(_, reply)| reply).collect();
+    let replies = replies(&mut writer);
     let [Reply::Answer(Err(Error::LogRefused)), Reply::History(Ok(none)), Reply::History(Ok(all))] = &replies[..]
     else {
         panic!("{replies:?}")
@@ -168,21 +166,18 @@ fn a_compaction_that_the_log_refuses_forgets_nothing() {
 fn no_hash_begins_under_a_compaction_that_is_not_committed() {
     let mut writer = Writer::new(Store::new(), Pace::default(), Position(1));
     writer.command(origin(1), put("a"), Time(1));
-    let (position, _) = writer.seal().expect("a group");
-    writer.durable(position);
+    assert_eq!(replies(&mut writer).len(), 1);
     writer.command(origin(2), Command::Read(Read::Hash { revision: 0 }), Time(1));
     writer.command(origin(3), put("b"), Time(1));
     writer.command(origin(4), compact(3), Time(1));
     let (position, _) = writer.seal().expect("a group");
-    assert_eq!(tokens(&mut writer), [1]);
     for _ in 0..10 {
         writer.step();
     }
     assert_eq!(tokens(&mut writer), Vec::<u32>::new());
     writer.durable(position);
     while writer.step() {}
-    let replies: Vec<_> = std::iter::from_fn(|| writer.next_reply()).map(|(_, reply)| reply).collect();
-    let hash = replies.iter().find_map(|reply| match reply {
+    let hash = replies(&mut writer).iter().find_map(|reply| match reply {
         Reply::Answer(Ok(Answer { revision, result: Outcome::Hash(hash) })) => Some((*revision, hash.compacted)),
         _ => None,
     });
