@@ -86,7 +86,7 @@ struct Inner {
     logged: Logged<FakeDevice>,
     appended: Option<(Position, Vec<Entry>)>,
     /// What the writer was last told of the space: the log's answer changes with what it sends out.
-    was_short_of_space: Cell<bool>,
+    was_short_of_space: bool,
 }
 
 impl Durability for Watched {
@@ -110,9 +110,9 @@ impl Durability for Watched {
     }
 
     fn is_short_of_space(&self) -> bool {
-        let inner = self.0.borrow();
-        inner.was_short_of_space.set(inner.logged.is_short_of_space());
-        inner.was_short_of_space.get()
+        let inner = &mut *self.0.borrow_mut();
+        inner.was_short_of_space = inner.logged.is_short_of_space();
+        inner.was_short_of_space
     }
 
     fn set_short_of_memory(&mut self, is_short: bool) {
@@ -245,7 +245,7 @@ impl World {
         log.planted = self.planted.log;
         let disks = Box::new(|| "it is in memory".to_owned());
         let logged = Logged::new(log, progress.clone(), checkpointed, SegmentsHandle::of(&keeper), disks);
-        let log = Watched(Rc::new(RefCell::new(Inner { logged, appended: None, was_short_of_space: Cell::default() })));
+        let log = Watched(Rc::new(RefCell::new(Inner { logged, appended: None, was_short_of_space: false })));
         let appender = Appender::new(store.revision(), store.compacted());
         let (link, port) = mesh::pair();
         let pace = Pace { read_rows: 2, compact_visits: 3, history_batches: 5, history_bytes: 500 };
@@ -310,7 +310,7 @@ impl World {
     fn turn(&mut self, server: &mut Server) -> Lived {
         let time = Time(self.random.below(1 << 40));
         server.embedded.turn(time, usize::MAX);
-        let is_short_of_space = server.log.0.borrow().was_short_of_space.get();
+        let is_short_of_space = server.log.0.borrow().was_short_of_space;
         self.note_turn(server, time, is_short_of_space)
     }
 

@@ -9,8 +9,8 @@
 //! a spare again, and that is synced before the next one goes or anything is written to it: those that are left are always
 //! without a gap.
 //!
-//! One segment lies ready beyond the one in use. It is the reserve that lets deletes and compactions through when the disk
-//! is full: as soon as the next one cannot be made, the writer is told. It is not made either where the checkpoint would lack
+//! One segment lies ready beyond the one in use. When the next one cannot be made, the disk is full, and what
+//! is left of the one in use lets deletes and compactions through: the writer is told once half of it is used. It is not made either where the checkpoint would lack
 //! the room to take what the log holds, the segment in use included: then neither could ever give way to the other.
 //!
 //! A commit of the checkpoint frees many segments at once, and until the next commit the log takes as many again. So as many
@@ -213,9 +213,8 @@ pub struct Keeper<D: SegmentDisk> {
     /// How often a log that took no segment was looked at since it took one.
     looks: u32,
     next_sequence: u64,
-    /// The last that was given up, and the last that was handed to the log; the one before the first of them if none was.
+    /// The last that was given up, or the one before the first.
     given_up: u64,
-    handed_out: u64,
     next_spare: u64,
     newly_closed: rtrb::Consumer<Closed>,
     ready: rtrb::Producer<Ready<D::Segment>>,
@@ -223,6 +222,8 @@ pub struct Keeper<D: SegmentDisk> {
     checkpointed: Arc<AtomicU64>,
     salt: Box<dyn FnMut() -> u64 + Send>,
     newest: Newest<D>,
+    /// Log and checkpoint share the room of one file system.
+    is_beside_data: bool,
     /// A call failed over a disk that has become read-only: the files are left as they are until the next start.
     has_turned_read_only: bool,
 }
@@ -251,6 +252,7 @@ pub fn open<D: SegmentDisk>(
         Err(error) if is_refusal(&error) => {}
         noted => noted?,
     }
+    let is_beside_data = disk.file_system()? == newest.disk().file_system()?;
     let (to_log, ready) = rtrb::RingBuffer::new(1);
     let (closed, newly_closed) = rtrb::RingBuffer::new(64);
     let shared = Arc::new(Shared::default());
@@ -272,20 +274,14 @@ pub fn open<D: SegmentDisk>(
         segment_bytes: resume.blocks as usize * BLOCK_BYTES,
         resumed: Some(Resumed { current, chain: resume.chain, last: resume.last }),
     };
-    let sequences = || {
-        let with_frames = resume.closed.iter().map(|closed| closed.sequence);
-        with_frames.chain(resume.current.map(|(header, _)| header.sequence))
-    };
-    let before_prepared =
-        resume.prepared.first().map_or(resume.next_sequence, |header| header.sequence).wrapping_sub(1);
-    let given_up = sequences().next().map_or(before_prepared, |first| first.wrapping_sub(1));
-    let handed_out = sequences().last().unwrap_or(before_prepared);
+    let closed = resume.closed.first().map(|closed| closed.sequence);
+    let first = closed.or_else(|| resume.current.map(|(header, _)| header.sequence));
+    let first = first.or_else(|| resume.prepared.first().map(|header| header.sequence)).unwrap_or(resume.next_sequence);
     let keeper = Keeper {
         disk,
         cluster_id: resume.cluster_id,
         blocks: resume.blocks,
-        given_up,
-        handed_out,
+        given_up: first.wrapping_sub(1),
         closed: resume.closed.into(),
         prepared: resume.prepared.into(),
         spares,
@@ -299,6 +295,7 @@ pub fn open<D: SegmentDisk>(
         checkpointed,
         salt,
         newest,
+        is_beside_data,
         has_turned_read_only: false,
     };
     Ok((keeper, supply))
@@ -367,7 +364,6 @@ impl<D: SegmentDisk> Keeper<D> {
         self.looks = 0;
         let segment = self.disk.open_segment(&segment_name(header.sequence))?;
         self.prepared.pop_front();
-        self.handed_out = header.sequence;
         let pushed = self.ready.push(Ready { header, segment });
         assert!(pushed.is_ok(), "only this side fills the slot");
         Ok(Step::Prepared)
@@ -404,18 +400,18 @@ impl<D: SegmentDisk> Keeper<D> {
     /// Whether a file of so many bytes leaves the checkpoint the room to take what the log holds.
     fn has_headroom(&self, new_bytes: u64) -> io::Result<bool> {
         let held_bytes = CHECKPOINT_SHARE * self.held() * self.segment_bytes();
-        let data = self.newest.disk();
-        Ok(if self.disk.file_system()? == data.file_system()? {
+        Ok(if self.is_beside_data {
             self.disk.free_bytes()? >= new_bytes.saturating_add(held_bytes)
         } else {
-            self.disk.free_bytes()? >= new_bytes && data.free_bytes()? >= held_bytes
+            self.disk.free_bytes()? >= new_bytes && self.newest.disk().free_bytes()? >= held_bytes
         })
     }
 
     /// Segments that have frames and are not given up. The log names a segment closed only once its successor has a durable
     /// frame, so that those named are not all of them.
     fn held(&self) -> u64 {
-        self.handed_out.wrapping_sub(self.given_up) - u64::from(self.ready.slots() == 0)
+        let not_taken = self.prepared.len() as u64 + u64::from(self.ready.slots() == 0);
+        self.next_sequence.wrapping_sub(1).wrapping_sub(self.given_up) - not_taken
     }
 
     /// Removes one spare when the disk has no room for it or the log rests.
