@@ -92,6 +92,11 @@ impl Gathered {
         self.removed.len()
     }
 
+    /// Of the youngest group.
+    pub fn last_position(&self) -> Option<Position> {
+        self.groups.back().map(|group| group.position)
+    }
+
     pub fn has_groups(&self) -> bool {
         !self.groups.is_empty()
     }
@@ -287,42 +292,60 @@ impl<D: Disk> Checkpoint<D> {
         self.shared.write_bytes_per_second.store(rate, Ordering::Relaxed);
     }
 
-    /// Writes what was gathered, in transactions that each hold whole groups, and then forgets the removed rows when
-    /// `forget` says so. On an error `gathered` keeps what was not written; after one that is [`CheckpointError::Full`] it
-    /// may be tried again.
+    /// All of what was gathered, and then what is removed is forgotten when `forget` says so.
+    #[cfg(test)]
+    pub(crate) fn commit(&mut self, gathered: &mut Gathered, forget: bool) -> Result<(), CheckpointError> {
+        while gathered.has_groups() {
+            self.commit_piece(gathered)?;
+        }
+        if forget { self.forget(gathered, gathered.removed()) } else { Ok(()) }
+    }
+
+    /// Writes as many groups as make one transaction, the oldest first. On an error `gathered` keeps them; after one that is
+    /// [`CheckpointError::Full`] it may be tried again.
     ///
     /// # Errors
     /// What the disk says.
-    pub fn commit(&mut self, gathered: &mut Gathered, forget: bool) -> Result<(), CheckpointError> {
-        while gathered.has_groups() {
-            let piece = gathered.piece();
-            let mut meta = self.meta.clone();
-            let mut additions = Additions::default();
-            for group in gathered.groups.range(..piece) {
-                meta.position = group.position;
-                for entry in &group.entries {
-                    meta.note(entry);
-                    match entry {
-                        Entry::Batch(batch) => additions.batches.push(batch.clone()),
-                        Entry::Lease { .. } | Entry::Remaining { .. } => additions.leases.push(entry.clone()),
-                        Entry::Compaction(_) | Entry::Alarm { .. } | Entry::Start { .. } | Entry::Stop => {}
-                    }
+    pub fn commit_piece(&mut self, gathered: &mut Gathered) -> Result<(), CheckpointError> {
+        let piece = gathered.piece();
+        let mut meta = self.meta.clone();
+        let mut additions = Additions::default();
+        for group in gathered.groups.range(..piece) {
+            meta.position = group.position;
+            for entry in &group.entries {
+                meta.note(entry);
+                match entry {
+                    Entry::Batch(batch) => additions.batches.push(batch.clone()),
+                    Entry::Lease { .. } | Entry::Remaining { .. } => additions.leases.push(entry.clone()),
+                    Entry::Compaction(_) | Entry::Alarm { .. } | Entry::Start { .. } | Entry::Stop => {}
                 }
             }
-            self.write_or_close(&additions, &[], meta)?;
-            gathered.bytes -= gathered.groups.drain(..piece).map(|group| group.bytes).sum::<usize>();
         }
-        if forget && !gathered.removed.is_empty() {
-            // In the order of the tree, so that a page is touched once. What supersedes a change is newer than it is, so
-            // that this order is also safe wherever a crash cuts it.
-            gathered.removed.sort_unstable();
-            while !gathered.removed.is_empty() {
-                let count = gathered.removed.len().min(FORGET_ROWS);
-                self.write_or_close(&Additions::default(), &gathered.removed[..count], self.meta.clone())?;
-                gathered.removed.drain(..count);
+        self.write_or_close(&additions, &[], meta)?;
+        gathered.bytes -= gathered.groups.drain(..piece).map(|group| group.bytes).sum::<usize>();
+        Ok(())
+    }
+
+    /// Takes out the rows that were removed first, so many of them. On an error `gathered` keeps those that are left.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn forget(&mut self, gathered: &mut Gathered, rows: usize) -> Result<(), CheckpointError> {
+        // In the order of the tree, so that a page is touched once. What supersedes a change is newer than it is, so
+        // that this order is also safe wherever a crash cuts it.
+        gathered.removed[..rows].sort_unstable();
+        let mut result = Ok(());
+        let mut forgotten = 0;
+        while forgotten < rows && result.is_ok() {
+            let upto = rows.min(forgotten + FORGET_ROWS);
+            let piece = &gathered.removed[forgotten..upto];
+            result = self.write_or_close(&Additions::default(), piece, self.meta.clone());
+            if result.is_ok() {
+                forgotten = upto;
             }
         }
-        Ok(())
+        gathered.removed.drain(..forgotten);
+        result
     }
 
     /// redb refuses everything after an error of the disk. Opened anew it stands where it stood before.

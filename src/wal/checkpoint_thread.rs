@@ -46,7 +46,8 @@ const FORGET_MIN: u64 = 10_000;
 const FORGET_MAX: u64 = 1_000_000;
 /// What a commit may write a second while the log keeps up with a disk of its own class.
 const WRITE_BYTES_PER_SECOND: u64 = 32 << 20;
-/// Behind by so many commits, the pace is the disk's: memory must not grow with the distance.
+/// Behind by several commits, several times as much; behind by so many, the pace is the disk's: memory must not grow with the
+/// distance.
 const COMMITS_BEHIND: usize = 16;
 /// The same where a commit is as small as it is for want of room.
 const COMMITS_BEHIND_SHORT: usize = 2;
@@ -251,14 +252,8 @@ impl<D: Disk> Mover<D> {
     }
 
     fn commit(&mut self, now: Instant) -> Result<(), CheckpointError> {
-        let commits = if self.commit_bytes < COMMIT_BYTES { COMMITS_BEHIND_SHORT } else { COMMITS_BEHIND };
-        let is_hurried = self.is_stopping || self.gathered.bytes() >= commits * self.commit_bytes;
-        self.checkpoint.set_write_bytes_per_second(if is_hurried { 0 } else { self.write_bytes_per_second });
-        let removed = self.gathered.removed() as u64;
-        let share = self.checkpoint.meta().rows / FORGET_SHARE;
-        let forget = removed >= share.clamp(FORGET_MIN, FORGET_MAX) || !self.defragment.is_empty() || !self.has_reserve;
         let before = self.checkpoint.meta().position;
-        let mut result = self.checkpoint.commit(&mut self.gathered, forget);
+        let mut result = self.write(now);
         // A reserve that cannot be removed either changes nothing: the next attempt comes anyway.
         if let Err(CheckpointError::Full(_)) = &result
             && self.has_reserve
@@ -266,13 +261,13 @@ impl<D: Disk> Mover<D> {
         {
             self.has_reserve = false;
             self.reserve_at = now + RETRY;
-            result = self.checkpoint.commit(&mut self.gathered, true);
+            result = self.write(now);
         }
-        // Also when the disk has no room for the rest: what it took frees segments of the log, and these make room.
-        self.checkpointed.position.store(self.checkpoint.meta().position.0, Ordering::Release);
         match result {
             Ok(()) => {
-                (self.since, self.retry_at, self.tries) = (None, None, 0);
+                (self.retry_at, self.tries) = (None, 0);
+                // What came meanwhile waits from here on.
+                self.since = self.gathered.has_groups().then_some(now);
                 self.checkpointed.meter.checkpointed(clock::wall(), self.gathered.bytes());
                 Ok(())
             }
@@ -286,6 +281,46 @@ impl<D: Disk> Mover<D> {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Writes what is gathered by now, piece by piece, and forgets what was removed by now. What comes meanwhile counts for the
+    /// pace and waits for the next commit, unless somebody waits for it.
+    fn write(&mut self, now: Instant) -> Result<(), CheckpointError> {
+        let (mut upto, mut removed, mut asked) = (None, 0, None);
+        loop {
+            if asked != Some(self.defragment.len()) || self.is_stopping {
+                asked = Some(self.defragment.len());
+                // A row is forgotten behind the compaction that says so, and behind its own group.
+                (upto, removed) = (self.gathered.last_position(), self.gathered.removed());
+            }
+            if upto.is_none_or(|upto| self.checkpoint.meta().position >= upto) {
+                break;
+            }
+            self.checkpoint.set_write_bytes_per_second(self.pace());
+            let written = self.checkpoint.commit_piece(&mut self.gathered);
+            // Also when the disk has no room for the rest: what it took frees segments of the log, and these make room.
+            self.checkpointed.position.store(self.checkpoint.meta().position.0, Ordering::Release);
+            written?;
+            self.receive(now);
+        }
+        let share = self.checkpoint.meta().rows / FORGET_SHARE;
+        let is_worth_it = removed as u64 >= share.clamp(FORGET_MIN, FORGET_MAX);
+        if is_worth_it || !self.defragment.is_empty() || !self.has_reserve {
+            self.checkpoint.set_write_bytes_per_second(self.pace());
+            self.checkpoint.forget(&mut self.gathered, removed)?;
+        }
+        Ok(())
+    }
+
+    /// What may be written a second; 0 is as fast as the disk. It grows with the distance to the log: a burst that would fill
+    /// the disk with log first meets a checkpoint that hurries.
+    fn pace(&self) -> u64 {
+        let commits = if self.commit_bytes < COMMIT_BYTES { COMMITS_BEHIND_SHORT } else { COMMITS_BEHIND };
+        let behind = self.gathered.bytes() / self.commit_bytes.max(1);
+        if self.is_stopping || behind >= commits {
+            return 0;
+        }
+        self.write_bytes_per_second.saturating_mul(behind.max(1) as u64)
     }
 
     fn answer_defragment(&mut self, result: &Result<(), String>) {
@@ -432,215 +467,4 @@ pub fn spawn<D: Disk>(
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::mpsc::channel;
-
-    use super::*;
-    use crate::sim::disk::{FakeDisk, Faults};
-    use crate::types::{Batch, Change, Entry, KeyValue, LeaseId, Position, Revision, Time};
-    use crate::wal::checkpoint_rows::Meta;
-
-    struct Bench {
-        disk: Arc<FakeDisk>,
-        mover: Mover<FakeDisk>,
-        progress: Sender<Progress>,
-        now: Instant,
-        position: u64,
-    }
-
-    fn bench() -> Bench {
-        let disk = Arc::new(FakeDisk::new(1));
-        let checkpoint = Checkpoint::create(disk.clone(), Meta::new(1, 2)).unwrap();
-        let (progress, receiver) = channel();
-        let now = clock::now();
-        let mover = Mover::new((disk.clone(), disk.clone()), checkpoint, Gathered::default(), receiver, None, now);
-        Bench { disk, mover, progress, now, position: 0 }
-    }
-
-    impl Bench {
-        /// One more group: a put of so many bytes.
-        fn put(&mut self, bytes: usize) {
-            self.position += 1;
-            let revision = Revision(self.position as i64 + 1);
-            let kv = KeyValue::new(b"key", &vec![b'v'; bytes], revision, revision, 0, 1, LeaseId::NONE);
-            let changes = Box::new([Change::Put { kv, previous: None }]);
-            let batch = Arc::new(Batch { revision, time: Time(1), changes });
-            let entries = vec![Entry::Batch(batch)];
-            self.progress.send(Progress::Durable { position: Position(self.position), entries }).unwrap();
-        }
-
-        fn after(&mut self, pause: Duration) -> Next {
-            self.now += pause;
-            self.mover.step(self.now).unwrap()
-        }
-
-        fn checkpointed(&self) -> u64 {
-            self.mover.checkpointed().position.load(Ordering::Acquire)
-        }
-
-        fn has_reserve(&self) -> bool {
-            self.disk.names().unwrap().iter().any(|name| name == RESERVE_NAME)
-        }
-
-        fn is_short(&self) -> bool {
-            self.mover.checkpointed().is_short_of_space.load(Ordering::Acquire)
-        }
-    }
-
-    #[test]
-    fn a_commit_waits_for_its_time_or_for_much_to_do() {
-        let mut bench = bench();
-        bench.put(10);
-        assert_eq!(bench.after(Duration::ZERO), Next::After(POLL));
-        assert_eq!(bench.after(COMMIT_AFTER - POLL), Next::After(POLL));
-        assert_eq!(bench.checkpointed(), 0);
-        assert_eq!(bench.after(POLL), Next::After(IDLE_POLL));
-        assert_eq!(bench.checkpointed(), 1);
-        for _ in 0..34 {
-            bench.put(1 << 20);
-        }
-        assert_eq!(bench.after(POLL), Next::After(IDLE_POLL));
-        assert_eq!(bench.checkpointed(), 35);
-    }
-
-    #[test]
-    fn a_commit_waits_less_while_memory_is_short() {
-        let mut bench = bench();
-        bench.put(10);
-        bench.after(Duration::ZERO);
-        bench.mover.checkpointed().is_short_of_memory.store(true, Ordering::Relaxed);
-        bench.after(COMMIT_AFTER_SHORT - POLL);
-        assert_eq!(bench.checkpointed(), 0);
-        bench.after(POLL);
-        assert_eq!(bench.checkpointed(), 1);
-    }
-
-    #[test]
-    fn stopping_writes_what_is_left_and_the_next_life_finds_it() {
-        let mut bench = bench();
-        bench.put(10);
-        bench.progress.send(Progress::Stop).unwrap();
-        assert_eq!(bench.after(Duration::ZERO), Next::Over);
-        drop(bench.mover);
-        let checkpoint = Checkpoint::open(bench.disk.clone()).unwrap();
-        assert_eq!((checkpoint.meta().position, checkpoint.meta().rows), (Position(1), 1));
-    }
-
-    #[test]
-    fn a_full_disk_costs_the_reserve_and_then_waits_until_there_is_space() {
-        let mut bench = bench();
-        let used = bench.disk.used_bytes();
-        bench.disk.set_faults(Faults { capacity_bytes: Some(used), ..Faults::default() });
-        bench.put(1 << 20);
-        bench.after(Duration::ZERO);
-        bench.after(COMMIT_AFTER);
-        assert_eq!(bench.checkpointed(), 1, "what the reserve held is enough for this one");
-        assert!(!bench.has_reserve());
-        bench.after(RETRY);
-        assert!(bench.is_short() && !bench.has_reserve(), "there is no room for another");
-        bench.disk.set_faults(Faults { capacity_bytes: Some(bench.disk.used_bytes()), ..Faults::default() });
-        bench.put(1 << 20);
-        for _ in 0..5 {
-            bench.after(COMMIT_AFTER);
-        }
-        assert_eq!(bench.checkpointed(), 1, "nothing fits any more");
-        bench.disk.set_faults(Faults::default());
-        bench.after(RETRY);
-        bench.after(RETRY);
-        assert_eq!(bench.checkpointed(), 2);
-        assert!(!bench.is_short() && bench.has_reserve());
-    }
-
-    #[test]
-    fn a_defragmentation_that_finds_no_room_says_so_in_the_end() {
-        let mut bench = bench();
-        bench.disk.set_faults(Faults { capacity_bytes: Some(bench.disk.used_bytes()), ..Faults::default() });
-        bench.put(20 << 20);
-        let (reply, answer) = channel();
-        bench.progress.send(Progress::Defragment(reply)).unwrap();
-        for _ in 0..DEFRAGMENT_TRIES {
-            assert!(answer.try_recv().is_err());
-            bench.disk.set_faults(Faults { capacity_bytes: Some(bench.disk.used_bytes()), ..Faults::default() });
-            bench.after(RETRY);
-        }
-        assert!(answer.try_recv().unwrap().unwrap_err().contains("space"));
-        bench.disk.set_faults(Faults::default());
-        let (reply, answer) = channel();
-        bench.progress.send(Progress::Defragment(reply)).unwrap();
-        bench.after(RETRY);
-        assert_eq!((answer.try_recv(), bench.checkpointed()), (Ok(Ok(())), 1));
-    }
-
-    #[test]
-    fn a_defragmentation_forgets_rows_with_no_group_behind_them() {
-        let mut bench = bench();
-        bench.put(3 << 20);
-        bench.put(10);
-        bench.after(Duration::ZERO);
-        bench.after(COMMIT_AFTER);
-        let gone = ChangeId { revision: Revision(2), sub: 0 };
-        bench.progress.send(Progress::Removed(vec![gone])).unwrap();
-        bench.after(COMMIT_AFTER);
-        assert_eq!(bench.mover.checkpoint.meta().rows, 2, "one row alone is not worth a page");
-        let (reply, answer) = channel();
-        bench.progress.send(Progress::Defragment(reply)).unwrap();
-        bench.after(POLL);
-        assert_eq!((answer.try_recv(), bench.mover.checkpoint.meta().rows), (Ok(Ok(())), 1));
-        assert!(bench.mover.checkpoint.file_bytes().unwrap() < 3 << 20);
-    }
-
-    #[test]
-    fn a_commit_is_due_sooner_on_a_small_disk() {
-        let mut bench = bench();
-        let capacity_bytes = Some(bench.disk.used_bytes() + (32 << 20));
-        bench.disk.set_faults(Faults { capacity_bytes, ..Faults::default() });
-        bench.put(1 << 20);
-        bench.after(Duration::ZERO);
-        assert_eq!(bench.checkpointed(), 0);
-        bench.put(1 << 20);
-        bench.after(POLL);
-        assert_eq!(bench.checkpointed(), 2);
-    }
-
-    #[test]
-    fn a_scrub_waits_while_the_file_is_closed() {
-        let mut bench = bench();
-        bench.mover.scrub_interval = Some(Duration::from_secs(1));
-        bench.mover.scrub_at = Some(bench.now);
-        bench.mover.checkpoint.close();
-        assert_eq!(bench.after(POLL), Next::After(IDLE_POLL), "a closed file is not read");
-        bench.put(10);
-        bench.after(Duration::ZERO);
-        bench.after(COMMIT_AFTER);
-        assert_eq!(bench.checkpointed(), 1);
-        assert!(bench.mover.checkpoint.is_open());
-    }
-
-    #[test]
-    fn a_failed_sync_ends_it() {
-        let mut bench = bench();
-        bench.put(10);
-        bench.after(Duration::ZERO);
-        bench.disk.set_faults(Faults { fail_call: Some(3), ..Faults::default() });
-        assert!(matches!(bench.mover.step(bench.now + COMMIT_AFTER), Err(CheckpointError::Disk(_))));
-    }
-
-    #[test]
-    fn a_defragmentation_writes_what_came_before_and_answers() {
-        let mut bench = bench();
-        bench.put(3 << 20);
-        bench.after(Duration::ZERO);
-        bench.after(COMMIT_AFTER);
-        let large = bench.mover.checkpoint.file_bytes().unwrap();
-        bench.put(10);
-        let gone = crate::types::ChangeId { revision: Revision(2), sub: 0 };
-        bench.progress.send(Progress::Removed(vec![gone])).unwrap();
-        let (reply, answer) = channel();
-        bench.progress.send(Progress::Defragment(reply)).unwrap();
-        bench.after(POLL);
-        assert_eq!(answer.try_recv(), Ok(Ok(())));
-        assert_eq!((bench.checkpointed(), bench.mover.checkpoint.meta().rows), (2, 1));
-        let small = bench.mover.checkpoint.file_bytes().unwrap();
-        assert!(small < large / 2, "{large} bytes became {small}");
-    }
-}
+mod tests;
