@@ -76,8 +76,13 @@ async fn beside(server: &mut Server, sizes: Sizes, stuck: u32, measured: &mut Me
         server.check_alive()?;
     }
     // Their like come back with the first revision, as after a restart, and hang again.
+    let coming = (Instant::now(), load.completed());
     let back = deaf_streams(&server.endpoint, stuck, WINDOWS, 1).await?;
+    while coming.0.elapsed() < sizes.window {
+        look(&load, &mut course, begun).await;
+    }
     let behind = load.completed();
+    let coming_rate = (behind - coming.1) as f64 / coming.0.elapsed().as_secs_f64();
     load.open_window();
     let window = Instant::now();
     while window.elapsed() < sizes.window {
@@ -90,6 +95,7 @@ async fn beside(server: &mut Server, sizes: Sizes, stuck: u32, measured: &mut Me
     measured.add(&scene, "revisions behind when measured", behind as f64);
     measured.add(&scene, RATE, rate);
     measured.tail(&scene, &latency);
+    measured.add(&scene, "puts a second while they come back", coming_rate);
     measured.add(&scene, "VmRSS, MB", server.process.memory()?.resident as f64 / 1e6);
 
     let witness = Witness::start(&server.endpoint, sizes.puts_a_second)?;
