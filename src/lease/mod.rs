@@ -331,6 +331,12 @@ impl Lessor {
         self.listing.as_ref().map_or(0, Listing::bytes)
     }
 
+    /// What [`Lessor::keys_of`] would take.
+    pub fn keys_of_bytes(&self, id: LeaseId) -> usize {
+        let Some(at) = self.row_of(id) else { return 0 };
+        self.keys.list(self.rows[at].keys).map(key_bytes).sum()
+    }
+
     /// The keys of a lease, in ascending order.
     pub fn keys_of(&self, id: LeaseId) -> Vec<Key> {
         let Some(at) = self.row_of(id) else { return Vec::new() };
@@ -412,6 +418,16 @@ impl Lessor {
             self.rows[lease].keys = self.keys.insert(key, hash, lease, first, &self.hasher);
         }
     }
+}
+
+/// What a list of keys takes.
+pub fn list_bytes(keys: &[Key]) -> usize {
+    keys.iter().map(|key| key_bytes(key)).sum()
+}
+
+/// A handle, and an allocation of its own.
+fn key_bytes(key: &[u8]) -> usize {
+    size_of::<Key>() + key.len().next_multiple_of(16)
 }
 
 fn deadline(now: Uptime, ttl: i64) -> Uptime {

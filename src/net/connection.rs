@@ -368,6 +368,7 @@ impl Connection {
                 requires_leader: head.requires_leader,
                 client_api_version_is_garbled: head.client_api_version_is_garbled,
                 timeout: head.timeout,
+                calls: self.rows.len(),
             },
         );
         let opened = match opened {

@@ -71,6 +71,8 @@ pub struct CallHead<'a> {
     pub client_api_version_is_garbled: bool,
     /// `grpc-timeout`; the connection keeps it and ends the call with DEADLINE_EXCEEDED.
     pub timeout: Option<Duration>,
+    /// How many others its connection has open.
+    pub calls: usize,
 }
 
 /// How the connection reads a call.

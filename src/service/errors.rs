@@ -40,8 +40,10 @@ pub enum Refusal {
     /// Ours, of a code that etcd's clients give to their callers: they would try again after some milliseconds if it were
     /// UNAVAILABLE.
     NoStreamMemory,
-    /// The same for a lock, a campaign or an observer.
+    /// The same for a lock, a campaign or an observer, and for whatever a connection asks beside a hundred open calls.
     NoCallMemory,
+    /// Ours: each alarm costs memory and a look at every write.
+    TooManyAlarms,
     RootUserNotExist,
     RootRoleNotExist,
     UserAlreadyExist,
@@ -101,8 +103,9 @@ impl Refusal {
             Refusal::RequestTooLarge => (InvalidArgument, "etcdserver: request is too large"),
             Refusal::Corrupt => (DataLoss, "etcdserver: corrupt cluster"),
             Refusal::NoStreamMemory => (ResourceExhausted, "tarsier: no memory for a further watch stream"),
-            Refusal::NoCallMemory => (ResourceExhausted, "tarsier: no memory for a further call that waits"),
+            Refusal::NoCallMemory => (ResourceExhausted, "tarsier: no memory for a further call"),
             Refusal::NoMemory => (ResourceExhausted, "tarsier: no memory for so large a range, ask for less at a time"),
+            Refusal::TooManyAlarms => (ResourceExhausted, "tarsier: too many alarms are active, disarm some"),
             Refusal::LogRefused => {
                 (Unavailable, "etcdserver: the disk refuses writes, only reads and watches are served until a restart")
             }
@@ -173,6 +176,7 @@ impl From<Error> for Refusal {
             Error::Corrupt => Refusal::Corrupt,
             Error::LogRefused => Refusal::LogRefused,
             Error::NoMemory => Refusal::NoMemory,
+            Error::TooManyAlarms => Refusal::TooManyAlarms,
         }
     }
 }

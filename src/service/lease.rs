@@ -11,7 +11,8 @@ use crate::backend::{Command, Identity, LeaseAnswer, LeaseCommand, LeaseOutcome}
 use crate::grpc::status::Status;
 use crate::lease::Standing;
 use crate::pb::etcdserverpb as wire;
-use crate::service::errors::malformed_message;
+use crate::service::errors::{malformed_message, response_too_large};
+use crate::service::kv::encode::MESSAGE_BYTES_MAX;
 use crate::service::message::{framed, header, parse};
 use crate::types::{Lease, LeaseId};
 
@@ -67,9 +68,12 @@ pub fn decode(method: LeaseMethod, message: Bytes) -> Result<Command, Status> {
 }
 
 /// The message that tells an answer, but for a list: that is a [`Response`](crate::service::kv::encode::Response).
-pub fn encode(answer: LeaseAnswer, identity: Identity) -> Bytes {
+///
+/// # Errors
+/// When a lease has more keys than gRPC lets etcd send in one message.
+pub fn encode(answer: LeaseAnswer, identity: Identity) -> Result<Bytes, Status> {
     let header = header(identity, answer.revision);
-    match answer.outcome {
+    Ok(match answer.outcome {
         LeaseOutcome::Granted(Lease { id, ttl }) => {
             framed(&wire::LeaseGrantResponse { header, id: id.0, ttl, error: String::new() })
         }
@@ -81,10 +85,15 @@ pub fn encode(answer: LeaseAnswer, identity: Identity) -> Bytes {
             // etcd says so of a lease that is not there.
             let Standing { remaining, granted } = standing.unwrap_or(Standing { remaining: -1, granted: 0 });
             let (ttl, granted_ttl) = (remaining, granted);
-            framed(&wire::LeaseTimeToLiveResponse { header, id: id.0, ttl, granted_ttl, keys })
+            let message = wire::LeaseTimeToLiveResponse { header, id: id.0, ttl, granted_ttl, keys };
+            let bytes = message.encoded_len() as u64;
+            if bytes > MESSAGE_BYTES_MAX {
+                return Err(response_too_large(bytes, MESSAGE_BYTES_MAX));
+            }
+            framed(&message)
         }
         LeaseOutcome::List(_) => unreachable!("a list is encoded in pieces"),
-    }
+    })
 }
 
 /// The answers of a stream of keep-alives that its peer has not taken yet, and how it ends.
@@ -135,7 +144,7 @@ mod tests {
     const NAMES: [&str; 5] = ["LeaseGrant", "LeaseRevoke", "LeaseKeepAlive", "LeaseTimeToLive", "LeaseLeases"];
 
     fn told<M: Message + Default>(outcome: LeaseOutcome) -> M {
-        let bytes = encode(LeaseAnswer { revision: Revision(4), outcome }, IDENTITY);
+        let bytes = encode(LeaseAnswer { revision: Revision(4), outcome }, IDENTITY).expect("it is short");
         M::decode(&bytes[5..]).expect("a whole message")
     }
 

@@ -39,6 +39,7 @@ use crate::store::command::{Answer, Outcome};
 use crate::types::Revision;
 
 use cluster::ClusterMethod;
+use errors::Refusal;
 use health::HealthMethod;
 use kv::decode::KvMethod;
 use kv::encode::{Response, Scratch};
@@ -209,8 +210,8 @@ pub struct Services {
     announcer: Announcer,
     /// What courses ask of the backend.
     asked: VecDeque<(u32, Command)>,
-    /// What courses hold beside their rows.
-    course_bytes: usize,
+    /// What calls keep of their requests beside their rows.
+    request_bytes: usize,
 }
 
 impl Services {
@@ -228,7 +229,7 @@ impl Services {
             announcer: Announcer::new(Rc::clone(&scratch_bytes)),
             scratch_bytes,
             asked: VecDeque::new(),
-            course_bytes: 0,
+            request_bytes: 0,
         }
     }
 
@@ -269,6 +270,7 @@ impl Services {
             Method::Kv(method) => kv::decode::decode(method, message, &self.limits).map(Asked::Backend),
             Method::RangeStream => kv::range_stream::decode(message).map(|stream| {
                 let command = stream.command();
+                self.request_bytes += stream.bytes();
                 call.parts = Some(Box::new(stream));
                 Asked::Backend(command)
             }),
@@ -295,6 +297,23 @@ impl Services {
                 None
             }
         }
+    }
+
+    /// How much a call may keep of a request of so many bytes while its client waits for the answer, or does not take it. What
+    /// only passes is 0.
+    pub fn kept_of_request(&self, handle: u32, bytes: usize) -> usize {
+        match self.calls[handle as usize].method {
+            // Both ends of the range.
+            Method::RangeStream => bytes,
+            // The name stands with the call and as both ends of what is waited for, or with a key below it.
+            Method::Recipe(recipe) if recipe.kind() == CallKind::LongAnswer => 3 * bytes,
+            _ => 0,
+        }
+    }
+
+    /// There is no memory for the request of a call.
+    pub fn refuse(&mut self, handle: u32, refusal: Refusal) {
+        self.calls[handle as usize].state = Unary::Failed(refusal.into());
     }
 
     /// Whether a call hears a further request now. One that does not is named again when it does.
@@ -350,7 +369,12 @@ impl Services {
             }
             Reply::Answer(Ok(answer)) => {
                 let response = match &mut call.parts {
-                    Some(parts) => parts.part(answer, self.identity),
+                    Some(parts) => {
+                        self.request_bytes -= parts.bytes();
+                        let response = parts.part(answer, self.identity);
+                        self.request_bytes += parts.bytes();
+                        response
+                    }
                     None => Response::new(answer, self.identity),
                 };
                 Unary::Preparing(response.counted_in(&self.scratch_bytes))
@@ -368,17 +392,17 @@ impl Services {
                 Unary::Preparing(response.counted_in(&self.scratch_bytes))
             }
             Reply::Lease(answer) => {
-                let message = lease::encode(answer, self.identity);
-                match &mut call.state {
-                    Unary::KeepingAlive(answers) => {
+                match (lease::encode(answer, self.identity), &mut call.state) {
+                    (Ok(message), Unary::KeepingAlive(answers)) => {
                         answers.push(&message);
                         return Some(call.id);
                     }
-                    _ => {
+                    (Ok(message), _) => {
                         // The keys of a lease may be very many.
                         call.scratch = Some(Scratch::new(&self.scratch_bytes, message.len()));
                         Unary::Short(message)
                     }
+                    (Err(status), _) => Unary::Failed(status),
                 }
             }
             Reply::Alarms { revision, alarms } => Unary::Short(maintenance::alarms(self.identity, revision, &alarms)),
@@ -398,6 +422,7 @@ impl Services {
     /// The call is over, and its handle goes to another one.
     fn free(&mut self, handle: u32) -> Call {
         let call = self.calls.remove(handle as usize);
+        self.request_bytes -= call.parts.as_ref().map_or(0, |parts| parts.bytes());
         // After a mass exit the slab would stay as large as ever.
         if self.calls.is_empty() && self.calls.capacity() > IDLE_CALLS_MAX {
             self.calls = Slab::new();
@@ -540,7 +565,7 @@ impl Services {
 
     /// Calls under way, and the bytes that they take, but for their answers.
     pub fn bytes(&self) -> (usize, usize) {
-        (self.calls.len(), self.calls.capacity() * size_of::<Call>() + self.course_bytes + self.awaited.bytes())
+        (self.calls.len(), self.calls.capacity() * size_of::<Call>() + self.request_bytes + self.awaited.bytes())
     }
 
     /// What the rows of answers on their way out take.

@@ -12,7 +12,7 @@ use crate::service::lease::LeaseMethod;
 use crate::service::{Method, Route, Services, method_number};
 use crate::watch::hub::StreamId;
 
-use super::{CONNECTION_BYTES, Shard, WATCH_HANDLE, clock};
+use super::{CALLS_WITHOUT_MEMORY, CONNECTION_BYTES, Shard, WATCH_HANDLE, clock};
 
 impl Handler for Shard {
     fn has_room(&self) -> bool {
@@ -30,7 +30,10 @@ impl Handler for Shard {
         let number = method_number(head.path).expect("a method that is served is in the table");
         let core = &mut *self.core.borrow_mut();
         Ok(match route {
-            Route::Unary(method) if method.kind() == CallKind::LongAnswer && !self.admits_stream(core) => {
+            Route::Unary(method)
+                if (method.kind() == CallKind::LongAnswer || head.calls >= CALLS_WITHOUT_MEMORY)
+                    && !self.admits_stream(core) =>
+            {
                 return Err(Refusal::NoCallMemory.into());
             }
             Route::Unary(method) => {
@@ -54,6 +57,12 @@ impl Handler for Shard {
     fn message(&self, call: CallId, handle: u32, message: Bytes) -> Intake {
         let core = &mut *self.core.borrow_mut();
         if handle & WATCH_HANDLE == 0 {
+            let kept = core.services.kept_of_request(handle, message.len());
+            if kept > 0 && !self.admits_request(core, kept) {
+                core.services.refuse(handle, Refusal::NoCallMemory);
+                self.call_answered(core, handle, clock::now());
+                return Intake::Continue;
+            }
             match core.services.request(handle, message) {
                 Some(command) => self.send(core, handle, command),
                 None => self.call_answered(core, handle, clock::now()),

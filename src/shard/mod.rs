@@ -97,6 +97,11 @@ const LOG_STOP_MAX: Duration = Duration::from_secs(5);
 const COLLECT_INTERVAL: Duration = Duration::from_secs(5);
 /// What a further connection takes, its first stream and its socket included.
 const CONNECTION_BYTES: usize = 22_000;
+/// So many calls a connection may have open however little memory there is: deletes, compactions and keep-alives go on, and no
+/// client fills the memory with requests that never end.
+const CALLS_WITHOUT_MEMORY: usize = 100;
+/// What a call may keep of its request without a look at the memory of this moment: no more than its stream takes.
+const SHORT_REQUEST_BYTES: usize = 1_000;
 /// Freed memory that is worth a walk of the allocator through its pages.
 const COLLECT_BYTES: usize = 8 << 20;
 
@@ -596,6 +601,16 @@ impl Shard {
         self.connection_bytes() <= self.stream_bytes_max.get() || {
             self.look_at_budget(core);
             self.connection_bytes() <= self.stream_bytes_max.get()
+        }
+    }
+
+    /// Whether a call may keep so much of its request. A burst of them comes between two turns, so long ones are judged by what
+    /// is held now.
+    fn admits_request(&self, core: &mut Core, kept: usize) -> bool {
+        let admits = || self.connection_bytes() + kept <= self.stream_bytes_max.get();
+        (kept <= SHORT_REQUEST_BYTES && admits()) || {
+            self.look_at_budget(core);
+            admits()
         }
     }
 

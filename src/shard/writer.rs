@@ -49,6 +49,10 @@ impl Default for Pace {
     }
 }
 
+/// Alarms that calls may raise. etcd takes one for any number that a member could have; a cluster has seven members and two
+/// kinds of them.
+const ALARMS_MAX: usize = 100;
+
 /// Which request of which shard a reply belongs to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Origin {
@@ -222,7 +226,7 @@ impl Writer {
 
     /// What the running reads and lists hold beside the store, in bytes.
     pub fn scratch_bytes(&self) -> usize {
-        self.scratch_bytes + self.hashes.scratch_bytes() + self.leases.lessor().listing_bytes()
+        self.scratch_bytes + self.hashes.scratch_bytes() + self.leases.scratch_bytes()
     }
 
     /// Takes one command of a shard. Its reply comes out of [`Writer::next_reply`] when it may be told.
@@ -283,6 +287,12 @@ impl Writer {
     fn apply(&mut self, write: &Write, time: Time) -> Applied {
         if let Some(entry) = self.refuse_for_space(quota::cost_bytes(write), time) {
             return Applied { answer: Err(Error::NoSpace), entry };
+        }
+        if let Write::Alarm { alarm, active: true } = write
+            && self.store.alarms().len() >= ALARMS_MAX
+            && !self.store.alarms().any(|active| active == *alarm)
+        {
+            return Applied { answer: Err(Error::TooManyAlarms), entry: None };
         }
         let lessor = self.leases.lessor();
         self.store.apply_with(write, time, &|lease| lessor.contains(lease))
@@ -372,7 +382,7 @@ impl Writer {
         if sees_too_much && self.hashes.oldest().is_none() {
             return;
         }
-        let (space, held) = (&self.space, self.scratch_bytes + self.leases.lessor().listing_bytes());
+        let (space, held) = (&self.space, self.scratch_bytes + self.leases.scratch_bytes());
         let admits = |bytes| space.admits_scratch(held + bytes);
         if let Some((origin, result)) = self.hashes.turn(&self.store, self.committed, self.pace.read_rows, admits) {
             self.reply_to_reader(origin, Reply::Answer(result), true);
@@ -473,6 +483,7 @@ impl Writer {
         let next = Group::new(self.open.position, self.committed, self.compacted);
         let open = std::mem::replace(&mut self.open, next);
         for Group { replies, reads, .. } in std::mem::take(&mut self.sealed).into_iter().chain([open]) {
+            replies.iter().for_each(|waiting| self.leases.let_go_of(&waiting.reply));
             self.outbox.extend(replies.into_iter().map(|Waiting { origin, reply, .. }| match reply {
                 // It told of a compaction that is none. Without any batches the hub asks again.
                 Reply::History(_) => (origin, Reply::History(Ok(Vec::new()))),
@@ -548,7 +559,9 @@ impl Writer {
     }
 
     pub fn next_reply(&mut self) -> Option<(Origin, Reply)> {
-        self.outbox.pop_front()
+        let next = self.outbox.pop_front()?;
+        self.leases.let_go_of(&next.1);
+        Some(next)
     }
 }
 

@@ -235,6 +235,8 @@ pub enum Error {
     /// There is no memory for so large a read, says whoever knows the memory of the process; and the store of a write that
     /// reads more than one step may.
     NoMemory,
+    /// An alarm is raised for yet another member.
+    TooManyAlarms,
     /// The disk takes no further changes; the store itself never says so, only whoever keeps its log.
     LogRefused,
 }

@@ -145,7 +145,7 @@ impl Store {
     }
 
     /// The active alarms, sorted by member.
-    pub fn alarms(&self) -> impl Iterator<Item = Alarm> {
+    pub fn alarms(&self) -> impl ExactSizeIterator<Item = Alarm> {
         self.alarms.iter().copied()
     }
 

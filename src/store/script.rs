@@ -241,6 +241,7 @@ fn show(answer: &Result<Answer, Error>) -> String {
         Err(Error::NoSpace) => "no space".to_owned(),
         Err(Error::Corrupt) => "corrupt".to_owned(),
         Err(Error::NoMemory) => "no memory".to_owned(),
+        Err(Error::TooManyAlarms) => "too many alarms".to_owned(),
         Err(Error::LogRefused) => unreachable!("a store has no log"),
         Err(Error::LeaseExists | Error::LeaseTtlTooLarge) => unreachable!("leases are granted elsewhere"),
         Ok(Answer { result: Outcome::Compact, .. }) => "ok".to_owned(),

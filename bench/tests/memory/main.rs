@@ -27,7 +27,8 @@ use std::time::{Duration, Instant};
 
 use prost::Message;
 use tarsier_proto::etcdserverpb as pb;
-use tokio::time::sleep;
+use tarsier_proto::v3electionpb::LeaderRequest;
+use tokio::time::{sleep, timeout};
 
 use crate::client::{Client, PUT, RANGE, SOON, WATCH, WIDE, create, framed, on_key, put};
 use crate::scene::attack;
@@ -35,6 +36,8 @@ use crate::scene::attack;
 const NO_WATCH_MEMORY: &str = "tarsier: no memory for a further watch";
 const RESOURCE_EXHAUSTED: i32 = 8;
 const GRANT: &str = "/etcdserverpb.Lease/LeaseGrant";
+const TIME_TO_LIVE: &str = "/etcdserverpb.Lease/LeaseTimeToLive";
+const OBSERVE: &str = "/v3electionpb.Election/Observe";
 /// Attackers that are never refused would fill the memory of the machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -287,6 +290,77 @@ fn answers_to_large_ranges_that_nobody_reads() {
         let deadline = Instant::now() + SOON;
         while is_refused().await {
             assert!(Instant::now() < deadline, "memory is free and ranges are still refused");
+            sleep(Duration::from_millis(100)).await;
+        }
+    });
+}
+
+#[test]
+fn names_that_observers_wait_for() {
+    attack(async |scene| {
+        let client = Client::connect(scene.address(), WIDE).await;
+        let long = "n".repeat(1_300_000);
+        let observe = async |number: usize| {
+            let request = LeaderRequest { name: format!("{number}{long}").into() };
+            let body = framed(&request.encode_to_vec());
+            let mut call = client.start(OBSERVE, body, true).await.expect("the connection lives");
+            // Nobody leads, so nothing comes but a refusal.
+            let answer = timeout(Duration::from_millis(100), call.read_all()).await;
+            match answer.map(|answer| answer.expect("the connection lives").1) {
+                Ok(status) => Err(status),
+                Err(_) => Ok(call),
+            }
+        };
+        let mut held = Vec::new();
+        loop {
+            match observe(held.len()).await {
+                Ok(call) => held.push(call),
+                Err(status) => break assert_eq!(status, RESOURCE_EXHAUSTED),
+            }
+            assert!(held.len() < 1_000, "a gigabyte is held and nobody was refused");
+        }
+        assert!(held.len() > 5, "{} names are held", held.len());
+        drop(held);
+        let deadline = Instant::now() + SOON;
+        while observe(0).await.is_err() {
+            assert!(Instant::now() < deadline, "memory is free and observers are still refused");
+            sleep(Duration::from_millis(100)).await;
+        }
+    });
+}
+
+#[test]
+fn lists_of_the_keys_of_a_lease_that_nobody_reads() {
+    attack(async |scene| {
+        let writer = Client::connect(scene.address(), WIDE).await;
+        let (lease, mut puts) = (7, Vec::new());
+        let grant = framed(&pb::LeaseGrantRequest { ttl: 600, id: lease }.encode_to_vec());
+        assert_eq!(writer.call(GRANT, grant).await.expect("the connection lives").1, 0);
+        for number in 0..5_000 {
+            let put = pb::PutRequest { key: format!("{number:0200}").into(), lease, ..Default::default() };
+            puts.push(writer.start(PUT, framed(&put.encode_to_vec()), true).await.expect("the connection lives"));
+        }
+        for mut put in puts {
+            assert_eq!(put.status().await.expect("the connection lives"), 0);
+        }
+        let request = framed(&pb::LeaseTimeToLiveRequest { id: lease, keys: true }.encode_to_vec());
+        let client = Client::connect(scene.address(), 0).await;
+        let (mut held, begun) = (Vec::new(), Instant::now());
+        let is_refused = async || {
+            let (_, status) = writer.call(TIME_TO_LIVE, request.clone()).await.expect("the connection lives");
+            assert!(status == 0 || status == RESOURCE_EXHAUSTED, "{status}");
+            status != 0
+        };
+        while !is_refused().await {
+            for _ in 0..10 {
+                held.push(client.start(TIME_TO_LIVE, request.clone(), true).await.expect("the connection lives"));
+            }
+            assert!(begun.elapsed() < PATIENCE, "{} lists are held and none was refused", held.len());
+        }
+        drop((held, client));
+        let deadline = Instant::now() + SOON;
+        while is_refused().await {
+            assert!(Instant::now() < deadline, "memory is free and lists are still refused");
             sleep(Duration::from_millis(100)).await;
         }
     });

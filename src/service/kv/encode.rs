@@ -24,7 +24,7 @@ use crate::store::command::{Answer, Outcome, Rows, Show, TxnOutcome};
 use crate::types::{KeyValue, LeaseId, Revision};
 
 /// What gRPC lets etcd send in one message.
-const MESSAGE_BYTES_MAX: u64 = i32::MAX as u64;
+pub const MESSAGE_BYTES_MAX: u64 = i32::MAX as u64;
 
 /// The compression flag and the length before each gRPC message.
 const PREFIX_BYTES: usize = 5;

@@ -65,6 +65,12 @@ impl RangeStream {
         }
         // Without an order a target changes nothing.
         rest.target = SortTarget::Key;
+        // Not pieces of the request: a call whose client does not read would keep the buffer that the request came in.
+        rest.range = match rest.range {
+            KeyRange::One(key) => KeyRange::One(copied(&key)),
+            KeyRange::Span { start, end } => KeyRange::Span { start: copied(&start), end: copied(&end) },
+            KeyRange::From(start) => KeyRange::From(copied(&start)),
+        };
         Ok(RangeStream { rest, part_rows: FIRST_PART_ROWS, told: 0, began_at: None, is_over: false })
     }
 
@@ -76,6 +82,15 @@ impl RangeStream {
         }
         part.limit = self.part_rows;
         Command::Read(Read::Part(part))
+    }
+
+    /// What it holds, itself included.
+    pub fn bytes(&self) -> usize {
+        let keys = match &self.rest.range {
+            KeyRange::One(key) | KeyRange::From(key) => key.len(),
+            KeyRange::Span { start, end } => start.len() + end.len(),
+        };
+        size_of::<RangeStream>() + keys
     }
 
     /// Whether the last part has been read.
@@ -116,6 +131,10 @@ impl RangeStream {
             self.part_rows = (self.part_rows / 2).max(1);
         }
     }
+}
+
+fn copied(key: &Key) -> Key {
+    Key::copy_from_slice(key)
 }
 
 /// What of a range lies behind a key of it.

@@ -31,7 +31,7 @@ impl Services {
         Ok(Asked::Backend(match course::begin(recipe, message, &self.limits)? {
             Begun::Single(command) => command,
             Begun::Course(course, command) => {
-                self.course_bytes += course.bytes();
+                self.request_bytes += course.bytes();
                 self.calls[handle as usize].state = Unary::Course(Box::new(course));
                 command
             }
@@ -47,9 +47,9 @@ impl Services {
         let call = &mut self.calls[handle as usize];
         let Unary::Course(course) = &mut call.state else { unreachable!("only a course has steps") };
         let around = Around { identity: self.identity, limits: &self.limits, announcer: &self.announcer };
-        self.course_bytes -= course.bytes();
+        self.request_bytes -= course.bytes();
         let next = run(course, around);
-        self.course_bytes += course.bytes();
+        self.request_bytes += course.bytes();
         if !matches!(next, Next::Wait) {
             self.awaited.remove(handle);
         }
@@ -78,7 +78,7 @@ impl Services {
     fn end_course(&mut self, handle: u32, state: Unary) {
         let state = std::mem::replace(&mut self.calls[handle as usize].state, state);
         if let Unary::Course(course) = state {
-            self.course_bytes -= course.bytes();
+            self.request_bytes -= course.bytes();
         }
     }
 
@@ -133,10 +133,10 @@ impl Services {
 
     /// A reply to a course that goes on though its peer has gone.
     pub(in crate::service) fn course_left(&mut self, handle: u32, mut course: Box<Course>, reply: Reply) {
-        self.course_bytes -= course.bytes();
+        self.request_bytes -= course.bytes();
         let around = Around { identity: self.identity, limits: &self.limits, announcer: &self.announcer };
         let gone = course.left(reply, around);
-        self.course_bytes += course.bytes();
+        self.request_bytes += course.bytes();
         self.leave(handle, course, gone);
     }
 
@@ -149,12 +149,12 @@ impl Services {
                 Unary::Left(course)
             }
             Gone::Leave(command) => {
-                self.course_bytes -= course.bytes();
+                self.request_bytes -= course.bytes();
                 self.ask(handle, command);
                 Unary::Abandoned
             }
             Gone::Nothing => {
-                self.course_bytes -= course.bytes();
+                self.request_bytes -= course.bytes();
                 Unary::Abandoned
             }
         };

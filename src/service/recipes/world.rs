@@ -366,7 +366,7 @@ impl World {
         let observers: Vec<u32> = self.clients.keys().copied().collect();
         observers.into_iter().for_each(|client| self.close(client));
         let (calls, _) = self.services.bytes();
-        let apart = (self.services.course_bytes, self.services.awaited.bytes(), self.services.scratch_bytes());
+        let apart = (self.services.request_bytes, self.services.awaited.bytes(), self.services.scratch_bytes());
         assert_eq!((calls, apart), (0, (0, 0, 0)));
     }
 }

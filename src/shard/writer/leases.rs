@@ -13,11 +13,11 @@
 use std::collections::VecDeque;
 
 use crate::backend::{LeaseAnswer, LeaseCommand, LeaseOutcome, Reply};
-use crate::lease::{LISTED_BYTES, Lessor, Refused};
+use crate::lease::{LISTED_BYTES, Lessor, Refused, list_bytes};
 use crate::metrics::Histogram;
 use crate::metrics::histogram::TTL;
 use crate::store::command::{DeleteRange, Error, Op, Txn, Write};
-use crate::types::{AlarmKind, Batch, Entry, KeyRange, Lease, LeaseId, Revision, Time, Uptime};
+use crate::types::{AlarmKind, Batch, Entry, Key, KeyRange, Lease, LeaseId, Revision, Time, Uptime};
 
 use super::{Origin, Waiting, Writer};
 
@@ -32,6 +32,9 @@ const VISITS_PER_TURN: usize = 500;
 const KEYS_PER_TURN: usize = 500;
 /// Leases of which is written down in one turn what they have left: some 500 us of work, and 8 KB of the log.
 const REMAINING_PER_TURN: usize = 500;
+
+/// A list of keys that is no longer is told however little memory there is, like a range of one turn.
+const SHORT_LIST_BYTES: usize = 16 << 10;
 
 /// How many were granted, revoked (expired ones as well), kept alive and found expired since the start.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -51,6 +54,8 @@ pub(super) struct Leases {
     /// Who waits for a list of all leases, and the revision at which that of the first began, if it did.
     lists: VecDeque<Origin>,
     list_began: Option<Revision>,
+    /// What lists of keys hold that wait to be told.
+    key_lists_bytes: usize,
     pub(super) now: Uptime,
 }
 
@@ -63,7 +68,7 @@ impl Default for Leases {
 impl Leases {
     fn new(lessor: Lessor, now: Uptime) -> Leases {
         let (counts, ttls, lists) = (LeaseCounts::default(), Histogram::new(TTL), VecDeque::new());
-        Leases { lessor, counts, ttls, lists, list_began: None, now }
+        Leases { lessor, counts, ttls, lists, list_began: None, key_lists_bytes: 0, now }
     }
 
     pub(super) fn begin(mut lessor: Lessor, now: Uptime) -> Leases {
@@ -77,6 +82,17 @@ impl Leases {
 
     pub(super) fn has_lists(&self) -> bool {
         !self.lists.is_empty()
+    }
+
+    pub(super) fn scratch_bytes(&self) -> usize {
+        self.lessor.listing_bytes() + self.key_lists_bytes
+    }
+
+    /// A reply leaves, or is thrown away.
+    pub(super) fn let_go_of(&mut self, reply: &Reply) {
+        if let Reply::Lease(LeaseAnswer { outcome: LeaseOutcome::TimeToLive { keys, .. }, .. }) = reply {
+            self.key_lists_bytes -= list_bytes(keys);
+        }
     }
 
     pub(super) fn note(&mut self, batch: &Batch) {
@@ -123,9 +139,8 @@ impl Writer {
                 Ok(LeaseOutcome::KeptAlive { id, ttl })
             }
             LeaseCommand::TimeToLive { id, keys } => {
-                self.admit_list(if keys { self.leases.lessor.bytes() } else { 0 })?;
+                let keys = if keys { self.list_keys(id)? } else { Vec::new() };
                 let standing = self.leases.lessor.standing(id, now);
-                let keys = if keys { self.leases.lessor.keys_of(id) } else { Vec::new() };
                 Ok(LeaseOutcome::TimeToLive { id, standing, keys })
             }
             LeaseCommand::List => unreachable!("a list is made in turns"),
@@ -168,6 +183,15 @@ impl Writer {
         let Some(leases) = self.leases.lessor.list(LISTED_PER_TURN) else { return Ok(None) };
         self.leases.list_began = None;
         Ok(Some(LeaseAnswer { revision, outcome: LeaseOutcome::List(leases) }))
+    }
+
+    fn list_keys(&mut self, id: LeaseId) -> Result<Vec<Key>, Error> {
+        let bytes = self.leases.lessor.keys_of_bytes(id);
+        if bytes > SHORT_LIST_BYTES {
+            self.admit_list(bytes)?;
+        }
+        self.leases.key_lists_bytes += bytes;
+        Ok(self.leases.lessor.keys_of(id))
     }
 
     /// There must be memory for a list, by the most that it can be.
@@ -461,6 +485,39 @@ mod tests {
         writer.refuse();
         assert!(!writer.step());
         assert!(matches!(writer.next_reply(), Some((_, Reply::Answer(Err(Error::LogRefused))))));
+    }
+
+    #[test]
+    fn lists_of_keys_are_held_until_they_are_told_and_refused_without_memory() {
+        let mut writer = writer();
+        (1..3).for_each(|id| grant(&mut writer, id, 60));
+        let keys = ["a", "b"].map(|key| key.repeat(10_000));
+        for key in &keys {
+            let (value, lease) = (PutValue::Set("v".into()), PutLease::Set(LeaseId(1)));
+            let put = Put { key: key.clone().into(), value, lease, prev_kv: false };
+            writer.write(origin(2), &Write::Put(put), Time(1), false);
+        }
+        assert!(put(&mut writer, "short", 2).is_ok());
+        let ask_for = |writer: &mut Writer, id| {
+            writer.lease(origin(1), LeaseCommand::TimeToLive { id: LeaseId(id), keys: true }, Time(1));
+        };
+        ask_for(&mut writer, 1);
+        let bytes = writer.scratch_bytes();
+        assert!((20_000..20_200).contains(&bytes), "{bytes}");
+        writer.set_memory_room(bytes - 1);
+        ask_for(&mut writer, 1);
+        ask_for(&mut writer, 2);
+        let lists = settle(&mut writer).1.into_iter().map(|reply| match reply {
+            Reply::Lease(LeaseAnswer { outcome: LeaseOutcome::TimeToLive { keys, .. }, .. }) => Ok(keys.len()),
+            Reply::Answer(Err(error)) => Err(error),
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(lists.collect::<Vec<_>>(), [Ok(2), Err(Error::NoMemory), Ok(1)]);
+        assert_eq!(writer.scratch_bytes(), 0);
+        // What is thrown away is held no longer either.
+        ask_for(&mut writer, 2);
+        writer.refuse();
+        assert_eq!((settle(&mut writer).1.len(), writer.scratch_bytes()), (1, 0));
     }
 
     #[test]

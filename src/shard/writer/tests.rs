@@ -240,6 +240,32 @@ fn a_write_that_would_reach_the_quota_raises_the_alarm_through_the_log() {
 }
 
 #[test]
+fn there_may_be_so_many_alarms_and_that_for_space_all_the_same() {
+    let mut writer = Writer::new(Store::new(), Pace::default(), Position(1)).with_quota(Quota { bytes: Some(600) }, 7);
+    for token in 1..=2 {
+        writer.command(origin(token), put("a"), Time(1));
+    }
+    assert!(!replies(&mut writer).iter().any(is_refused));
+    let mut raise = |member| {
+        writer.command(origin(1), alarm(member, AlarmKind::Corrupt, true), Time(1));
+        matches!(replies(&mut writer)[0], Reply::Answer(Err(Error::TooManyAlarms)))
+    };
+    assert!(!(0..ALARMS_MAX as u64).any(&mut raise));
+    assert!(raise(1_000) && !raise(5), "one that is active may be raised again");
+    for member in 0..ALARMS_MAX as u64 {
+        writer.command(origin(1), alarm(member, AlarmKind::Corrupt, false), Time(1));
+        writer.command(origin(1), alarm(member, AlarmKind::NoSpace, true), Time(1));
+    }
+    assert!(!replies(&mut writer).iter().any(|reply| matches!(reply, Reply::Answer(Err(_)))));
+    writer.command(origin(1), alarm(7, AlarmKind::NoSpace, false), Time(1));
+    writer.command(origin(1), alarm(1_000, AlarmKind::NoSpace, true), Time(1));
+    writer.command(origin(2), put("b"), Time(1));
+    replies(&mut writer);
+    let own = Alarm { member: 7, kind: AlarmKind::NoSpace };
+    assert!(alarms(&mut writer).contains(&own) && alarms(&mut writer).len() == ALARMS_MAX + 1);
+}
+
+#[test]
 fn a_disk_without_room_refuses_puts_and_leaves_deletes() {
     let mut writer = Writer::new(Store::new(), Pace::default(), Position(1));
     writer.command(origin(1), put("a"), Time(1));
