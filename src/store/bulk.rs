@@ -190,19 +190,39 @@ fn partition(entries: &mut [Entry], pivot: u64) -> usize {
     at
 }
 
-/// Sorts by key, then by arrival. The windows stand at `depth`.
+/// Sorts by key, then by arrival. The windows stand at `depth`. What is left to do stands in a list and not on the stack: keys
+/// may be as long as a request, and many may begin alike.
 fn sort(entries: &mut [Entry], depth: usize) {
-    entries.sort_unstable_by_key(|entry| (entry.window, entry.ordinal));
-    for equal in entries.chunk_by_mut(|left, right| left.window == right.window) {
-        // Keys that end in their window are equal.
-        if equal.len() > 1 && equal[0].window & 0xff == GOES_ON {
-            let depth = depth + WINDOW_BYTES;
-            for entry in &mut *equal {
-                entry.window = window(entry.kv.key(), depth);
+    let mut left = vec![(0..entries.len(), depth)];
+    while let Some((range, depth)) = left.pop() {
+        let mut start = range.start;
+        let some = &mut entries[range];
+        some.sort_unstable_by_key(|entry| (entry.window, entry.ordinal));
+        for equal in some.chunk_by_mut(|left, right| left.window == right.window) {
+            let end = start + equal.len();
+            // Keys that end in their window are equal.
+            if equal.len() > 1 && equal[0].window & 0xff == GOES_ON {
+                let depth = common(equal, depth + WINDOW_BYTES);
+                for entry in equal {
+                    entry.window = window(entry.kv.key(), depth);
+                }
+                left.push((start..end, depth));
             }
-            sort(equal, depth);
+            start = end;
         }
     }
+}
+
+/// How far all keys are the same; up to `depth` they are known to be.
+fn common(entries: &[Entry], depth: usize) -> usize {
+    let first = entries[0].kv.key();
+    entries[1..].iter().map(|entry| entry.kv.key()).fold(first.len(), |common, key| {
+        if key.len() >= common && key[depth..common] == first[depth..common] {
+            return common;
+        }
+        let same = key[depth..].iter().zip(&first[depth..common]).take_while(|(left, right)| left == right);
+        depth + same.count()
+    })
 }
 
 /// The work on some of the keys.
@@ -355,5 +375,33 @@ mod tests {
             let sorted: Vec<_> = bulk.entries.iter().map(|e| (e.kv.key().to_vec(), e.ordinal)).collect();
             assert_eq!(sorted, expected, "round {round}");
         }
+    }
+
+    /// A client may put such keys, and no start may fail over them.
+    #[test]
+    fn keys_as_long_as_a_request_need_no_stack() {
+        let sorts = || {
+            let mut bulk = Bulk::default();
+            let mut push = |key: &[u8]| {
+                let ordinal = bulk.versions() as u32;
+                bulk.push(KeyValue::new(key, b"", Revision(2), Revision(2), ordinal, 1, LeaseId::NONE));
+            };
+            let long = vec![b'k'; 1_500_000];
+            push(b"z");
+            (0..3).for_each(|_| push(&long));
+            // Each is the beginning of the next, and no two end in the same window.
+            (1..2_000).for_each(|count| push(&long[..count * WINDOW_BYTES]));
+            let mut expected: Vec<_> =
+                bulk.entries.iter().map(|entry| (entry.kv.key().to_vec(), entry.ordinal)).collect();
+            expected.sort();
+            for entry in &mut bulk.entries[..bulk.stale] {
+                entry.window = window(entry.kv.key(), 0);
+            }
+            sort(&mut bulk.entries, 0);
+            let sorted: Vec<_> = bulk.entries.iter().map(|entry| (entry.kv.key().to_vec(), entry.ordinal)).collect();
+            assert!(sorted == expected);
+        };
+        let thread = std::thread::Builder::new().stack_size(64 << 10).spawn(sorts);
+        thread.expect("a thread").join().expect("they are sorted");
     }
 }
