@@ -18,6 +18,9 @@ const REVISIONS_PER_RESPONSE: usize = 1_000;
 /// response, and perhaps nobody else does.
 const GATHERED_BYTES_MAX: usize = 64 << 10;
 
+/// So many late groups are held against a change one by one: fewer than the groups that its key may hit.
+pub(super) const FEW: usize = 16;
+
 /// A watcher that takes part in passes, with the next revision that it needs.
 pub(super) struct Behind {
     pub(super) member: Member,
@@ -61,11 +64,17 @@ impl Gathered {
     }
 }
 
+#[derive(Default)]
 pub(super) struct BehindGroup {
+    /// Those who take part in the pass.
     pub(super) members: Vec<Behind>,
+    /// Those who need what was read before they came, and wait for the next pass.
+    pub(super) waiting: Vec<Behind>,
     /// The pass that `window` and `gathered` belong to; in a later one they mean nothing.
     pub(super) pass: u64,
     pub(super) window: Revision,
+    /// Nobody of those who take part needs less.
+    pub(super) low: Revision,
     pub(super) gathered: Option<Box<Gathered>>,
 }
 
@@ -106,6 +115,8 @@ pub(super) struct Flush {
 pub(super) struct CatchUp {
     pub(super) groups: BTreeMap<u32, BehindGroup>,
     pub(super) members: usize,
+    /// Those of them who take part in the pass under way.
+    pub(super) taking_part: usize,
     /// The lowest revision needed by anyone who waits for the next pass.
     pub(super) low: Option<Revision>,
     pub(super) parked: HashMap<u32, Vec<Parked>>,
@@ -160,23 +171,53 @@ impl CatchUp {
 
     /// A watcher that takes part in the next pass, or in this one when it needs nothing that has been read.
     pub(super) fn insert(&mut self, member: Member, group: u32, next: Revision, compacted: Revision) {
-        let (pass, window, too_late) = match &self.pass {
-            None => (0, Revision::ZERO, true),
-            Some(pass) => {
-                let position = if pass.change > 0 { pass.position.next() } else { pass.position };
-                (pass.number, position.max(compacted), group < pass.cursor)
-            }
-        };
-        let new = || BehindGroup { members: Vec::new(), pass, window, gathered: None };
-        self.groups.entry(group).or_insert_with(new).members.push(Behind { member, next });
+        let entry = self.groups.entry(group).or_default();
         self.members += 1;
-        if too_late {
-            self.wait_for_next_pass(next);
+        if let Some(pass) = self.pass.as_ref().filter(|pass| group >= pass.cursor) {
+            entry.enter(pass, &mut self.gathered_bytes);
+            if entry.members.is_empty() {
+                // Nothing was gathered for it since nobody took part.
+                let position = if pass.change > 0 { pass.position.next() } else { pass.position };
+                self.gathered_bytes -= entry.gathered_len();
+                (entry.gathered, entry.window) = (None, position.max(compacted));
+                entry.low = next;
+            }
+            if next >= entry.window {
+                entry.low = entry.low.min(next);
+                entry.members.push(Behind { member, next });
+                self.taking_part += 1;
+                return;
+            }
         }
+        entry.waiting.push(Behind { member, next });
+        self.wait_for_next_pass(next);
     }
 
-    pub(super) fn wait_for_next_pass(&mut self, next: Revision) {
+    fn wait_for_next_pass(&mut self, next: Revision) {
         self.low = Some(self.low.map_or(next, |low| low.min(next)));
+    }
+
+    /// Takes a watcher out of those of a group that take part; the last one comes to its place.
+    pub(super) fn take(&mut self, group: u32, at: usize) -> Behind {
+        self.members -= 1;
+        self.taking_part -= 1;
+        self.groups.get_mut(&group).expect("its watchers are here").members.swap_remove(at)
+    }
+
+    /// A watcher that took part waits for the next pass; the last one of its group comes to its place.
+    pub(super) fn set_waiting(&mut self, group: u32, at: usize) {
+        let entry = self.groups.get_mut(&group).expect("its watchers are here");
+        let behind = entry.members.swap_remove(at);
+        let next = behind.next;
+        entry.waiting.push(behind);
+        self.taking_part -= 1;
+        self.wait_for_next_pass(next);
+    }
+
+    /// The same for all of a group.
+    pub(super) fn set_all_waiting(&mut self, group: u32) {
+        let count = self.groups[&group].members.len();
+        (0..count).rev().for_each(|at| self.set_waiting(group, at));
     }
 
     /// Takes one parked watcher of a stream that is gone.
@@ -241,13 +282,32 @@ impl CatchUp {
         }
     }
 
+    /// What nobody needs of those who take part in a pass is not read, where these are few: slow readers of a long history may
+    /// stand far apart, and each waits for the other.
+    pub(super) fn skip_ahead(&mut self, newest: Revision) {
+        let CatchUp { pass: Some(pass), groups, gathered_bytes, .. } = self else { return };
+        if self.taking_part > FEW || groups.len() > FEW || pass.change > 0 {
+            return;
+        }
+        let mut low = newest.next();
+        for entry in groups.range_mut(pass.cursor..).map(|(_, entry)| entry) {
+            entry.enter(pass, gathered_bytes);
+            low = entry.members.iter().fold(low, |low, behind| low.min(behind.next));
+        }
+        if low > pass.position {
+            pass.position = low;
+            groups.range_mut(pass.cursor..).for_each(|(_, entry)| entry.window = entry.window.max(low));
+        }
+    }
+
     /// Nobody has anything to expect of the pass under way. With nobody behind, nobody waits for another one either: the next
     /// late watcher is not to find one that stands where this one stood.
     pub(super) fn end_pass(&mut self) {
         self.pass = None;
+        self.wanted = None;
         self.forget_fetched();
         if self.groups.is_empty() {
-            (self.low, self.wanted) = (None, None);
+            self.low = None;
         }
     }
 
@@ -264,19 +324,25 @@ impl CatchUp {
 }
 
 impl BehindGroup {
-    /// Makes window and gathered events those of this pass.
+    pub(super) fn is_empty(&self) -> bool {
+        self.members.is_empty() && self.waiting.is_empty()
+    }
+
+    /// Whether anybody takes part in this pass.
+    pub(super) fn takes_part(&self, pass: &Pass) -> bool {
+        !self.members.is_empty() || (self.pass != pass.number && !self.waiting.is_empty())
+    }
+
+    /// Makes window and gathered events those of this pass, in which all take part who were there when it began.
     pub(super) fn enter(&mut self, pass: &Pass, gathered_bytes: &mut usize) {
         if self.pass != pass.number {
             *gathered_bytes -= self.gathered_len();
             self.gathered = None;
             self.pass = pass.number;
             self.window = pass.start;
+            self.members.append(&mut std::mem::take(&mut self.waiting));
+            self.low = self.members.iter().map(|behind| behind.next).min().unwrap_or(pass.start);
         }
-    }
-
-    pub(super) fn gathered_in(&mut self, pass: &Pass, gathered_bytes: &mut usize) -> &mut Gathered {
-        self.enter(pass, gathered_bytes);
-        self.gathered.get_or_insert_default()
     }
 
     pub(super) fn gathered_len(&self) -> usize {

@@ -7,9 +7,9 @@
 //! with the part it still needs, when they are many enough and at the end. Whoever then meets the hub's revision joins the
 //! synced members.
 //!
-//! What a group has gathered covers every revision from its *window* up to the pass's position. A watcher takes part in a
-//! flush when it needs nothing before the window; others wait for the next pass. That one comparison keeps out both gaps
-//! and repetitions.
+//! What a group has gathered covers every revision from its *window* up to the pass's position. A watcher takes part in the
+//! pass when it needs nothing before the window; others wait for the next one, in a list of their own. That one comparison
+//! keeps out both gaps and repetitions. Nothing is gathered for a group while nobody of it takes part, and its window moves on.
 //!
 //! A compaction above the position ends the pass: what was gathered is still complete up to the position and is sent; the
 //! next pass starts at the compacted revision, and whoever needs older ones is canceled. A pass in which nobody takes part any
@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::behind::{Behind, CatchUp, Flush, Parked, Pass};
+use super::behind::{Behind, BehindGroup, CatchUp, FEW, Flush, Parked, Pass};
 use super::fan_out::{previous_is_kept, put_tagged};
 use super::group::{Member, Options};
 use super::hub::Hub;
@@ -66,6 +66,7 @@ impl Hub {
         let low = catch_up.low.take().expect("whoever is behind is counted when no pass runs");
         let start = low.max(self.compacted);
         catch_up.passes += 1;
+        catch_up.taking_part = catch_up.members;
         catch_up.pass = Some(Pass {
             number: catch_up.passes,
             start,
@@ -81,6 +82,7 @@ impl Hub {
 
     /// Holds changes against the groups. The pass stands at a revision that the hub has handled.
     fn read_history(&mut self, budget: usize) -> usize {
+        self.catch_up.skip_ahead(self.revision);
         let mut used = 0;
         while used < budget {
             let pass = self.catch_up.pass.as_ref().expect("only a pass reads history");
@@ -123,13 +125,17 @@ impl Hub {
         let mut used = 0;
         while pass.change < batch.changes.len() && used < budget {
             let change = &batch.changes[pass.change];
-            groups.stab(change.key(), &mut |group, options| {
-                used += 1;
-                if group < pass.cursor || !options.let_through(change) {
+            let mut hit = |pass: &mut Pass, group: u32, entry: &mut BehindGroup, options: Options| {
+                if !options.let_through(change) || !entry.takes_part(pass) {
                     return;
                 }
-                let Some(entry) = behind.get_mut(&group) else { return };
-                let gathered = entry.gathered_in(pass, gathered_bytes);
+                entry.enter(pass, gathered_bytes);
+                if batch.revision < entry.low {
+                    // Nobody needs it, and who comes later and does waits for the next pass.
+                    entry.window = entry.window.max(batch.revision.next());
+                    return;
+                }
+                let gathered = entry.gathered.get_or_insert_default();
                 let before = gathered.bytes.len();
                 if gathered.starts.last().is_none_or(|(revision, _)| *revision < batch.revision) {
                     gathered.starts.push((batch.revision, before as u32));
@@ -141,7 +147,24 @@ impl Hub {
                     gathered.listed = true;
                     pass.full.push(group);
                 }
-            });
+            };
+            if behind.len() <= FEW {
+                for (group, entry) in behind.range_mut(pass.cursor..) {
+                    used += 1;
+                    if let Some(options) = groups.options_for(*group, change.key()) {
+                        hit(pass, *group, entry, options);
+                    }
+                }
+            } else {
+                groups.stab(change.key(), &mut |group, options| {
+                    used += 1;
+                    if group >= pass.cursor
+                        && let Some(entry) = behind.get_mut(&group)
+                    {
+                        hit(pass, group, entry, options);
+                    }
+                });
+            }
             used += 1;
             pass.change += 1;
         }
@@ -172,11 +195,11 @@ impl Hub {
     fn visit_next_group(&mut self) -> usize {
         let pass = self.catch_up.pass.as_mut().expect("asked in a pass");
         match self.catch_up.groups.range(pass.cursor..).next() {
-            Some((group, _)) => {
-                pass.cursor = *group;
-                let group = *group;
+            Some((&group, entry)) if entry.takes_part(pass) => {
+                pass.cursor = group;
                 self.start_flush(group, true);
             }
+            Some((group, _)) => pass.cursor = group + 1,
             None => self.catch_up.end_pass(),
         }
         1
@@ -212,12 +235,12 @@ impl Hub {
             }
             used += 1;
             if self.streams.get(member.stream).is_stale(member.row) {
-                self.take_behind(&flush);
+                self.catch_up.take(flush.group, flush.at);
                 self.drop_apart(member, flush.group);
             } else if next < flush.window {
-                self.wait_or_cancel(&mut flush, member, next);
+                self.wait_or_cancel(&flush, member, next);
             } else if self.streams.refuses(member.stream) {
-                self.take_behind(&flush);
+                self.catch_up.take(flush.group, flush.at);
                 self.catch_up.park(member, flush.group, next);
             } else {
                 self.bring_forward(&mut flush, member, next);
@@ -228,13 +251,11 @@ impl Hub {
     }
 
     /// The watcher needs more than what was gathered: an older revision, which may be gone for good.
-    fn wait_or_cancel(&mut self, flush: &mut Flush, member: Member, next: Revision) {
+    fn wait_or_cancel(&mut self, flush: &Flush, member: Member, next: Revision) {
         if next >= self.compacted {
-            self.catch_up.wait_for_next_pass(next);
-            flush.at += 1;
-            return;
+            return self.catch_up.set_waiting(flush.group, flush.at);
         }
-        self.take_behind(flush);
+        self.catch_up.take(flush.group, flush.at);
         // etcd leaves the header's revision and the reason empty here. The id is free from here on, and a cancel for it
         // that is under way finds nothing.
         let head = Head {
@@ -254,7 +275,7 @@ impl Hub {
         self.send_gathered(flush, member, next);
         let next = next.max(flush.position);
         if next == self.revision.next() {
-            self.take_behind(flush);
+            self.catch_up.take(flush.group, flush.at);
             self.join(member, flush.group);
             return;
         }
@@ -292,38 +313,24 @@ impl Hub {
         }
     }
 
-    /// Takes the watcher at the cursor out of its group's list; the last one comes to its place.
-    fn take_behind(&mut self, flush: &Flush) {
-        let entry = self.catch_up.groups.get_mut(&flush.group).expect("a group is flushed while it is in the table");
-        entry.members.swap_remove(flush.at);
-        self.catch_up.members -= 1;
-    }
-
     fn end_flush(&mut self, flush: Flush) {
-        let CatchUp { pass, groups, gathered_bytes, .. } = &mut self.catch_up;
-        let pass = pass.as_mut().expect("flushes happen in a pass");
-        let is_only_one = groups.len() == 1;
-        let entry = groups.get_mut(&flush.group).expect("a group is flushed while it is in the table");
+        let catch_up = &mut self.catch_up;
+        let pass = catch_up.pass.as_mut().expect("flushes happen in a pass");
+        let entry = catch_up.groups.get_mut(&flush.group).expect("a group is flushed while it is in the table");
         entry.window = flush.position;
-        if entry.members.is_empty() {
-            *gathered_bytes -= entry.gathered_len();
-            groups.remove(&flush.group);
-        }
-        // All who took part have left, their streams full mostly, and there is no other group that might: whoever came too
-        // late for this pass does not wait for its end. Each of its flushes would look at all of them in vain.
-        if !flush.visit && !flush.left && is_only_one {
-            pass.is_over = true;
-        }
         // Watchers that could not join because a batch came in between are looked at again, once it has been read; by the
         // next pass where this one reads no more.
         if flush.visit && (!flush.left || pass.is_over) {
             pass.cursor = flush.group + 1;
-            if flush.left {
-                self.catch_up.wait_for_next_pass(flush.position);
-            }
+            catch_up.set_all_waiting(flush.group);
         }
-        if self.catch_up.groups.is_empty() {
-            self.catch_up.end_pass();
+        if catch_up.groups[&flush.group].is_empty() {
+            let gone = catch_up.groups.remove(&flush.group).expect("looked at above");
+            catch_up.gathered_bytes -= gone.gathered_len();
+        }
+        // Mostly their streams are full. Who came too late for this pass does not wait for its end.
+        if catch_up.taking_part == 0 {
+            catch_up.end_pass();
         }
         if let Some(shared) = flush.shared.filter(|shared| !shared.is_unique()) {
             self.fan_out.keep_count(shared);

@@ -179,6 +179,17 @@ impl Groups {
         self.spans.stab(&self.arena, key, &mut chain);
     }
 
+    /// The options of a group, if its range holds the key.
+    pub fn options_for(&self, group: u32, key: &[u8]) -> Option<Options> {
+        let group = self.get(group)?;
+        let is_hit = match group.kind {
+            Kind::One => group.start() == key,
+            Kind::From => group.start() <= key,
+            Kind::Span => group.start() <= key && group.end().is_some_and(|end| key < end),
+        };
+        is_hit.then_some(group.options)
+    }
+
     /// The group of a range with these options; made when there is none. `None`: there are as many as a list can name.
     pub fn intern(&mut self, range: &KeyRange, options: Options) -> Option<u32> {
         let (kind, start, end) = parts(range);

@@ -408,6 +408,34 @@ fn a_pass_goes_on_for_the_group_that_takes_part_when_the_last_of_another_has_lef
     assert_eq!((shard.hub.catch_up.passes, shard.hub.counters().behind), (1, 1), "the stuck one alone is left");
 }
 
+/// Each stands still until its client has read, and they come to stand far apart.
+#[test]
+fn readers_of_a_long_history_cost_together_what_each_costs_alone() {
+    let turns_of = |keys: &[&str]| {
+        let mut shard = Shard::at(1);
+        (0..20_000).for_each(|_| shard.put(&["a", "b", "c", "d"]));
+        shard.run();
+        let mut streams: Vec<StreamId> = keys.iter().map(|_| shard.hub.open_stream(1)).collect();
+        for (stream, key) in streams.iter().zip(keys) {
+            shard.hub.request(*stream, shard.head(), Request::Create(create(key, 2)));
+        }
+        let mut turns = 0;
+        while shard.hub.counters().behind > 0 || turns == 0 {
+            while shard.hub.turn(100) {
+                turns += 1;
+            }
+            turns += 1;
+            // One reads, and then the next one.
+            streams.rotate_left(1);
+            while shard.hub.take_output(streams[0], 1 << 20).is_some() {}
+        }
+        turns
+    };
+    let alone = turns_of(&["a"]);
+    let together = turns_of(&["a", "b", "c", "d"]);
+    assert!(together < 8 * alone, "{together} turns for four, {alone} for one");
+}
+
 #[test]
 fn a_compaction_within_the_last_flush_of_a_pass_cancels_whoever_could_not_join() {
     let mut shard = Shard::at(7);
