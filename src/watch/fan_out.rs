@@ -235,6 +235,10 @@ impl Hub {
         run.changes =
             if changes.start < changes.end { Some(changes) } else { further.get(changes.next as usize).copied() };
         if run.changes.is_none() && encoded.len() >= SHARED_BYTES_MIN {
+            // It may lie for long with a stream that does not read, in a buffer that was made for a far larger one.
+            if encoded.capacity() > 2 * encoded.len() {
+                encoded.shrink_to_fit();
+            }
             run.shared = Some(Bytes::from(std::mem::take(encoded)));
         }
         self.fan_out.run = Some(run);
