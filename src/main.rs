@@ -94,6 +94,12 @@ fn print_start(config: &Config, warnings: &[Warning]) {
         listen = addresses.join(","),
         "starting tarsier"
     );
+    let reaches_nobody = |url: &&String| url.contains("//0.0.0.0:") || url.contains("//[::]:");
+    if let Some(url) = config.advertise_client_urls.iter().find(reaches_nobody) {
+        let why =
+            "clients that ask who the members are get no address that they can reach: set --advertise-client-urls";
+        tracing::warn!(url, why, "an unspecified address is advertised");
+    }
     for Warning { what, why } in warnings {
         tracing::warn!(setting = what, reason = why, "setting has no effect");
     }

@@ -82,7 +82,7 @@ numbers! {
     Pending Sum Gauge One "etcd_server_proposals_pending" "" "The current number of pending proposals to commit.";
     Failed Sum Counter One "etcd_server_proposals_failed_total" "" "The total number of failed proposals seen.";
     SlowApplies Sum Counter One "etcd_server_slow_apply_total" "" "The total number of slow apply requests (likely overloaded from slow disk).";
-    QuotaBytes Sum Gauge One "etcd_server_quota_backend_bytes" "" "Current backend storage quota size in bytes.";
+    QuotaBytes Sum Gauge Signed "etcd_server_quota_backend_bytes" "" "Current backend storage quota size in bytes.";
     HealthSuccesses Sum Counter One "etcd_server_health_success" "" "The total number of successful health checks";
     HealthFailures Sum Counter One "etcd_server_health_failures" "" "The total number of failed health checks";
     SizeBytes Sum Gauge One "etcd_mvcc_db_total_size_in_bytes" "" "Total size of the underlying database physically allocated in bytes.";

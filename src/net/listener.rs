@@ -157,7 +157,8 @@ impl Listener {
                 Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => return,
                 Err(error) => {
                     refused();
-                    if error.kind() != io::ErrorKind::ConnectionAborted {
+                    let is_news = back_off == BACK_OFF_MIN;
+                    if is_news && error.kind() != io::ErrorKind::ConnectionAborted {
                         tracing::warn!(address = %self.address, %error, "cannot accept a client, backing off");
                     }
                     // Out of descriptors or memory: whoever closes next makes room. The listener never gives up.

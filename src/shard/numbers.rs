@@ -172,7 +172,8 @@ impl Shard {
             (Number::CommittedIndex, status.position),
             (Number::AppliedIndex, status.position),
             (Number::Pending, embedded.writer().groups_under_way() as u64),
-            (Number::QuotaBytes, status.quota_bytes.unwrap_or(0)),
+            // etcd's is what the flag says, which is below 0 without a quota. An alert on its share would fire over a 0.
+            (Number::QuotaBytes, status.quota_bytes.unwrap_or(-1_i64 as u64)),
             (Number::SizeBytes, status.size_bytes),
             (Number::UsedBytes, status.used_bytes),
             (Number::Revision, status.revision.0 as u64),

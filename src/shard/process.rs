@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use rustix::process::{Resource, getrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
 
 /// The command line. No flag carries a secret.
@@ -14,6 +14,15 @@ pub fn arguments() -> Vec<String> {
 /// How many descriptors the process may have open.
 pub fn descriptors_max() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
+/// Lets the process have as many as it may ask for, and says how many that is. What a shell sets by default is for programs
+/// that wait for descriptors with `select`.
+pub fn raise_descriptors_max() -> u64 {
+    let limit = getrlimit(Resource::Nofile);
+    // Where it is refused, the old one holds.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+    descriptors_max()
 }
 
 /// How many it has open. The kernel counts them since Linux 6.2; before that they are counted one by one.

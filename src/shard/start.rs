@@ -4,7 +4,7 @@
 //! the signals. SIGTERM and SIGINT drain; SIGUSR1 prints the account of the memory.
 
 use std::fmt;
-use std::io;
+use std::io::{self, Write as _};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Sender};
@@ -38,7 +38,7 @@ use crate::shard::numbers::About;
 use crate::shard::storage::{self, Opened, Primed, StorageError};
 use crate::shard::supervisor::{State, Supervisor};
 use crate::shard::writer::{Pace, Writer};
-use crate::shard::{Parts, Shard, clock, cores, memory};
+use crate::shard::{Parts, Shard, clock, cores, memory, process};
 use crate::store::quota::{self, Quota};
 use crate::types::{Entry, Revision};
 
@@ -50,6 +50,8 @@ const START_MAX: Duration = Duration::from_secs(10);
 const MESSAGE_OVERHEAD_BYTES: usize = 512 * 1024;
 /// Peers that take nothing, each with a full socket, that a small memory limit has room for.
 const SLOW_PEERS: usize = 4_096;
+/// What is not for clients: the log and the checkpoint, the rings, whoever reads metrics. etcd keeps as many.
+const DESCRIPTORS_RESERVED: u64 = 150;
 /// A port that is taken is tried again for two seconds.
 const TAKEN_PROBES: u32 = 40;
 const TAKEN_PROBE_INTERVAL: Duration = Duration::from_millis(50);
@@ -131,7 +133,7 @@ pub fn run(config: Config) -> Result<(), StartError> {
     let bells = (0..cores.shards.get()).map(|_| Doorbell::new()).collect::<io::Result<Vec<_>>>();
     let bells = bells.map_err(system("make an eventfd for each shard"))?;
     let Opened { identity, storage, primed } = storage::open(&config, &bells[0]).map_err(StartError::Storage)?;
-    let store_bytes = primed.store.bytes().total();
+    let restored_bytes = primed.store.bytes().total() + primed.lessor.bytes();
     let about = About {
         started_at,
         member_id: identity.member_id,
@@ -150,7 +152,7 @@ pub fn run(config: Config) -> Result<(), StartError> {
     }
     // What text, stacks, rings and empty pools take is known only by looking, before the first client takes more.
     let resident = memory::resident_bytes().map_err(system("read how much memory is resident"))?;
-    let base = resident.saturating_sub(store_bytes);
+    let base = resident.saturating_sub(restored_bytes);
     budget.set_base(base);
     let supervisor = Supervisor::of_this_process();
     tracing::info!(shards = threads.len(), "ready to serve client requests");
@@ -233,7 +235,8 @@ fn plan_shards(
     (budget, boards, about): (&Arc<Budget>, &Arc<Boards>, &About),
 ) -> (Vec<Plan>, Orders) {
     let config = Arc::new(config);
-    let limits = ConnectionLimits::new(config.connections_max, config.connections_per_address_max);
+    let connections_max = connections_max(&config);
+    let limits = ConnectionLimits::new(Some(connections_max), config.connections_per_address_max);
     let at = primed.store.revision();
     let appender = Appender::new(at, primed.store.compacted());
     let (links, ports): (Vec<_>, Vec<_>) = (0..bells.len()).map(|_| mesh::pair()).unzip();
@@ -267,6 +270,14 @@ fn plan_shards(
     (plans, Orders(orders))
 }
 
+/// No more than there are descriptors for: the log needs some as well, and so does whoever looks why clients are turned away.
+fn connections_max(config: &Config) -> u64 {
+    let descriptors = process::raise_descriptors_max();
+    let there_are = descriptors.saturating_sub(DESCRIPTORS_RESERVED).max(descriptors / 2);
+    tracing::info!(descriptors, connections_max = there_are, "room for connections");
+    config.connections_max.map_or(there_are, |asked| asked.min(there_are))
+}
+
 fn print_account(orders: &mut Orders, base: usize, budget: &Budget) {
     let (sender, accounts) = mpsc::channel();
     orders.give(&Order::Account(sender));
@@ -277,10 +288,12 @@ fn print_account(orders: &mut Orders, base: usize, budget: &Budget) {
     let limit = budget.limit().map_or("none".to_owned(), |limit| limit.to_string());
     let (uncounted, used) = (budget.uncounted(), budget.used());
     let sum = format!("{sum}{:<16} {:>12} {uncounted:>16}\n{:<16} {:>12} {used:>16}\n", "uncounted", "", "used", limit);
-    match memory::resident_bytes() {
-        Ok(resident) => eprintln!("{sum}{:<16} {:>12} {resident:>16}", "resident", ""),
-        Err(error) => eprintln!("{sum}resident memory is unknown: {error}"),
-    }
+    let page = match memory::resident_bytes() {
+        Ok(resident) => format!("{sum}{:<16} {:>12} {resident:>16}\n", "resident", ""),
+        Err(error) => format!("{sum}resident memory is unknown: {error}\n"),
+    };
+    // Who asked may have gone, or its disk may be full.
+    let _ = io::stderr().write_all(page.as_bytes());
 }
 
 fn spawn_shard(plan: Plan, started: Sender<Result<(), StartError>>) -> thread::JoinHandle<()> {

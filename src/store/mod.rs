@@ -451,7 +451,7 @@ mod tests {
             success.extend(std::iter::repeat_with(|| Op::Range(all_keys())).take(count));
             Write::Txn(Txn { compares: Vec::new(), success, failure: Vec::new() })
         };
-        let Applied { answer, entry } = store.apply(&with_ranges(1_100), Time(0));
+        let Applied { answer, entry } = store.apply(&with_ranges(4_100), Time(0));
         assert!(matches!(answer, Err(Error::NoMemory)) && entry.is_none());
         assert_eq!((store.bytes(), store.revision()), (before, revision));
         let Outcome::Txn(outcome) = store.apply(&with_ranges(100), Time(0)).answer.unwrap().result else {

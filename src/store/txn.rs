@@ -164,7 +164,7 @@ fn keeps(put: &Put) -> bool {
 
 /// What the compares and ranges of one write may look at: this many keys, and all there are so many times. A write is one
 /// step, and everybody else waits for it; etcd lets it take as long as it takes. A range looks at a key twice at most.
-const VISITS: usize = 1_000_000;
+const VISITS: usize = 4_000_000;
 const VISITS_PER_KEY: usize = 4;
 
 /// The work on one new revision: everything it changes goes through here.

@@ -24,6 +24,8 @@ use std::sync::{Arc, OnceLock};
 use std::thread::Thread;
 use std::time::Duration;
 
+use rustix::io::Errno;
+
 use crate::types::Position;
 use crate::wal::disk::{DiskFile, SegmentDisk};
 use crate::wal::is_refusal;
@@ -188,10 +190,15 @@ pub enum Step {
     Prepared,
     /// Nothing is to be done before the log takes a segment or the checkpoint moves.
     Idle,
-    /// The disk is full; the same again later.
+    /// The disk is full, or there is no descriptor; the same again later.
     ShortOfSpace,
     /// The log is gone.
     Over,
+}
+
+/// The process or the system has no descriptor for one more file: the call did nothing, and may be tried again.
+fn is_out_of_descriptors(error: &io::Error) -> bool {
+    [Errno::MFILE, Errno::NFILE].iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
 /// Which closed segments may go, oldest first: those of which everything is in the checkpoint.
@@ -226,6 +233,7 @@ pub struct Keeper<D: SegmentDisk> {
     is_beside_data: bool,
     /// A call failed over a disk that has become read-only: the files are left as they are until the next start.
     has_turned_read_only: bool,
+    has_told_of_descriptors: bool,
 }
 
 struct Spare {
@@ -297,6 +305,7 @@ pub fn open<D: SegmentDisk>(
         newest,
         is_beside_data,
         has_turned_read_only: false,
+        has_told_of_descriptors: false,
     };
     Ok((keeper, supply))
 }
@@ -314,6 +323,15 @@ impl<D: SegmentDisk> Keeper<D> {
             return Ok(Step::ShortOfSpace);
         }
         let stepped = self.try_step();
+        if let Err(error) = &stepped
+            && is_out_of_descriptors(error)
+        {
+            // Clients have taken all of them. The log goes on with what is ready, and the disk lacks nothing.
+            if !std::mem::replace(&mut self.has_told_of_descriptors, true) {
+                tracing::warn!(%error, "a segment of the log waits for a descriptor");
+            }
+            return Ok(Step::ShortOfSpace);
+        }
         let is_short = match &stepped {
             Ok(step) => *step == Step::ShortOfSpace,
             Err(error) => is_refusal(error) || self.look_whether_read_only(),

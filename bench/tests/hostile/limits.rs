@@ -1,7 +1,9 @@
 //! Clients beyond the limits that an operator has set, and streams that take nothing.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use crate::client::{Client, SOON, WATCH, WIDE, cancel, create, on_key};
@@ -152,4 +154,33 @@ fn a_watch_stream_that_takes_no_event_is_ended_as_unavailable_and_its_neighbour_
         }
         assert_eq!(hung.status().await.expect("it ends by a status"), 14);
     });
+}
+
+/// Connections that say nothing take a descriptor each. The log needs some for its next files, and no client may take those.
+#[test]
+fn clients_that_take_all_descriptors_take_none_of_the_logs() {
+    let script = std::env::temp_dir().join(format!("tarsier-few-descriptors-{}.sh", std::process::id()));
+    let binary = server::binary_under_test();
+    let text = format!("#!/bin/sh\nulimit -n 128\nexec '{}' \"$@\"\n", binary.display());
+    fs::write(&script, text).expect("the temporary directory is writable");
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("the file is ours");
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    runtime.expect("a runtime starts").block_on(async {
+        let server = Server::start_with(&script, &[]);
+        let client = Client::connect(server.address(), WIDE).await;
+        let silent: Vec<TcpStream> =
+            (0..200).map(|_| TcpStream::connect(server.address()).expect("the server listens")).collect();
+        let (_, said) = connect(&server);
+        check_goodbye(&said, "tarsier: too many connections");
+        // More than the log has ready in any number of segments.
+        for number in 0..80 {
+            client.put(&format!("large/{}", number % 3), &vec![7; 1_400_000]).await;
+        }
+        drop(silent);
+        let deadline = Instant::now() + SOON;
+        while !is_served(&connect(&server).1) {
+            assert!(Instant::now() < deadline, "there are descriptors again");
+        }
+    });
+    fs::remove_file(&script).expect("it was written above");
 }
