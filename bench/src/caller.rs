@@ -11,9 +11,13 @@ use prost::Message;
 use tarsier_proto::etcdserverpb as pb;
 use tarsier_proto::v3lockpb;
 
-use crate::fault::{Fault, Result};
+use crate::fault::{Fault, PATIENCE, Result, within};
 use crate::link::{self, Answer, Piece, Windows};
 use crate::wire::{self, Deframer};
+
+/// How long nothing may come of a compaction, which is answered when all that it forgets is gone. Etcd pauses 10 ms behind
+/// each thousand revisions, so that a million of them take it 10 s and more.
+const COMPACTION_PATIENCE: Duration = Duration::from_secs(600);
 
 /// A connection whose calls are awaited one by one; clones share it. Must be made inside a `LocalSet`.
 #[derive(Clone)]
@@ -45,12 +49,18 @@ impl Caller {
 
     /// One call with one request, which is framed already. Gives the body of the answer, of several the last.
     pub async fn call(&self, path: &'static str, request: Bytes) -> Result<Vec<u8>> {
-        let (mut send, mut answer) = self.open(path).await?;
+        self.call_within(PATIENCE, path, request).await
+    }
+
+    /// The same with another patience. It begins anew with each piece of the answer: a large one may take its time.
+    async fn call_within(&self, patience: Duration, path: &'static str, request: Bytes) -> Result<Vec<u8>> {
+        let (mut send, mut answer) = within(patience, format_args!("an answer to {path}"), self.open(path)).await?;
         let http = |cause| Fault::Http { endpoint: self.endpoint.to_string(), cause };
         send.send_data(request, true).map_err(http)?;
         let (mut deframer, mut body) = (Deframer::default(), None);
         loop {
-            match poll_fn(|cx| answer.poll_piece(&self.endpoint, path, cx)).await? {
+            let piece = poll_fn(|cx| answer.poll_piece(&self.endpoint, path, cx));
+            match within(patience, format_args!("an answer to {path}"), piece).await? {
                 Piece::End => return body.ok_or(Fault::NoAnswer { path }),
                 Piece::Data(data) => deframer
                     .feed(&data, |message| {
@@ -69,9 +79,7 @@ impl Caller {
 
     /// The same with its answer as a message; of several the last.
     pub async fn ask<T: Message + Default>(&self, path: &'static str, request: &impl Message) -> Result<T> {
-        let body = self.call_message(path, request).await?;
-        T::decode(&body[..])
-            .map_err(|_| Fault::Malformed { path, cause: wire::Malformed("not the message of this call") })
+        decode(path, &self.call_message(path, request).await?)
     }
 
     /// The revision that the write got.
@@ -107,10 +115,12 @@ impl Caller {
         }
     }
 
-    /// Waits until the lease holds the lock of this name; gives the key that stands for it.
+    /// Waits until the lease holds the lock of this name; gives the key that stands for it. How long the others hold it is
+    /// nothing that the server could be blamed for, so the patience is that of whoever waits.
     pub async fn lock(&self, name: &'static str, lease: i64) -> Result<Bytes> {
         let request = v3lockpb::LockRequest { name: name.into(), lease };
-        Ok(self.ask::<v3lockpb::LockResponse>(wire::PATH_LOCK, &request).await?.key)
+        let body = self.call_within(Duration::MAX, wire::PATH_LOCK, wire::framed(&request)).await?;
+        Ok(decode::<v3lockpb::LockResponse>(wire::PATH_LOCK, &body)?.key)
     }
 
     /// Lets go of a lock, named by the key that [`lock`](Self::lock) gave.
@@ -121,7 +131,7 @@ impl Caller {
     /// Forgets what lies before a revision, and waits until it is gone.
     pub async fn compact(&self, revision: i64) -> Result<()> {
         let request = pb::CompactionRequest { revision, physical: true };
-        self.call_message(wire::PATH_COMPACT, &request).await.map(drop)
+        self.call_within(COMPACTION_PATIENCE, wire::PATH_COMPACT, wire::framed(&request)).await.map(drop)
     }
 
     /// The version of etcd whose API the server speaks; empty if it does not know the call.
@@ -134,6 +144,10 @@ impl Caller {
     }
 }
 
+fn decode<T: Message + Default>(path: &'static str, body: &[u8]) -> Result<T> {
+    T::decode(body).map_err(|_| Fault::Malformed { path, cause: wire::Malformed("not the message of this call") })
+}
+
 /// The first word to a server that is said to be there: it answers a read soon, or is none. What takes connections and says
 /// nothing would otherwise be waited for without end.
 pub async fn greet(endpoint: &Arc<str>) -> Result<Caller> {
@@ -143,8 +157,7 @@ pub async fn greet(endpoint: &Arc<str>) -> Result<Caller> {
         caller.revision().await?;
         Ok(caller)
     };
-    let silent = |_| Fault::Stalled { waiting_for: format!("an answer of {endpoint}"), seconds: PATIENCE.as_secs() };
-    tokio::time::timeout(PATIENCE, greeting).await.map_err(silent)?
+    within(PATIENCE, format_args!("an answer of {endpoint}"), greeting).await
 }
 
 /// Waits until a server answers a read; gives a caller for it.
@@ -178,5 +191,24 @@ pub async fn wait_until_ready(
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_that_is_not_answered_ends_with_the_patience() {
+        // It takes connections, by the kernel, and says nothing on them.
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = silent.local_addr().unwrap().to_string().into();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let outcome = tokio::task::LocalSet::new().block_on(&runtime, async {
+            let caller = Caller::connect(&endpoint, Windows::SMALL).await.unwrap();
+            caller.call_within(Duration::from_millis(50), wire::PATH_PUT, Bytes::new()).await
+        });
+        let text = outcome.unwrap_err().to_string();
+        assert_eq!(text, "nothing moved for 0 s; missing: an answer to /etcdserverpb.KV/Put");
     }
 }

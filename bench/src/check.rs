@@ -314,7 +314,7 @@ impl Running {
     async fn stop(self) -> Result<()> {
         match self {
             Running::Nothing | Running::Stuck(_) => Ok(()),
-            Running::Calls(load) => load.finish().map(drop),
+            Running::Calls(load) => load.finish().await.map(drop),
             Running::Churn { mut clients, is_over } => {
                 is_over.set(true);
                 tasks::all(&mut clients).await.map(drop)

@@ -1,8 +1,13 @@
 //! What can go wrong between this client and a server, each as one clear sentence.
 
 use std::fmt;
+use std::time::Duration;
 
 use crate::wire::Malformed;
+
+/// For what a server that works does within seconds. One that says nothing for so long has stopped answering, and a run that
+/// went on waiting would have no end.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Why a run cannot go on.
 #[derive(Debug)]
@@ -63,6 +68,16 @@ pub enum Fault {
 }
 
 pub type Result<T> = std::result::Result<T, Fault>;
+
+/// What comes of the work, or that it took too long. Dropping the work ends it.
+pub async fn within<T>(
+    patience: Duration,
+    waiting_for: impl fmt::Display,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let late = |_| Fault::Stalled { waiting_for: waiting_for.to_string(), seconds: patience.as_secs() };
+    tokio::time::timeout(patience, work).await.map_err(late)?
+}
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -10,14 +10,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
-use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use http::Request;
-use tokio::task::{JoinSet, LocalSet};
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 
-use crate::fault::{Fault, Result};
+use crate::fault::{Fault, PATIENCE, Result, within};
 use crate::latency::{latencies, record};
 use crate::link::{self, Answer, Calls, Link, Piece, Turn, Windows};
 use crate::random::Random;
@@ -39,12 +39,13 @@ struct Shared {
     completed: AtomicU64,
     window_is_open: AtomicBool,
     stops: AtomicBool,
+    has_failed: AtomicBool,
 }
 
 /// A running load.
 pub struct Load {
     shared: Arc<Shared>,
-    threads: Vec<JoinHandle<Result<Histogram<u64>>>>,
+    threads: Vec<oneshot::Receiver<Result<Histogram<u64>>>>,
 }
 
 impl Load {
@@ -63,7 +64,7 @@ impl Load {
                 connections: start(thread)..start(thread + 1),
                 latency: RefCell::new(latencies()),
             };
-            load.threads.push(threads::spawn(format!("load-{thread}"), move || crew.run())?);
+            load.threads.push(threads::on_thread(&format!("load-{thread}"), move || crew.run())?);
         }
         Ok(load)
     }
@@ -76,21 +77,29 @@ impl Load {
         self.shared.window_is_open.store(true, Ordering::Relaxed);
     }
 
-    /// A thread ends early only with a fault.
+    /// A thread has ended with a fault, which [`finish`](Self::finish) gives.
     pub fn has_failed(&self) -> bool {
-        self.threads.iter().any(JoinHandle::is_finished)
+        self.shared.has_failed.load(Ordering::Relaxed)
     }
 
-    /// Lets the calls under way finish; gives the latencies of the window.
-    pub fn finish(mut self) -> Result<Histogram<u64>> {
+    /// Lets the calls under way finish; gives the latencies of the window. Whoever waits here holds up nothing else: a server
+    /// that does not answer must not keep an interrupt from being heard.
+    pub async fn finish(self) -> Result<Histogram<u64>> {
+        self.finish_within(PATIENCE).await
+    }
+
+    async fn finish_within(mut self, patience: Duration) -> Result<Histogram<u64>> {
         self.shared.window_is_open.store(false, Ordering::Relaxed);
         self.shared.stops.store(true, Ordering::Relaxed);
         let mut sum = latencies();
-        for thread in self.threads.drain(..) {
-            let panicked = |_| Fault::Refused("a load thread panicked".to_owned());
-            let of_thread = thread.join().map_err(panicked)??;
-            sum.add(of_thread).expect("all histograms have the same bounds");
-        }
+        let all = async {
+            for thread in self.threads.drain(..) {
+                let of_thread = threads::finished(thread).await?;
+                sum.add(of_thread).expect("all histograms have the same bounds");
+            }
+            Ok(())
+        };
+        within(patience, "answers to the calls under way", all).await?;
         Ok(sum)
     }
 }
@@ -113,18 +122,15 @@ struct Crew {
 }
 
 impl Crew {
-    fn run(self) -> Result<Histogram<u64>> {
-        let runtime = threads::event_loop()?;
+    async fn run(self) -> Result<Histogram<u64>> {
         let crew = Rc::new(self);
-        LocalSet::new().block_on(&runtime, async {
-            let mut connections = JoinSet::new();
-            for connection in crew.connections.clone() {
-                connections.spawn_local(drive(crew.clone(), connection));
-            }
-            tasks::all(&mut connections).await
-        })?;
-        let latency = crew.latency.borrow().clone();
-        Ok(latency)
+        let mut connections = JoinSet::new();
+        for connection in crew.connections.clone() {
+            connections.spawn_local(drive(crew.clone(), connection));
+        }
+        let outcome = tasks::all(&mut connections).await;
+        crew.shared.has_failed.fetch_or(outcome.is_err(), Ordering::Relaxed);
+        outcome.map(|_| crew.latency.borrow().clone())
     }
 }
 
@@ -204,5 +210,28 @@ impl Loops {
         self.clients[slot as usize] = Some(call);
         self.busy += 1;
         Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::task::LocalSet;
+
+    #[test]
+    fn a_load_that_is_not_answered_ends_with_the_patience() {
+        // It takes connections, by the kernel, and says nothing on them.
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = silent.local_addr().unwrap().to_string().into();
+        let runtime = threads::event_loop().unwrap();
+        let outcome = LocalSet::new().block_on(&runtime, async {
+            let shape = Shape { connections: 2, clients: 4, threads: 2 };
+            let load = Load::launch(&endpoint, shape, Work::Read { key: b"key".to_vec() }).unwrap();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            assert!(!load.has_failed());
+            load.finish_within(Duration::from_millis(50)).await
+        });
+        let text = outcome.unwrap_err().to_string();
+        assert_eq!(text, "nothing moved for 0 s; missing: answers to the calls under way");
     }
 }

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::caller::Caller;
-use crate::fault::{Fault, Result};
+use crate::fault::{Fault, Result, within};
 use crate::latency::{latencies, record};
 use crate::leases;
 use crate::link::Windows;
@@ -69,7 +69,7 @@ pub async fn locks(server: &mut Server, sizes: Sizes) -> Result<Measured> {
     // The leases have the numbers from 1 on; the last is that of whoever holds first.
     leases::grant(&server.endpoint, sizes.waiters + 1, LEASE_TTL).await?;
     let main = Caller::connect(&server.endpoint, Windows::SMALL).await?;
-    let mut held = lock(&main, sizes.waiters + 1).await?;
+    let mut held = within(sizes.patience, "a lock that nobody holds", lock(&main, sizes.waiters + 1)).await?;
 
     let (begun, meter) = (Instant::now(), Meter::start(server.process)?);
     let (told, mut holders) = mpsc::unbounded_channel();

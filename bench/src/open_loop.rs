@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::caller::Caller;
-use crate::fault::{Fault, Result};
+use crate::fault::{Fault, PATIENCE, Result, within};
 use crate::latency::{latencies, record};
 use crate::link::Windows;
 use crate::process;
@@ -98,7 +98,7 @@ pub async fn begin_when_due<F: Future<Output = Result<()>> + 'static>(
             return Err(Fault::Refused(format!("{UNANSWERED_MAX} calls on schedule are unanswered")));
         }
     }
-    tasks::all(&mut calls).await.map(drop)
+    within(PATIENCE, "the last calls on schedule", tasks::all(&mut calls)).await.map(drop)
 }
 
 /// The times at which calls are due, until told to stop.

@@ -10,7 +10,7 @@ use tarsier_proto::etcdserverpb as pb;
 use super::keys::{Keys, random_bytes};
 use super::pace::Pace;
 use super::tally::Tally;
-use super::{Common, Consistency, LeaseArgs, PutArgs, RangeArgs, SEED, TxnMixedArgs, TxnPutArgs, mark_if_cut_short};
+use super::{Common, Consistency, LeaseArgs, PutArgs, RangeArgs, SEED, TxnMixedArgs, TxnPutArgs, mark_as_cut_short};
 use crate::caller::Caller;
 use crate::fault::{Fault, Result};
 use crate::random::Random;
@@ -35,9 +35,9 @@ where
     F: FnMut(Caller, usize, u64) -> (usize, W) + 'static,
     W: Future<Output = Result<()>> + 'static,
 {
-    let tallies: Rc<RefCell<Vec<Tally>>> = Rc::new(RefCell::new(names.iter().map(|_| Tally::default()).collect()));
+    let tallies: Tallies = Rc::new(RefCell::new(names.iter().map(|_| Tally::default()).collect()));
     let (next, pace, begin) = (Rc::new(Cell::new(0)), Rc::new(RefCell::new(pace)), Rc::new(RefCell::new(begin)));
-    let started = Instant::now();
+    let (started, precise) = (Instant::now(), common.precise);
     let mut workers = tokio::task::JoinSet::new();
     for (worker, caller) in callers.into_iter().enumerate() {
         let (tallies, next, pace, begin) = (tallies.clone(), next.clone(), pace.clone(), begin.clone());
@@ -53,22 +53,46 @@ where
             Ok(())
         });
     }
+    // Declared last, so that it is dropped before the workers.
+    let mut report = Report { names, tallies: tallies.clone(), started, precise, is_whole: false };
     let outcome = tasks::all(&mut workers).await.map(drop);
     // After a fault the others would only find the same; what was measured so far is printed.
     workers.abort_all();
-    mark_if_cut_short(&outcome);
-    let total = started.elapsed();
-    let mut refused = 0;
-    for (name, tally) in names.iter().zip(tallies.borrow().iter()) {
-        if !name.is_empty() {
-            println!("\n{name}:");
-        }
-        print!("{}", tally.text(total, common.precise));
-        refused += tally.errors();
-    }
+    report.is_whole = outcome.is_ok();
+    drop(report);
+    let refused: u64 = tallies.borrow().iter().map(Tally::errors).sum();
     match outcome {
         Ok(()) if refused > 0 => Err(Fault::Refused(format!("{refused} calls were refused"))),
         outcome => outcome,
+    }
+}
+
+/// By the names of what is counted.
+type Tallies = Rc<RefCell<Vec<Tally>>>;
+
+/// What the calls took, printed when this is dropped: an interrupt drops a run where it stands, and what an hour has measured
+/// must not go with it.
+struct Report {
+    names: &'static [&'static str],
+    tallies: Tallies,
+    started: Instant,
+    precise: bool,
+    /// All calls have ended.
+    is_whole: bool,
+}
+
+impl Drop for Report {
+    fn drop(&mut self) {
+        if !self.is_whole {
+            mark_as_cut_short();
+        }
+        let total = self.started.elapsed();
+        for (name, tally) in self.names.iter().zip(self.tallies.borrow().iter()) {
+            if !name.is_empty() {
+                println!("\n{name}:");
+            }
+            print!("{}", tally.text(total, self.precise));
+        }
     }
 }
 

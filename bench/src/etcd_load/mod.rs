@@ -344,6 +344,10 @@ async fn explain(fault: Fault, endpoints: &[Arc<str>]) -> Fault {
 /// What is printed of a run with a fault is marked.
 fn mark_if_cut_short(outcome: &Result<()>) {
     if outcome.is_err() {
-        println!("\nThe run was cut short; so far:");
+        mark_as_cut_short();
     }
+}
+
+fn mark_as_cut_short() {
+    println!("\nThe run was cut short; so far:");
 }

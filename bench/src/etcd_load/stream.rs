@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::time::Duration;
 
 use bytes::Bytes;
 use h2::SendStream;
@@ -10,13 +9,11 @@ use tarsier_proto::etcdserverpb as pb;
 use tarsier_proto::etcdserverpb::watch_request::RequestUnion;
 
 use crate::caller::Caller;
-use crate::fault::{Fault, Result};
+use crate::fault::{Fault, PATIENCE, Result, within};
 use crate::link::{Answer, Piece};
 use crate::wire::{self, Deframer, WatchReply};
 
 const PATH: &str = wire::PATH_WATCH;
-/// A create or an event that is due and does not come for so long will not come.
-pub const PATIENCE: Duration = Duration::from_secs(60);
 
 pub struct WatchStream {
     caller: Caller,
@@ -58,7 +55,7 @@ impl WatchStream {
                 early(&reply)?;
             }
         };
-        within_patience("a watch to be created", created).await
+        within(PATIENCE, "a watch to be created", created).await
     }
 
     /// Gives the next message with events to `each`.
@@ -106,9 +103,4 @@ pub fn events(reply: &WatchReply<'_>) -> Result<u64> {
         count += 1;
     }
     Ok(count)
-}
-
-pub async fn within_patience<T>(what: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
-    let stalled = || Fault::Stalled { waiting_for: what.to_owned(), seconds: PATIENCE.as_secs() };
-    tokio::time::timeout(PATIENCE, work).await.unwrap_or_else(|_| Err(stalled()))
 }

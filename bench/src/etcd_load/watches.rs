@@ -15,11 +15,11 @@ use tokio::task::JoinSet;
 use super::calls::wait_for;
 use super::keys::{key, random_bytes};
 use super::pace::Pace;
-use super::stream::{PATIENCE, WatchStream, events, within_patience};
+use super::stream::{WatchStream, events};
 use super::tally::Tally;
 use super::{Common, SEED, WINDOWS, WatchArgs, WatchGetArgs, WatchLatencyArgs, mark_if_cut_short};
 use crate::caller::Caller;
-use crate::fault::{Fault, Result};
+use crate::fault::{Fault, PATIENCE, Result, within};
 use crate::random::Random;
 use crate::tasks;
 use crate::wire;
@@ -291,7 +291,7 @@ pub async fn watch_get(common: &Common, args: WatchGetArgs) -> Result<()> {
                 begins.notify_one();
             }
             while missing.get() > 0 {
-                within_patience("the events of the past", stream.next(&mut count)).await?;
+                within(PATIENCE, "the events of the past", stream.next(&mut count)).await?;
             }
             Ok(())
         });

@@ -8,7 +8,7 @@ use h2::SendStream;
 use tarsier_proto::etcdserverpb as pb;
 
 use crate::caller::Caller;
-use crate::fault::{Fault, Result};
+use crate::fault::{Fault, PATIENCE, Result, within};
 use crate::link::{Answer, Piece, Windows};
 use crate::wire::{self, Deframer, WatchReply};
 
@@ -53,6 +53,11 @@ impl WatchCall {
         }
     }
 
+    /// The same where an answer is due.
+    pub async fn read_answer(&mut self, each: impl FnMut(&WatchReply<'_>) -> Result<()>) -> Result<()> {
+        within(PATIENCE, "an answer of a watch stream", self.read(each)).await
+    }
+
     /// Watches these keys and waits for the answer.
     pub async fn watch(&mut self, key: &[u8], range_end: &[u8], start_revision: u64) -> Result<()> {
         self.create(key, range_end, start_revision);
@@ -63,7 +68,7 @@ impl WatchCall {
     async fn wait_until_created(&mut self) -> Result<()> {
         let mut is_created = false;
         while !is_created {
-            self.read(|reply| {
+            self.read_answer(|reply| {
                 if reply.canceled {
                     let reason = String::from_utf8_lossy(reply.cancel_reason).into_owned();
                     return Err(Fault::Canceled { watch: 0, reason });

@@ -78,7 +78,7 @@ pub async fn create_and_cancel(
         call.flush()?;
         ids.clear();
         while ids.len() < BATCH as usize {
-            call.read(|reply| {
+            call.read_answer(|reply| {
                 match reply.created && !reply.canceled {
                     true => ids.push(reply.watch_id),
                     false => return Err(Fault::Refused("a create was answered with something else".to_owned())),
@@ -91,7 +91,7 @@ pub async fn create_and_cancel(
         call.flush()?;
         let mut canceled = 0;
         while canceled < BATCH {
-            call.read(|reply| {
+            call.read_answer(|reply| {
                 canceled += u32::from(reply.canceled);
                 Ok(())
             })

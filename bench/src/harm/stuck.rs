@@ -91,7 +91,7 @@ async fn beside(server: &mut Server, sizes: Sizes, stuck: u32, measured: &mut Me
     let puts = load.completed() - behind;
     let rate = puts as f64 / window.elapsed().as_secs_f64();
     measured.courses.push(course);
-    let latency = load.finish()?;
+    let latency = load.finish().await?;
     measured.add(&scene, "revisions behind when measured", behind as f64);
     measured.add(&scene, RATE, rate);
     measured.tail(&scene, &latency);

@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::bystander::put_on_schedule;
 use crate::caller::Caller;
-use crate::fault::{Fault, Result};
+use crate::fault::{Fault, PATIENCE, Result};
 use crate::harm::call::WatchCall;
 use crate::latency::{latencies, record};
 use crate::link::Windows;
@@ -29,8 +29,6 @@ use crate::threads::{finished, on_preferred_thread};
 
 const PREFIX: &str = "witness/";
 const PREFIX_END: &[u8] = b"witness0";
-/// How long the last events may take.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Latencies of one phase.
 pub struct Tails {

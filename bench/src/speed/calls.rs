@@ -136,9 +136,9 @@ impl ClosedLoop {
         if load.has_failed() || units == 0 {
             let waiting_for = format!("an answer ({scene})");
             let nothing = || Fault::Stalled { waiting_for, seconds: scale.window.as_secs() };
-            return Err(if load.has_failed() { load.finish().err().unwrap_or_else(nothing) } else { nothing() });
+            return Err(if load.has_failed() { load.finish().await.err().unwrap_or_else(nothing) } else { nothing() });
         }
-        let latency = load.finish()?;
+        let latency = load.finish().await?;
         spent.figures(scene, units, measured);
         measured.tail(scene, &latency);
         if let Some((after, before)) = written {
