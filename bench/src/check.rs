@@ -18,7 +18,7 @@ use crate::caller::Caller;
 use crate::delivery::{self, EVENT_VALUE_BYTES, put_all};
 use crate::fault::{Fault, Result};
 use crate::fleet::{Fleet, Pace};
-use crate::harm::{WatchCall, create_and_cancel, deaf_streams};
+use crate::harm::{WatchCall, create_and_cancel, deaf_streams, ended_among};
 use crate::judge::{Put, events_due};
 use crate::keys::{KeyChoice, Plan};
 use crate::link::Windows;
@@ -201,8 +201,9 @@ async fn prove(
         // Some puts come while the watches come back.
         put_for(Duration::ZERO, &caller, &mut watched, &running, &mut still_alive, told).await?;
     }
-    running.stop().await?;
-    judge(&caller, &mut watched, patience, &mut still_alive).await
+    let void = running.stop().await?;
+    let found = judge(&caller, &mut watched, patience, &mut still_alive).await?;
+    Ok(found.or(void))
 }
 
 impl Told {
@@ -271,7 +272,7 @@ enum Running {
         is_over: Rc<Cell<bool>>,
     },
     /// They hold their streams and read nothing.
-    Stuck(#[expect(dead_code, reason = "what is held is what they do")] Vec<WatchCall>),
+    Stuck(Vec<WatchCall>),
 }
 
 impl Running {
@@ -311,14 +312,17 @@ impl Running {
         }
     }
 
-    async fn stop(self) -> Result<()> {
+    /// Why nothing was proven beside it, if it was not there to the end.
+    async fn stop(self) -> Result<Option<String>> {
         match self {
-            Running::Nothing | Running::Stuck(_) => Ok(()),
-            Running::Calls(load) => load.finish().await.map(drop),
+            Running::Nothing => {}
+            Running::Stuck(mut deaf) => return Ok(ended_among("stuck streams", &mut deaf)),
+            Running::Calls(load) => drop(load.finish().await?),
             Running::Churn { mut clients, is_over } => {
                 is_over.set(true);
-                tasks::all(&mut clients).await.map(drop)
+                tasks::all(&mut clients).await?;
             }
         }
+        Ok(None)
     }
 }

@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 
 use bytes::{Bytes, BytesMut};
 use h2::SendStream;
@@ -10,6 +11,7 @@ use tarsier_proto::etcdserverpb as pb;
 use crate::caller::Caller;
 use crate::fault::{Fault, PATIENCE, Result, within};
 use crate::link::{Answer, Piece, Windows};
+use crate::screen::count;
 use crate::wire::{self, Deframer, WatchReply};
 
 pub struct WatchCall {
@@ -69,17 +71,39 @@ impl WatchCall {
         let mut is_created = false;
         while !is_created {
             self.read_answer(|reply| {
-                if reply.canceled {
-                    let reason = String::from_utf8_lossy(reply.cancel_reason).into_owned();
-                    return Err(Fault::Canceled { watch: 0, reason });
-                }
                 is_created |= reply.created;
-                Ok(())
+                not_canceled(reply)
             })
             .await?;
         }
         Ok(())
     }
+
+    /// Reads what has come and was left unread, which the windows bound, and waits for nothing.
+    ///
+    /// # Errors
+    /// When that says that the stream, or a watch on it, has ended.
+    fn check_held(&mut self) -> Result<()> {
+        let mut cx = Context::from_waker(Waker::noop());
+        loop {
+            match self.answer.poll_piece(&self.endpoint, wire::PATH_WATCH, &mut cx) {
+                Poll::Pending => return Ok(()),
+                Poll::Ready(Ok(Piece::Data(data))) => {
+                    self.deframer.feed(&data, |message| not_canceled(&WatchReply::decode(message)?))?;
+                }
+                Poll::Ready(Ok(Piece::End)) => return Err(Fault::NoAnswer { path: wire::PATH_WATCH }),
+                Poll::Ready(Err(fault)) => return Err(fault),
+            }
+        }
+    }
+}
+
+fn not_canceled(reply: &WatchReply<'_>) -> Result<()> {
+    if !reply.canceled {
+        return Ok(());
+    }
+    let reason = String::from_utf8_lossy(reply.cancel_reason).into_owned();
+    Err(Fault::Canceled { watch: reply.watch_id.max(0) as u64, reason })
 }
 
 /// Every key there is, as a watch or a range names them.
@@ -113,4 +137,61 @@ pub async fn deaf_streams(
         }
     }
     Ok(deaf)
+}
+
+/// Why what was measured beside deaf streams is void: a server that has ended some of them was spared their load. They are read
+/// here, so they are of no more use.
+pub fn ended_among<'a>(streams: &str, deaf: impl IntoIterator<Item = &'a mut WatchCall>) -> Option<String> {
+    let (mut all, mut ended, mut first) = (0, 0, None);
+    for call in deaf {
+        all += 1;
+        if let Err(fault) = call.check_held() {
+            ended += 1;
+            first.get_or_insert(fault);
+        }
+    }
+    first.map(|first| format!("{} of {} {streams} have ended; the first of them: {first}", count(ended), count(all)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::threads;
+    use tokio::net::TcpListener;
+    use tokio::task::LocalSet;
+
+    /// Answers the head of every call and holds its stream, but for the second, which it refuses.
+    async fn serve(listener: TcpListener) {
+        let (socket, _) = listener.accept().await.unwrap();
+        let mut connection = h2::server::handshake(socket).await.unwrap();
+        let mut held = Vec::new();
+        while let Some(call) = connection.accept().await {
+            let (request, mut respond) = call.unwrap();
+            let (mut answer, is_refused) = (http::Response::new(()), held.len() == 1);
+            if is_refused {
+                answer.headers_mut().insert("grpc-status", http::HeaderValue::from_static("14"));
+            }
+            held.push((request, respond.send_response(answer, is_refused).unwrap()));
+        }
+    }
+
+    #[test]
+    fn a_deaf_stream_that_has_ended_makes_the_figure_void() {
+        let runtime = threads::event_loop().unwrap();
+        LocalSet::new().block_on(&runtime, async {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let endpoint = listener.local_addr().unwrap().to_string().into();
+            tokio::task::spawn_local(serve(listener));
+            let caller = Caller::connect(&endpoint, Windows::SMALL).await.unwrap();
+            let mut deaf = Vec::new();
+            for _ in 0..3 {
+                deaf.push(WatchCall::open(&caller).await.unwrap());
+            }
+            assert_eq!(ended_among("streams", &mut deaf), None, "nothing has come yet");
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            let reason = ended_among("streams", &mut deaf).unwrap();
+            assert!(reason.starts_with("1 of 3 streams have ended; the first of them: "), "{reason}");
+            assert!(reason.contains("status 14"), "{reason}");
+        });
+    }
 }

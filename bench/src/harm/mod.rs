@@ -18,7 +18,7 @@ use clap::Args;
 use crate::quick::Quick;
 use crate::server::Side;
 
-pub use call::{WatchCall, deaf_streams};
+pub use call::{WatchCall, deaf_streams, ended_among};
 pub use churn::{churn, create_and_cancel};
 pub use storm::storm;
 pub use stuck::stuck;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Sizes;
-use super::call::deaf_streams;
+use super::call::{deaf_streams, ended_among};
 use super::witness::Witness;
 use crate::fault::Result;
 use crate::link::Windows;
@@ -66,7 +66,7 @@ fn scene(stuck: u32) -> String {
 /// Gives the puts a second.
 async fn beside(server: &mut Server, sizes: Sizes, stuck: u32, measured: &mut Measured) -> Result<f64> {
     let scene = scene(stuck);
-    let deaf = deaf_streams(&server.endpoint, stuck, WINDOWS, 0).await?;
+    let mut deaf = deaf_streams(&server.endpoint, stuck, WINDOWS, 0).await?;
     let name = format!("{} stuck", count(u64::from(stuck)));
     let mut course = Course { picture: "Puts a second beside stuck watchers", name, points: Vec::new() };
     let load = launch(&server.endpoint, sizes.threads)?;
@@ -77,7 +77,7 @@ async fn beside(server: &mut Server, sizes: Sizes, stuck: u32, measured: &mut Me
     }
     // Their like come back with the first revision, as after a restart, and hang again.
     let coming = (Instant::now(), load.completed());
-    let back = deaf_streams(&server.endpoint, stuck, WINDOWS, 1).await?;
+    let mut back = deaf_streams(&server.endpoint, stuck, WINDOWS, 1).await?;
     while coming.0.elapsed() < sizes.window {
         look(&load, &mut course, begun).await;
     }
@@ -102,6 +102,7 @@ async fn beside(server: &mut Server, sizes: Sizes, stuck: u32, measured: &mut Me
     tokio::time::sleep(sizes.window).await;
     let tails = witness.finish().await?;
     tails[0].add(measured, &scene);
+    measured.void = ended_among("stuck streams", deaf.iter_mut().chain(&mut back));
     drop((deaf, back));
     Ok(rate)
 }

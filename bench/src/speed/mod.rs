@@ -83,6 +83,57 @@ pub enum Group {
     Locks,
 }
 
+impl Group {
+    fn name(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+
+    /// What stands behind the figures of its watches, if it has any: a server that does not tell them what it should is no
+    /// faster for it.
+    fn proof(self) -> Option<&'static str> {
+        match self {
+            Group::Create | Group::Event | Group::Idle | Group::Memory | Group::Storm => {
+                Some("each watch had every event that was due, exactly once, in order, with its key and revision")
+            }
+            Group::Cancel => {
+                Some("of each stream ten canceled watches had no event, and the one that was left had its own")
+            }
+            Group::Stuck | Group::Windows => Some(
+                "the streams that read nothing were still held at the end, which says nothing of their events; the \
+                 witness beside them had each of its own once",
+            ),
+            Group::Teardown => {
+                Some("the watches that were torn down had only been created; the witness had each of its events once")
+            }
+            Group::Churn => Some("each create and each cancel was answered; the survivor had each of its events once"),
+            Group::Expiry => Some("each key was seen deleted once, and not before its time"),
+            Group::Put
+            | Group::Read
+            | Group::Range
+            | Group::Txn
+            | Group::KeepAlive
+            | Group::Bystander
+            | Group::Durable
+            | Group::Recovery
+            | Group::Upkeep
+            | Group::Leases
+            | Group::Locks => None,
+        }
+    }
+}
+
+/// What stands behind the figures, for each kind of proof with the groups that it is of.
+fn proofs(groups: impl Iterator<Item = Group>) -> Vec<String> {
+    let mut proofs: Vec<(&str, Vec<String>)> = Vec::new();
+    for (group, proof) in groups.filter_map(|group| Some((group, group.proof()?))) {
+        match proofs.iter_mut().find(|(known, _)| *known == proof) {
+            Some((_, names)) => names.push(group.name()),
+            None => proofs.push((proof, vec![group.name()])),
+        }
+    }
+    proofs.into_iter().map(|(proof, names)| format!("{}: {proof}", names.join(", "))).collect()
+}
+
 #[derive(Args, Clone, Debug)]
 pub struct SpeedArgs {
     /// The etcd program
@@ -347,8 +398,7 @@ impl Run<'_> {
                 self.report.add(side, measured);
             }
             Err(fault) => {
-                let name = group.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
-                let text = format!("{}, {name}: {fault}", side.name());
+                let text = format!("{}, {}: {fault}", side.name(), group.name());
                 eprintln!("  {text}");
                 self.report.fail(text);
             }
@@ -368,7 +418,7 @@ impl Run<'_> {
         circumstances.command = std::env::args().collect::<Vec<_>>().join(" ");
         let notes = &mut circumstances.notes;
         notes.push(format!("one load client of {} thread(s) on the same machine, without TLS", args.threads.max(1)));
-        notes.push("each watch's events were checked: exactly once, in order, with their key and revision".to_owned());
+        notes.extend(proofs(Group::value_variants().iter().copied().filter(|group| args.has(*group))));
         notes.push(match Disk::under(&args.started.data_root()) {
             Ok(disk) => format!("the data lies on {}; all that is written to it is counted", disk.name),
             Err(fault) => format!("what puts write was not counted, and nothing was synced to a disk: {fault}"),
@@ -393,5 +443,18 @@ fn show(side: Side, measured: &Measured) {
     }
     if let Some(reason) = &measured.void {
         eprintln!("  {}: void: {reason}", side.name());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_proven_is_said_of_the_scenes_that_prove_it() {
+        let proofs = proofs([Group::Put, Group::Create, Group::Cancel, Group::Idle, Group::Stuck].into_iter());
+        assert_eq!(proofs.len(), 3, "{proofs:?}");
+        assert!(proofs[0].starts_with("create, idle: each watch had every event"), "{proofs:?}");
+        assert!(proofs[2].starts_with("stuck: the streams that read nothing were still held"), "{proofs:?}");
     }
 }
