@@ -77,6 +77,13 @@ impl Progress {
         self.fault.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
+    /// Of so many watches in all: the last of them wakes whoever waits for it, whose clock runs.
+    fn create(&self, watches: u64, all: u64) {
+        if self.created.fetch_add(watches, Ordering::Relaxed) + watches >= all {
+            self.reached.notify_one();
+        }
+    }
+
     fn deliver(&self, events: u64) {
         let delivered = self.delivered.fetch_add(events, Ordering::Relaxed) + events;
         if delivered >= self.wanted.load(Ordering::Relaxed) {
@@ -411,7 +418,7 @@ impl WatchStream {
             Ok(())
         })?;
         if created > 0 {
-            crew.progress.created.fetch_add(created, Ordering::Relaxed);
+            crew.progress.create(created, crew.plan.watches());
         }
         if delivered > 0 {
             crew.progress.deliver(delivered);
