@@ -218,13 +218,14 @@ impl Program {
     }
 }
 
-/// Has the kernel kill the process when the thread that starts it ends. Nothing of ours runs when this program is killed or
-/// aborts, and a server left behind would hold its port, its memory and, in the next run, half of the clients.
+/// Has the kernel kill the process when the thread that starts it ends, which must be one that lasts as long as the process is
+/// wanted. Nothing of ours runs when this program is killed or aborts, and a server left behind would hold its port, its
+/// memory and, in the next run, half of the clients.
 #[allow(
     unsafe_code,
     reason = "only between fork and exec can a process ask for this, and std has no safe way to be there"
 )]
-fn end_with_us(command: &mut Command) {
+pub fn end_with_us(command: &mut Command) {
     let parent = rustix::process::getpid();
     let ask = move || {
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;

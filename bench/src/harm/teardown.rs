@@ -11,7 +11,7 @@ use super::witness::Witness;
 use crate::fault::{Fault, Result};
 use crate::report::Measured;
 use crate::screen::count;
-use crate::server::Server;
+use crate::server::{Server, end_with_us};
 
 const STREAMS: u32 = 50;
 const WATCHINGS: u32 = 100;
@@ -80,7 +80,10 @@ impl Clients {
     fn launch(server: &Server, connections: u32, threads: u32) -> Result<(Clients, oneshot::Receiver<bool>)> {
         let refused = |cause| Fault::Refused(format!("the clients to be killed do not start: {cause}"));
         let program = std::env::current_exe().map_err(refused)?;
-        let mut child = Command::new(program)
+        let mut command = Command::new(program);
+        // Killed without a word, we would leave them with their watches for a day. The thread is that of the run.
+        end_with_us(&mut command);
+        let mut child = command
             .args(["hold", "--endpoint", &server.endpoint, "--pid", &server.process.id.to_string()])
             .args(["--connections", &connections.to_string(), "--streams", &STREAMS.to_string()])
             .args(["--watchings", &WATCHINGS.to_string(), "--threads", &threads.to_string()])
