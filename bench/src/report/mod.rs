@@ -194,6 +194,11 @@ impl Report {
         self.rows.iter().flat_map(|row| &row.voids).map(Vec::len).sum()
     }
 
+    /// Whether any scene has come to a figure, be it a void one.
+    pub fn has_figures(&self) -> bool {
+        !self.rows.is_empty()
+    }
+
     pub fn failures(&self) -> usize {
         self.failures.len()
     }

@@ -3,7 +3,7 @@
 //! The figure is the server's own CPU time for a unit of work. On a small machine the load client takes cores from what it
 //! measures, so throughput flatters the slower server; it is printed beside it all the same. In each round both sides
 //! run, each on fresh data; the order turns from round to round. After each scene the folder of the report is whole, and
-//! a fault ends its scene alone.
+//! a fault ends its scene alone. Until the first figure it holds what it held before.
 //!
 //! ```text
 //! here ─► calls (single calls) ─► work, load, open_loop      scenes (watches, recovery)      cancel
@@ -24,6 +24,7 @@ use scenes::{Scale, State, WatchShape};
 use crate::bystander::{self, Bystander};
 use crate::disk::Disk;
 use crate::fault::{Fault, Result};
+use crate::files::prepare_folder;
 use crate::harm;
 use crate::keys::KeyChoice;
 use crate::leases;
@@ -264,8 +265,7 @@ pub async fn run(args: SpeedArgs) -> Result<()> {
     process::check_files(connections, "the scene with the most connections")?;
     let mut run = Run { args: &args, report: Report::default() };
     run.describe();
-    // Before anything is measured, so that a folder that cannot be written costs no hour.
-    run.write()?;
+    args.output.as_deref().map_or(Ok(()), prepare_folder)?;
     for program in &programs {
         let mut server = program.start().await?;
         let version = async { numbers::version(&server.caller().await?).await }.await;
@@ -403,7 +403,8 @@ impl Run<'_> {
                 self.report.fail(text);
             }
         }
-        self.write()
+        // A run that has measured nothing yet must not replace the report of one that has.
+        if self.report.has_figures() { self.write() } else { Ok(()) }
     }
 
     fn write(&self) -> Result<()> {
