@@ -1,5 +1,6 @@
 //! A server under test: started on ports of ours with a data directory of its own, stopped and removed on every way out.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::net::TcpListener;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -125,7 +126,7 @@ pub struct Program {
     pub path: PathBuf,
     /// Flags of the user behind ours.
     pub flags: Vec<String>,
-    /// Variables beside those of this process.
+    /// Variables beside those of this process, of which it gets none that would set it up.
     pub environment: Vec<(&'static str, String)>,
     /// For clients; etcd takes the next one for its peers.
     pub port: u16,
@@ -200,6 +201,9 @@ impl Program {
         let data = directory.join(DATA);
         let mut command = group.map_or_else(|| Command::new(&self.path), |group| group.command(&self.path));
         end_with_us(&mut command);
+        for (name, _) in std::env::vars_os().filter(|(name, _)| sets_up(name)) {
+            command.env_remove(name);
+        }
         command
             .args(self.flags(&data.to_string_lossy()))
             .envs(self.environment.iter().cloned())
@@ -216,6 +220,16 @@ impl Program {
             |cause| Fault::Refused(format!("port {} cannot be used: {cause}; choose another --port", self.port));
         TcpListener::bind(("127.0.0.1", self.port)).map(drop).map_err(taken)
     }
+}
+
+/// Whether a variable of our own environment would change how a server works: the settings of both, of the runtime of Go and
+/// of tarsier's allocator. What a figure rests on must be in the command that the report shows.
+fn sets_up(name: &OsStr) -> bool {
+    let name = name.as_encoded_bytes();
+    let begins = |prefix: &&[u8]| name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix));
+    let prefixes: [&[u8]; 3] = [b"ETCD_", b"TARSIER_", b"MIMALLOC_"];
+    let of_go: [&[u8]; 4] = [b"GOGC", b"GOMEMLIMIT", b"GOMAXPROCS", b"GODEBUG"];
+    prefixes.iter().any(begins) || of_go.contains(&name)
 }
 
 /// Has the kernel kill the process when the thread that starts it ends, which must be one that lasts as long as the process is
@@ -446,6 +460,16 @@ mod tests {
         };
         let ended = std::thread::spawn(start).join().unwrap().wait().unwrap();
         assert_eq!(ended.signal(), Some(Signal::KILL.as_raw()));
+    }
+
+    #[test]
+    fn what_the_shell_has_set_does_not_set_up_a_server() {
+        for name in ["ETCD_NAME", "TARSIER_MEMORY_LIMIT", "mimalloc_arena_eager_commit", "GOGC", "GODEBUG"] {
+            assert!(sets_up(OsStr::new(name)), "{name}");
+        }
+        for name in ["PATH", "HOME", "ETCD", "GOPATH", "LD_LIBRARY_PATH", ""] {
+            assert!(!sets_up(OsStr::new(name)), "{name}");
+        }
     }
 
     #[test]
