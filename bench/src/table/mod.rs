@@ -107,9 +107,12 @@ impl TableArgs {
         if beside.is_file() {
             return Ok(Some(beside));
         }
-        // Another server alone is a table too, if it was asked for.
-        let shown = beside.display();
-        Err(Fault::Refused(format!("there is no {shown}: build it, name another with --tarsier, or --without-tarsier")))
+        // Another server alone is a table too, if it was asked for. Cargo builds this program without the server beside it.
+        let (shown, release) = (beside.display(), if cfg!(debug_assertions) { "" } else { " --release" });
+        Err(Fault::Refused(format!(
+            "there is no {shown}: build it with `cargo build{release} -p tarsier`, name another with --tarsier, or \
+             leave it out with --without-tarsier"
+        )))
     }
 
     fn chosen(&self) -> Chosen {
