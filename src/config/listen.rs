@@ -10,7 +10,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 pub struct ListenAddress {
     pub address: SocketAddr,
     /// Whether the start fails when it cannot be bound. `localhost` asks for both families, and a host without IPv6 still
-    /// has a localhost: there only the IPv4 address is required.
+    /// has a localhost: there only the IPv4 address is required. An unspecified address asks for both as well (Go's
+    /// `net.Listen`), and requires its own.
     pub required: bool,
 }
 
@@ -72,7 +73,12 @@ fn addresses_of(url: &str) -> Result<Vec<ListenAddress>, String> {
         None => host.parse().map(IpAddr::V4),
     }
     .map_err(|_| format!("{url}: expected an IP address or localhost to listen on"))?;
-    Ok(vec![ListenAddress { address: SocketAddr::new(ip, port), required: true }])
+    let mut addresses = vec![ListenAddress { address: SocketAddr::new(ip, port), required: true }];
+    if ip.is_unspecified() {
+        let other = if ip.is_ipv4() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+        addresses.push(ListenAddress { address: SocketAddr::new(other, port), required: false });
+    }
+    Ok(addresses)
 }
 
 /// Splits `http://host:port`, and says of every other scheme why it is refused.
@@ -123,10 +129,15 @@ mod tests {
     }
 
     #[test]
+    fn an_unspecified_address_means_both_families_and_needs_its_own() {
+        check("http://0.0.0.0:2379", "0.0.0.0:2379 [::]:2379?");
+        check("http://[::]:2379", "[::]:2379 0.0.0.0:2379?");
+        check("http://[::]:2379,http://0.0.0.0:2379", "[::]:2379 0.0.0.0:2379");
+    }
+
+    #[test]
     fn addresses_keep_the_order_of_the_list_and_come_once() {
-        check("http://0.0.0.0:2379", "0.0.0.0:2379");
         check("http://10.0.0.1:1, http://127.0.0.1:2,http://10.0.0.1:1", "10.0.0.1:1 127.0.0.1:2");
-        check("http://[::]:2379", "[::]:2379");
     }
 
     #[test]
@@ -159,7 +170,7 @@ mod tests {
         assert!(listen_addresses_beside("http://0.0.0.0:2379", &clients).is_err(), "127.0.0.1 is one of them");
         let any = listen_addresses("http://0.0.0.0:2379").expect("an address");
         assert!(listen_addresses_beside("http://127.0.0.1:2379", &any).is_err());
-        assert!(listen_addresses_beside("http://[::1]:2379", &any).is_ok(), "another family");
+        assert!(listen_addresses_beside("http://[::1]:2379", &any).is_err(), "the other family is served too");
     }
 
     #[test]

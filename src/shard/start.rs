@@ -331,7 +331,7 @@ fn bind(config: &Config) -> Result<Vec<(Listener, Door)>, StartError> {
         match Listener::bind(listen.address) {
             Ok(listener) => listeners.push((listener, door)),
             Err(error) if listen.required => return Err(error.into()),
-            Err(error) => tracing::warn!(%error, "this address of localhost is not served"),
+            Err(error) => tracing::warn!(%error, "an address of the other family is not served"),
         }
     }
     Ok(listeners)
