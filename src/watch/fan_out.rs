@@ -1,7 +1,7 @@
 //! One batch to all synced watchers that it concerns.
 //!
-//! First every change is held against the groups; then each group that was hit has its events encoded once, and each of
-//! its members is sent them behind a head of its own. All of it goes in bounded pieces, at a cursor. While a batch is under way no
+//! First every change is held against the groups; then each group that was hit has its events encoded once, large ones that
+//! the next group is told alike for both, and each of its members is sent them behind a head of its own. All of it goes in bounded pieces, at a cursor. While a batch is under way no
 //! watch is created and none canceled (requests wait), so the only one to take members out of a group is the cursor itself:
 //! the last member comes to the cursor's place, and the cursor stays there, or it would pass that member by.
 
@@ -42,6 +42,9 @@ pub(super) struct FanOut {
     at: usize,
     run: Option<Run>,
     encoded: Vec<u8>,
+    /// The large events that were encoded last, without previous versions and with them: a large value that a thousand groups
+    /// watch is in memory once.
+    same: [Option<Same>; 2],
     /// Events of earlier runs that some stream still has to send.
     shared: VecDeque<Bytes>,
     shared_bytes: usize,
@@ -58,6 +61,12 @@ struct Changes {
     next: u32,
 }
 
+/// Changes in a row, encoded for one group, that concern the next one as well.
+struct Same {
+    changes: (u32, u32),
+    bytes: Bytes,
+}
+
 /// A group that is concerned.
 struct Hit {
     group: u32,
@@ -71,6 +80,8 @@ struct Run {
     group: u32,
     /// What is still to be encoded. None: nothing.
     changes: Option<Changes>,
+    /// All of it, where that is in a row.
+    in_a_row: Option<(u32, u32)>,
     /// The next member.
     member: usize,
     options: Options,
@@ -108,8 +119,10 @@ impl FanOut {
         let Some(_) = &self.batch else { return self.shared_bytes };
         let further = self.further.capacity() * size_of::<Changes>();
         let hits = self.hits.capacity() * size_of::<Hit>() + further + self.hit_of.allocation_size();
-        let shared = self.run.as_ref().and_then(|run| run.shared.as_ref()).map_or(0, Bytes::len);
-        self.shared_bytes + hits + self.encoded.capacity() + shared
+        let of_run = self.run.as_ref().filter(|run| run.in_a_row.is_none());
+        let of_run = of_run.and_then(|run| run.shared.as_ref()).map_or(0, Bytes::len);
+        let same = self.same.iter().flatten().map(|same| same.bytes.len()).sum::<usize>();
+        self.shared_bytes + hits + self.encoded.capacity() + of_run + same
     }
 
     pub(super) fn start(&mut self, batch: Arc<Batch>) {
@@ -139,6 +152,9 @@ impl FanOut {
 
     /// The batch is told. What grew beyond the usual is given back.
     fn end(&mut self) {
+        for shared in std::mem::take(&mut self.same).into_iter().flatten() {
+            self.end_of_shared(shared.bytes);
+        }
         self.batch = None;
         self.hits.clear();
         self.hits.shrink_to(HITS_KEPT);
@@ -148,6 +164,29 @@ impl FanOut {
         self.hit_of.shrink_to(HITS_KEPT);
         self.encoded.clear();
         self.encoded.shrink_to(ENCODED_BYTES_KEPT);
+    }
+}
+
+impl FanOut {
+    /// A buffer is taken back for the next run, unless a stream still holds a piece of it.
+    fn end_of_shared(&mut self, shared: Bytes) {
+        match shared.try_into_mut() {
+            Ok(encoded) => self.encoded = encoded.into(),
+            Err(shared) => self.keep_count(shared),
+        }
+    }
+
+    /// The large events of the group in turn may be what the next one is told.
+    fn keep_same(&mut self, with_previous: bool, changes: (u32, u32), bytes: &Bytes) {
+        let same = Same { changes, bytes: bytes.clone() };
+        if let Some(before) = self.same[usize::from(with_previous)].replace(same) {
+            self.end_of_shared(before.bytes);
+        }
+    }
+
+    fn same(&self, with_previous: bool, changes: (u32, u32)) -> Option<Bytes> {
+        let same = self.same[usize::from(with_previous)].as_ref().filter(|same| same.changes == changes);
+        same.map(|same| same.bytes.clone())
     }
 }
 
@@ -213,14 +252,15 @@ impl Hub {
 
     /// The next group is in turn.
     fn start_run(&mut self, batch: &Batch) {
-        let FanOut { hits, at, encoded, .. } = &mut self.fan_out;
-        let Hit { group, changes, .. } = hits[*at];
+        let Hit { group, changes, .. } = self.fan_out.hits[self.fan_out.at];
         let options = self.groups.get(group).expect("groups stay while a batch is under way").options();
         let with_previous = options.has(Options::PREV_KV) && previous_is_kept(batch.revision, self.compacted);
-        encoded.clear();
         let header = self.config.identity.header(batch.revision);
-        let run = Run { group, changes: Some(changes), member: 0, options, with_previous, header, shared: None };
-        self.fan_out.run = Some(run);
+        let in_a_row = (changes.next == NONE).then_some((changes.start, changes.end));
+        let shared = in_a_row.and_then(|changes| self.fan_out.same(with_previous, changes));
+        let changes = if shared.is_none() { Some(changes) } else { None };
+        self.fan_out.encoded.clear();
+        self.fan_out.run = Some(Run { group, changes, in_a_row, member: 0, options, with_previous, header, shared });
     }
 
     /// Encodes events of the group in turn. Gives how many.
@@ -239,7 +279,11 @@ impl Hub {
             if encoded.capacity() > 2 * encoded.len() {
                 encoded.shrink_to_fit();
             }
-            run.shared = Some(Bytes::from(std::mem::take(encoded)));
+            let shared = Bytes::from(std::mem::take(encoded));
+            if let Some(changes) = run.in_a_row {
+                self.fan_out.keep_same(run.with_previous, changes, &shared);
+            }
+            run.shared = Some(shared);
         }
         self.fan_out.run = Some(run);
         count
@@ -267,12 +311,9 @@ impl Hub {
             }
         }
         self.fan_out.at += 1;
-        if let Some(shared) = run.shared {
-            // Taken back for the next run, unless a stream still holds a piece of it.
-            match shared.try_into_mut() {
-                Ok(encoded) => self.fan_out.encoded = encoded.into(),
-                Err(shared) => self.fan_out.keep_count(shared),
-            }
+        // The next group may be told the same; what is kept for that is given up at the end of the batch.
+        if let Some(shared) = run.shared.filter(|_| run.in_a_row.is_none()) {
+            self.fan_out.end_of_shared(shared);
         }
         self.groups.release(run.group);
         used
@@ -336,4 +377,49 @@ impl Hub {
 
 fn member_at(groups: &Groups, group: u32, at: usize) -> Option<Member> {
     groups.get(group).expect("groups stay while a batch is under way").members().get(at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{KeyRange, KeyValue, LeaseId, Time};
+    use crate::watch::hub::{Create, HubConfig, Request};
+
+    /// The ranges differ, so each watch has a group of its own, and nobody reads.
+    #[test]
+    fn a_large_event_is_held_once_for_all_who_are_told_it() {
+        const VALUE_BYTES: usize = 1 << 20;
+        let mut hub = Hub::new(HubConfig::default(), Revision(1));
+        for number in 0..200 {
+            let stream = hub.open_stream(number);
+            let range = KeyRange::Span { start: "a".into(), end: format!("b{number}").into() };
+            let create = Create { prev_kv: number % 2 == 0, ..Create::plain(range) };
+            hub.request(stream, Revision(1), Request::Create(create));
+        }
+        let put = |revision: i64, key: &[u8], bytes: usize| {
+            let (revision, value) = (Revision(revision), vec![b'v'; bytes]);
+            let kv = KeyValue::new(key, &value, revision, revision, 0, 1, LeaseId::NONE);
+            let changes = Box::new([Change::Put { kv, previous: None }]);
+            Arc::new(Batch { revision, time: Time(0), changes })
+        };
+        hub.handle_batch(put(2, b"abc", VALUE_BYTES));
+        while hub.turn(7) {}
+        assert_eq!(hub.counters().events_sent, 200);
+        let backlog = hub.bytes().backlog;
+        assert!(backlog < 3 * VALUE_BYTES, "{backlog} bytes for one event");
+        let taken = |hub: &mut Hub| {
+            let streams: Vec<_> = std::iter::from_fn(|| hub.next_ready()).map(|(stream, _)| stream).collect();
+            let taken = streams.iter().map(|stream| {
+                std::iter::from_fn(|| hub.take_output(*stream, 1 << 14)).map(|bytes| bytes.len()).sum::<usize>()
+            });
+            taken.collect::<Vec<_>>()
+        };
+        let told = taken(&mut hub);
+        assert!(told.len() == 200 && told.iter().all(|bytes| *bytes > VALUE_BYTES));
+        hub.handle_batch(put(3, b"z", 1));
+        while hub.turn(7) {}
+        hub.keep_house();
+        let backlog = hub.bytes().backlog;
+        assert!(backlog < VALUE_BYTES, "{backlog} bytes are left of it");
+    }
 }
