@@ -85,6 +85,8 @@ pub(super) struct Pass {
     pub(super) position: Revision,
     /// Changes of it that are held against the groups already.
     pub(super) change: usize,
+    /// The first group that gathered any of it.
+    pub(super) first: Option<u32>,
     /// Groups that gathered enough in the batch being read.
     pub(super) full: Vec<u32>,
     /// Groups below are done with.
@@ -331,6 +333,24 @@ impl BehindGroup {
     /// Whether anybody takes part in this pass.
     pub(super) fn takes_part(&self, pass: &Pass) -> bool {
         !self.members.is_empty() || (self.pass != pass.number && !self.waiting.is_empty())
+    }
+
+    /// There is no memory for what this group is told of a revision: all who take part wait for the next pass, which reads it
+    /// again. Gives how many these are, and what the first of them needs.
+    pub(super) fn step_aside(&mut self, revision: Revision, gathered_bytes: &mut usize) -> (usize, Option<Revision>) {
+        *gathered_bytes -= self.gathered_len();
+        let gathered = self.gathered.take();
+        // Without any events before it they need nothing before it; but who needs what is compacted is still to be told so.
+        let starts = gathered.as_ref().and_then(|gathered| gathered.starts.first());
+        let has_earlier = starts.is_some_and(|(first, _)| *first < revision);
+        let window = std::mem::replace(&mut self.window, revision.next());
+        if !has_earlier {
+            let complete = self.members.iter_mut().filter(|behind| behind.next >= window);
+            complete.for_each(|behind| behind.next = behind.next.max(revision));
+        }
+        let (count, low) = (self.members.len(), self.members.iter().map(|behind| behind.next).min());
+        self.waiting.append(&mut self.members);
+        (count, low)
     }
 
     /// Makes window and gathered events those of this pass, in which all take part who were there when it began.

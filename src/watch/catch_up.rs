@@ -73,6 +73,7 @@ impl Hub {
             // The revision of the empty store has no batch.
             position: start.max(Revision::FIRST.next()),
             change: 0,
+            first: None,
             full: Vec::new(),
             cursor: 0,
             relief: None,
@@ -119,7 +120,7 @@ impl Hub {
 
     fn gather(&mut self, batch: &Batch, budget: usize) -> usize {
         let Hub { catch_up, groups, compacted, config, .. } = self;
-        let CatchUp { pass, groups: behind, gathered_bytes, .. } = catch_up;
+        let CatchUp { pass, groups: behind, gathered_bytes, taking_part, low, .. } = catch_up;
         let pass = pass.as_mut().expect("only a pass reads history");
         let keeps_previous = previous_is_kept(batch.revision, *compacted);
         let mut used = 0;
@@ -133,6 +134,13 @@ impl Hub {
                 if batch.revision < entry.low {
                     // Nobody needs it, and who comes later and does waits for the next pass.
                     entry.window = entry.window.max(batch.revision.next());
+                    return;
+                }
+                if *pass.first.get_or_insert(group) != group && *gathered_bytes > config.gathered_bytes_max {
+                    // One value may concern thousands of groups, and each would have a copy of its own here.
+                    let (aside, lowest) = entry.step_aside(batch.revision, gathered_bytes);
+                    *taking_part -= aside;
+                    *low = [*low, lowest].into_iter().flatten().min();
                     return;
                 }
                 let gathered = entry.gathered.get_or_insert_default();
@@ -169,7 +177,7 @@ impl Hub {
             pass.change += 1;
         }
         if pass.change == batch.changes.len() {
-            pass.change = 0;
+            (pass.change, pass.first) = (0, None);
             pass.position = pass.position.next();
             if *gathered_bytes > config.gathered_bytes_max {
                 pass.relief = Some(pass.cursor);
@@ -377,5 +385,44 @@ impl Hub {
             }
         }
         used
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{Change, KeyRange, KeyValue, LeaseId, Time};
+    use crate::watch::hub::{Create, HubConfig, Request};
+
+    /// The ranges differ, so each watch has a group of its own.
+    #[test]
+    fn a_large_event_is_gathered_for_a_few_late_groups_at_a_time() {
+        const VALUE_BYTES: usize = 256 << 10;
+        const GATHERED_BYTES_MAX: usize = 1 << 20;
+        let mut hub =
+            Hub::new(HubConfig { gathered_bytes_max: GATHERED_BYTES_MAX, ..HubConfig::default() }, Revision(1));
+        for revision in (2..52).map(Revision) {
+            let bytes = if revision == Revision(40) { VALUE_BYTES } else { 1 };
+            let kv = KeyValue::new(b"abc", &vec![b'v'; bytes], Revision(2), revision, 0, revision.0 - 1, LeaseId::NONE);
+            let changes = Box::new([Change::Put { kv, previous: None }]);
+            hub.handle_batch(Arc::new(Batch { revision, time: Time(0), changes }));
+        }
+        while hub.turn(100) {}
+        let stream = hub.open_stream(0);
+        for number in 0..200 {
+            let range = KeyRange::Span { start: "a".into(), end: format!("b{number}").into() };
+            let create = Create { start: 2 + number % 45, ..Create::plain(range) };
+            hub.request(stream, Revision(51), Request::Create(create));
+        }
+        let (mut most, mut told) = (0, 0);
+        while hub.counters().behind > 0 || told == 0 {
+            while hub.turn(7) {
+                most = most.max(hub.bytes().apart);
+            }
+            told += std::iter::from_fn(|| hub.take_output(stream, 1 << 20)).map(|bytes| bytes.len()).sum::<usize>();
+        }
+        assert!(most < GATHERED_BYTES_MAX + 2 * VALUE_BYTES, "{most} bytes at most");
+        let with_large = (0..200).filter(|number| 2 + number % 45 <= 40).count();
+        assert!((with_large * VALUE_BYTES..(with_large + 1) * VALUE_BYTES).contains(&told), "{told} bytes were told");
     }
 }
