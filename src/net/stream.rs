@@ -32,7 +32,7 @@ const OUTPUTS_PER_LOOK: usize = 8;
 const MESSAGES_PER_LOOK: usize = 256;
 /// Messages between two looks at the clock. They are answered together, and h2's clients end a connection on which some two
 /// hundred small frames wait to be read.
-const MESSAGES_PER_CLOCK: usize = 16;
+const MESSAGES_PER_CLOCK: usize = 4;
 
 pub struct Row {
     body: RecvStream,
