@@ -16,13 +16,12 @@ pub fn descriptors_max() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
-/// Lets the process have as many as it may ask for, and says how many that is. What a shell sets by default is for programs
-/// that wait for descriptors with `select`.
-pub fn raise_descriptors_max() -> u64 {
+/// Lets the process have as many as it may ask for. What a shell sets by default is for programs that wait for descriptors with
+/// `select`.
+pub fn raise_descriptors_max() {
     let limit = getrlimit(Resource::Nofile);
     // Where it is refused, the old one holds.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
-    descriptors_max()
 }
 
 /// How many it has open. The kernel counts them since Linux 6.2; before that they are counted one by one.

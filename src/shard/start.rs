@@ -126,6 +126,7 @@ pub fn run(config: Config) -> Result<(), StartError> {
     let started_at = clock::wall();
     memory::without_huge_pages().map_err(system("switch transparent huge pages off"))?;
     memory::return_pages_at_once();
+    process::raise_descriptors_max();
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGUSR1]).map_err(system("listen for signals"))?;
     probe(&config)?;
     log_quota(&config);
@@ -272,7 +273,7 @@ fn plan_shards(
 
 /// No more than there are descriptors for: the log needs some as well, and so does whoever looks why clients are turned away.
 fn connections_max(config: &Config) -> u64 {
-    let descriptors = process::raise_descriptors_max();
+    let descriptors = process::descriptors_max();
     let there_are = descriptors.saturating_sub(DESCRIPTORS_RESERVED).max(descriptors / 2);
     tracing::info!(descriptors, connections_max = there_are, "room for connections");
     config.connections_max.map_or(there_are, |asked| asked.min(there_are))
