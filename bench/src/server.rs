@@ -25,6 +25,8 @@ use crate::process::Process;
 const START_PATIENCE: Duration = Duration::from_secs(20);
 /// From the request to end to the end; then it is killed.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
+/// From the end of a server that was killed to its port being free.
+const PORT_PATIENCE: Duration = Duration::from_secs(2);
 /// The data directory inside the directory of a server.
 const DATA: &str = "data";
 
@@ -182,7 +184,7 @@ impl Program {
     }
 
     async fn start_with(&self, prepare: impl FnOnce(&Path), group: Option<MemoryGroup>) -> Result<Server> {
-        self.check_port()?;
+        self.check_port().await?;
         let directory = TemporaryDirectory::new(&self.data_root)?;
         prepare(&directory.path.join(DATA));
         let child = self.spawn(&directory.path, group.as_ref())?;
@@ -214,11 +216,20 @@ impl Program {
         cpus::on(self.cpus.as_ref(), || command.spawn().map_err(refused))
     }
 
-    /// A server that shares its port silently with a forgotten one would serve half of the clients.
-    fn check_port(&self) -> Result<()> {
-        let taken =
-            |cause| Fault::Refused(format!("port {} cannot be used: {cause}; choose another --port", self.port));
-        TcpListener::bind(("127.0.0.1", self.port)).map(drop).map_err(taken)
+    /// A server that shares its port silently with a forgotten one would serve half of the clients. One that was just killed
+    /// keeps its sockets for a moment, until the kernel has taken its rings apart.
+    async fn check_port(&self) -> Result<()> {
+        let asked = Instant::now();
+        while let Err(cause) = TcpListener::bind(("127.0.0.1", self.port)) {
+            if asked.elapsed() >= PORT_PATIENCE {
+                return Err(Fault::Refused(format!(
+                    "port {} cannot be used: {cause}; choose another --port",
+                    self.port
+                )));
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
     }
 }
 
