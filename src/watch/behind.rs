@@ -9,14 +9,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use hashbrown::HashMap;
 
+use super::gathered::Gathered;
 use super::group::Member;
+use super::message::Events;
 use crate::types::{Batch, Revision};
-
-/// Revisions a response holds at most (etcd: `watchBatchMaxRevs`).
-const REVISIONS_PER_RESPONSE: usize = 1_000;
-/// A group that has gathered this much is flushed before the end of the pass. A stream that does not read holds one such
-/// response, and perhaps nobody else does.
-const GATHERED_BYTES_MAX: usize = 64 << 10;
 
 /// So many late groups are held against a change one by one: fewer than the groups that its key may hit.
 pub(super) const FEW: usize = 16;
@@ -32,36 +28,6 @@ pub(super) struct Parked {
     pub(super) row: u32,
     pub(super) group: u32,
     pub(super) next: Revision,
-}
-
-/// The events of one group since its window, encoded, and where those of each revision start.
-#[derive(Default)]
-pub(super) struct Gathered {
-    pub(super) bytes: Vec<u8>,
-    pub(super) starts: Vec<(Revision, u32)>,
-    /// The pass knows that it is full.
-    pub(super) listed: bool,
-}
-
-impl Gathered {
-    pub(super) fn is_full(&self) -> bool {
-        self.starts.len() >= REVISIONS_PER_RESPONSE || self.bytes.len() >= GATHERED_BYTES_MAX
-    }
-
-    /// The events from a revision on.
-    pub(super) fn since(&self, next: Revision) -> &[u8] {
-        let at = self.starts.partition_point(|(revision, _)| *revision < next);
-        self.starts.get(at).map_or(&[], |(_, start)| &self.bytes[*start as usize..])
-    }
-
-    /// Forgets what was gathered of this revision and later ones.
-    pub(super) fn truncate(&mut self, end: Revision) {
-        let at = self.starts.partition_point(|(revision, _)| *revision < end);
-        if let Some((_, start)) = self.starts.get(at) {
-            self.bytes.truncate(*start as usize);
-            self.starts.truncate(at);
-        }
-    }
 }
 
 #[derive(Default)]
@@ -85,6 +51,12 @@ pub(super) struct Pass {
     pub(super) position: Revision,
     /// Changes of it that are held against the groups already.
     pub(super) change: usize,
+    /// The last span that the next one of them was held against. Its group is kept until the others have been.
+    pub(super) stabbed: Option<u32>,
+    /// The large events of that one, encoded without the previous version and with it.
+    pub(super) large: [Option<Bytes>; 2],
+    /// Large events that were encoded since all groups were flushed.
+    pub(super) large_bytes: usize,
     /// The first group that gathered any of it.
     pub(super) first: Option<u32>,
     /// Groups that gathered enough in the batch being read.
@@ -95,6 +67,13 @@ pub(super) struct Pass {
     pub(super) relief: Option<u32>,
     /// Nothing more is read: a compaction has overtaken it, or nobody takes part any more.
     pub(super) is_over: bool,
+}
+
+impl Pass {
+    /// A part of the batch that it stands at is held against the groups.
+    pub(super) fn is_amid(&self) -> bool {
+        self.change > 0 || self.stabbed.is_some()
+    }
 }
 
 /// A group whose watchers are sent what it gathered.
@@ -113,6 +92,13 @@ pub(super) struct Flush {
     pub(super) left: bool,
 }
 
+impl Flush {
+    /// The events from a revision on.
+    pub(super) fn since(&self, next: Revision) -> Events<'_> {
+        self.gathered.since(next, self.shared.as_ref())
+    }
+}
+
 #[derive(Default)]
 pub(super) struct CatchUp {
     pub(super) groups: BTreeMap<u32, BehindGroup>,
@@ -121,10 +107,14 @@ pub(super) struct CatchUp {
     pub(super) taking_part: usize,
     /// The lowest revision needed by anyone who waits for the next pass.
     pub(super) low: Option<Revision>,
-    pub(super) parked: HashMap<u32, Vec<Parked>>,
+    pub(super) parked: HashMap<u32, VecDeque<Parked>>,
     pub(super) parked_members: usize,
     /// Streams that have room again.
     pub(super) drained: VecDeque<u32>,
+    /// Watchers of the first of them that take part again.
+    pub(super) let_out: usize,
+    /// Streams of which some were let out: the others are looked at when the pass is over.
+    pub(super) rest: Vec<u32>,
     pub(super) passes: u64,
     pub(super) pass: Option<Pass>,
     pub(super) flush: Option<Flush>,
@@ -150,7 +140,7 @@ impl CatchUp {
         self.members * size_of::<Behind>()
             + self.groups.len() * (size_of::<BehindGroup>() + size_of::<u32>())
             + self.parked_members * size_of::<Parked>()
-            + self.parked.len() * size_of::<(u32, Vec<Parked>)>()
+            + self.parked.len() * size_of::<(u32, VecDeque<Parked>)>()
             + self.gathered_bytes
     }
 
@@ -160,7 +150,7 @@ impl CatchUp {
 
     /// The stream of this watcher has no room.
     pub(super) fn park(&mut self, member: Member, group: u32, next: Revision) {
-        self.parked.entry(member.stream).or_default().push(Parked { row: member.row, group, next });
+        self.parked.entry(member.stream).or_default().push_back(Parked { row: member.row, group, next });
         self.parked_members += 1;
     }
 
@@ -179,7 +169,7 @@ impl CatchUp {
             entry.enter(pass, &mut self.gathered_bytes);
             if entry.members.is_empty() {
                 // Nothing was gathered for it since nobody took part.
-                let position = if pass.change > 0 { pass.position.next() } else { pass.position };
+                let position = if pass.is_amid() { pass.position.next() } else { pass.position };
                 self.gathered_bytes -= entry.gathered_len();
                 (entry.gathered, entry.window) = (None, position.max(compacted));
                 entry.low = next;
@@ -233,7 +223,7 @@ impl CatchUp {
 
     pub(super) fn pop_parked(&mut self, stream: u32) -> Option<(Parked, bool)> {
         let list = self.parked.get_mut(&stream)?;
-        let parked = list.pop().expect("a stream without parked watchers has no list");
+        let parked = list.pop_front().expect("a stream without parked watchers has no list");
         self.parked_members -= 1;
         Some((parked, list.is_empty()))
     }
@@ -288,7 +278,7 @@ impl CatchUp {
     /// stand far apart, and each waits for the other.
     pub(super) fn skip_ahead(&mut self, newest: Revision) {
         let CatchUp { pass: Some(pass), groups, gathered_bytes, .. } = self else { return };
-        if self.taking_part > FEW || groups.len() > FEW || pass.change > 0 {
+        if self.taking_part > FEW || groups.len() > FEW || pass.is_amid() {
             return;
         }
         let mut low = newest.next();
@@ -303,14 +293,15 @@ impl CatchUp {
     }
 
     /// Nobody has anything to expect of the pass under way. With nobody behind, nobody waits for another one either: the next
-    /// late watcher is not to find one that stands where this one stood.
-    pub(super) fn end_pass(&mut self) {
-        self.pass = None;
+    /// late watcher is not to find one that stands where this one stood. Gives the group that was kept for it.
+    pub(super) fn end_pass(&mut self) -> Option<u32> {
+        let kept = self.pass.take().and_then(|pass| pass.stabbed);
         self.wanted = None;
         self.forget_fetched();
         if self.groups.is_empty() {
             self.low = None;
         }
+        kept
     }
 
     fn forget_fetched(&mut self) {
@@ -341,8 +332,8 @@ impl BehindGroup {
         *gathered_bytes -= self.gathered_len();
         let gathered = self.gathered.take();
         // Without any events before it they need nothing before it; but who needs what is compacted is still to be told so.
-        let starts = gathered.as_ref().and_then(|gathered| gathered.starts.first());
-        let has_earlier = starts.is_some_and(|(first, _)| *first < revision);
+        let first = gathered.as_ref().and_then(|gathered| gathered.first());
+        let has_earlier = first.is_some_and(|first| first < revision);
         let window = std::mem::replace(&mut self.window, revision.next());
         if !has_earlier {
             let complete = self.members.iter_mut().filter(|behind| behind.next >= window);
@@ -366,6 +357,6 @@ impl BehindGroup {
     }
 
     pub(super) fn gathered_len(&self) -> usize {
-        self.gathered.as_ref().map_or(0, |gathered| gathered.bytes.len())
+        self.gathered.as_ref().map_or(0, |gathered| gathered.own_bytes())
     }
 }

@@ -32,6 +32,8 @@ pub(super) struct FanOut {
     batch: Option<Arc<Batch>>,
     /// The next change to hold against the groups.
     change: usize,
+    /// The last span that it was held against.
+    stabbed: Option<u32>,
     /// The groups that are concerned, each once, in the order in which the changes came across them.
     hits: Vec<Hit>,
     /// What concerns them beside their first changes in a row.
@@ -128,7 +130,7 @@ impl FanOut {
     pub(super) fn start(&mut self, batch: Arc<Batch>) {
         assert!(self.batch.is_none(), "one batch at a time");
         self.batch = Some(batch);
-        self.change = 0;
+        (self.change, self.stabbed) = (0, None);
         self.at = 0;
     }
 
@@ -190,6 +192,9 @@ impl FanOut {
     }
 }
 
+/// Tag and length of an event that is shorter than 4 GiB.
+pub(super) const EVENT_HEAD_BYTES_MAX: usize = 1 + 5;
+
 /// Appends an event with its tag, so that it can stand behind any head.
 pub(super) fn put_tagged(out: &mut Vec<u8>, revision: Revision, change: &Change, with_previous: bool) {
     out.put_byte(EVENTS);
@@ -238,14 +243,15 @@ impl Hub {
         while fan_out.change < batch.changes.len() && used < budget {
             let number = fan_out.change;
             let change = &batch.changes[number];
-            groups.stab(change.key(), &mut |group, options| {
+            // Groups stay while a batch is under way, so the next piece goes on behind the last span of this one.
+            fan_out.stabbed = groups.stab(change.key(), fan_out.stabbed, budget - used, &mut |group, options| {
                 used += 1;
                 if options.let_through(change) {
                     fan_out.hit(group, number as u32, is_only_one);
                 }
             });
             used += 1;
-            fan_out.change += 1;
+            fan_out.change += usize::from(fan_out.stabbed.is_none());
         }
         used
     }
@@ -323,15 +329,15 @@ impl Hub {
         let shared = run.shared.as_ref();
         let bytes = shared.map_or(&self.fan_out.encoded[..], |shared| shared);
         let watch_id = self.streams.get(member.stream).id_of(member.row);
-        let events = Events { bytes, shared };
+        let events = Events { bytes, shared, ..Events::NONE };
         self.events_sent += 1;
         #[cfg(test)]
         if self.planted.splits_transactions
             && let Some(first) = super::message::first_of_several(bytes)
         {
             let head = Head { watch_id, ..Head::default() };
-            self.streams.send(member.stream, &run.header, &head, Events { bytes: &bytes[..first], shared });
-            self.streams.send(member.stream, &run.header, &head, Events { bytes: &bytes[first..], shared });
+            self.streams.send(member.stream, &run.header, &head, Events { bytes: &bytes[..first], ..events });
+            self.streams.send(member.stream, &run.header, &head, Events { bytes: &bytes[first..], ..events });
             return;
         }
         if run.options.has(Options::FRAGMENT) {
@@ -421,5 +427,28 @@ mod tests {
         hub.keep_house();
         let backlog = hub.bytes().backlog;
         assert!(backlog < VALUE_BYTES, "{backlog} bytes are left of it");
+    }
+
+    #[test]
+    fn a_change_that_many_spans_hold_is_held_against_some_at_a_time() {
+        const SPANS: usize = 5_000;
+        let mut hub = Hub::new(HubConfig::default(), Revision(1));
+        let stream = hub.open_stream(0);
+        for number in 0..SPANS {
+            let range = KeyRange::Span { start: format!("a{number}").into(), end: "c".into() };
+            hub.request(stream, Revision(1), Request::Create(Create::plain(range)));
+        }
+        let revision = Revision(2);
+        let kv = KeyValue::new(b"b", b"v", revision, revision, 0, 1, LeaseId::NONE);
+        let changes = Box::new([Change::Put { kv, previous: None }]);
+        hub.handle_batch(Arc::new(Batch { revision, time: Time(0), changes }));
+        let mut before = 0;
+        while hub.fan_out.change == 0 {
+            assert!(hub.turn(10));
+            let hits = hub.fan_out.hits.len();
+            assert!(hits <= before + 10, "{} in one turn", hits - before);
+            before = hits;
+        }
+        assert_eq!(before, SPANS);
     }
 }

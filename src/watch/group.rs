@@ -162,21 +162,33 @@ impl Groups {
         self.arena.get(group)
     }
 
-    /// Names every group whose range holds the key.
-    pub fn stab(&self, key: &[u8], found: &mut impl FnMut(u32, Options)) {
+    /// Names every group whose range holds the key, or about `count` of them: then it gives the group of the last span that was
+    /// named, behind which it goes on when it is given that. Groups that come and go in between are named or not.
+    pub fn stab(
+        &self,
+        key: &[u8],
+        behind: Option<u32>,
+        count: usize,
+        found: &mut impl FnMut(u32, Options),
+    ) -> Option<u32> {
+        let mut left = count;
         let mut chain = |first: u32| {
             let mut at = first;
             while at != NONE {
                 let group = &self.arena[at];
                 found(at, group.options);
                 at = group.next;
+                left = left.saturating_sub(1);
             }
+            left > 0
         };
-        let hash = self.hash(Kind::One, key, None);
-        if let Some(first) = self.table(hash).find(hash, |group| self.is(*group, Kind::One, key, None)) {
-            chain(*first);
+        if behind.is_none() {
+            let hash = self.hash(Kind::One, key, None);
+            if let Some(first) = self.table(hash).find(hash, |group| self.is(*group, Kind::One, key, None)) {
+                chain(*first);
+            }
         }
-        self.spans.stab(&self.arena, key, &mut chain);
+        self.spans.stab(&self.arena, key, behind, &mut chain)
     }
 
     /// The options of a group, if its range holds the key.
@@ -431,7 +443,7 @@ mod tests {
                 }
                 let key = [b'a' + random.below(5) as u8];
                 let mut found = Vec::new();
-                groups.stab(&key, &mut |group, _| found.push(group));
+                groups.stab(&key, None, usize::MAX, &mut |group, _| found.push(group));
                 found.sort_unstable();
                 let mut expected: Vec<u32> = live.iter().filter(|one| one.0.contains(&key)).map(|one| one.2).collect();
                 expected.sort_unstable();

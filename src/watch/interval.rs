@@ -113,27 +113,45 @@ impl Interval {
         }
     }
 
-    /// Names the group of every span that holds `key`, in the order of the spans.
-    pub fn stab(&self, bounds: &impl Bounds, key: &[u8], found: &mut impl FnMut(u32)) {
-        self.stab_below(bounds, self.root, key, found);
+    /// Names the group of every span that holds `key`, in the order of the spans, until `found` says false: then it gives
+    /// that group. `behind` leaves out what comes up to the span of a group; that may be gone from here, but not its bytes.
+    pub fn stab(
+        &self,
+        bounds: &impl Bounds,
+        key: &[u8],
+        behind: Option<u32>,
+        found: &mut impl FnMut(u32) -> bool,
+    ) -> Option<u32> {
+        self.stab_below(bounds, self.root, key, behind, found)
     }
 
     /// The depth bounds the recursion: at most 1.44 log2 of the number of spans.
-    fn stab_below(&self, bounds: &impl Bounds, at: u32, key: &[u8], found: &mut impl FnMut(u32)) {
+    fn stab_below(
+        &self,
+        bounds: &impl Bounds,
+        at: u32,
+        key: &[u8],
+        behind: Option<u32>,
+        found: &mut impl FnMut(u32) -> bool,
+    ) -> Option<u32> {
         if at == NONE {
-            return;
+            return None;
         }
         let node = &self.nodes[at];
         if !ends_behind(bounds, node.farthest, key) {
-            return;
+            return None;
         }
-        self.stab_below(bounds, node.left, key, found);
-        if bounds.start(node.group) <= key {
-            if ends_behind(bounds, node.group, key) {
-                found(node.group);
-            }
-            self.stab_below(bounds, node.right, key, found);
+        if behind.is_some_and(|group| compare(bounds, node.group, group) != Ordering::Greater) {
+            return self.stab_below(bounds, node.right, key, behind, found);
         }
+        let last = self.stab_below(bounds, node.left, key, behind, found);
+        if last.is_some() || bounds.start(node.group) > key {
+            return last;
+        }
+        if ends_behind(bounds, node.group, key) && !found(node.group) {
+            return Some(node.group);
+        }
+        self.stab_below(bounds, node.right, key, None, found)
     }
 
     fn remove_below(&mut self, bounds: &impl Bounds, at: u32, group: u32) -> u32 {
@@ -335,7 +353,23 @@ mod tests {
                 check_below(&tree, tree.root, &spans);
                 let key = key(random);
                 let mut found = Vec::new();
-                tree.stab(&spans, &key, &mut |group| found.push(group));
+                let (mut last, piece) = (None, 1 + random.below(4) as usize);
+                loop {
+                    let end = found.len() + piece;
+                    let found_one = &mut |group| {
+                        found.push(group);
+                        found.len() < end
+                    };
+                    last = tree.stab(&spans, &key, last, found_one);
+                    if last.is_none() {
+                        break;
+                    }
+                    assert_eq!((last, end), (found.last().copied(), found.len()), "seed {seed}");
+                }
+                assert!(
+                    found.is_sorted_by(|one, other| compare(&spans, *one, *other) == Ordering::Less),
+                    "seed {seed}"
+                );
                 found.sort_unstable();
                 let holds = |group: &u32| {
                     let (start, end) = &spans[*group as usize];

@@ -119,23 +119,68 @@ pub struct Events<'a> {
     pub bytes: &'a [u8],
     /// The same bytes, when there are enough of them to share.
     pub shared: Option<&'a Bytes>,
+    /// Events that lie elsewhere, each with its place among the others.
+    pub large: &'a [(usize, Bytes)],
+    /// Where `bytes` start, by the count of those places.
+    pub offset: usize,
 }
 
-impl Events<'_> {
-    pub const NONE: Events<'static> = Events { bytes: &[], shared: None };
+impl<'a> Events<'a> {
+    pub const NONE: Events<'static> = Events { bytes: &[], shared: None, large: &[], offset: 0 };
+
+    pub fn is_empty(self) -> bool {
+        self.bytes.is_empty() && self.large.is_empty()
+    }
+
+    pub fn length(self) -> usize {
+        self.bytes.len() + self.large.iter().map(|(_, event)| event.len()).sum::<usize>()
+    }
+
+    /// Whole events, one or several a piece, and what a piece is a part of that can be shared.
+    pub fn pieces(self) -> impl Iterator<Item = (&'a [u8], Option<&'a Bytes>)> {
+        let between = std::iter::once(self.offset).chain(self.large.iter().map(|(place, _)| *place));
+        let ends = self.large.iter().map(|(place, event)| (*place, Some(event)));
+        let ends = ends.chain(std::iter::once((self.offset + self.bytes.len(), None)));
+        let pieces = between.zip(ends).flat_map(move |(start, (end, event))| {
+            let small = &self.bytes[start - self.offset..end - self.offset];
+            [(small, self.shared), (event.map_or(&[][..], |event| event), event)]
+        });
+        pieces.filter(|(bytes, _)| !bytes.is_empty())
+    }
 }
 
-/// Appends one response.
+/// The length of a message has four bytes (gRPC, "Length-Prefixed-Message").
+const MESSAGE_BYTES_MAX: usize = u32::MAX as usize;
+
+/// Appends one response. One that is longer than a message can be, which a delete of all that a large store has may be for a
+/// watch that asks for previous values, goes in fragments, asked for or not.
 pub fn put_response(out: &mut Outbox, header: &Header, head: &Head<'_>, events: Events<'_>) {
-    let head_len = head.length(header);
-    let tail = out.tail(PREFIX_BYTES + head_len);
+    let length = head.length(header) + events.length();
+    if length > MESSAGE_BYTES_MAX && !head.fragment {
+        return put_fragments(out, header, head.watch_id, events, MESSAGE_BYTES_MAX);
+    }
+    put_head(out, header, head, length);
+    if events.large.is_empty() {
+        // The way of every live event.
+        put_events(out, events.bytes, events.shared);
+    } else {
+        events.pieces().for_each(|(bytes, shared)| put_events(out, bytes, shared));
+    }
+}
+
+/// `length` is that of the message.
+fn put_head(out: &mut Outbox, header: &Header, head: &Head<'_>, length: usize) {
+    let prefix = u32::try_from(length).expect("one event is far shorter than a message can be");
+    let tail = out.tail(PREFIX_BYTES + head.length(header));
     tail.put_byte(0);
-    // A response is bounded by what is written in one revision or gathered for one window, far below 4 GiB.
-    tail.put(&((head_len + events.bytes.len()) as u32).to_be_bytes());
+    tail.put(&prefix.to_be_bytes());
     head.put(tail, header);
-    match events.shared {
-        Some(shared) if events.bytes.len() >= SHARED_BYTES_MIN => out.share(shared.slice_ref(events.bytes)),
-        _ => out.tail(events.bytes.len()).put(events.bytes),
+}
+
+fn put_events(out: &mut Outbox, bytes: &[u8], shared: Option<&Bytes>) {
+    match shared {
+        Some(shared) if bytes.len() >= SHARED_BYTES_MIN => out.share(shared.slice_ref(bytes)),
+        _ => out.tail(bytes.len()).put(bytes),
     }
 }
 
@@ -144,28 +189,28 @@ pub fn put_response(out: &mut Outbox, header: &Header, head: &Head<'_>, events: 
 /// clients drop other watches' messages while they put fragments together.
 pub fn put_fragments(out: &mut Outbox, header: &Header, watch_id: i64, events: Events<'_>, bytes_max: usize) {
     let head = Head { watch_id, ..Head::default() };
-    let first = event_end(events.bytes);
-    if head.length(header) + events.bytes.len() < bytes_max || first == events.bytes.len() {
+    let mut pieces = events.pieces().peekable();
+    let is_one = |(bytes, _): &(&[u8], _)| event_end(bytes) == events.length();
+    if head.length(header) + events.length() < bytes_max || pieces.peek().is_none_or(is_one) {
         return put_response(out, header, &head, events);
     }
-    let head = Head { fragment: true, ..head };
-    let head_len = head.length(header);
-    let mut rest = events.bytes;
-    loop {
-        let mut end = event_end(rest);
-        while end < rest.len() {
-            let next = end + event_end(&rest[end..]);
-            if head_len + next >= bytes_max {
-                break;
+    let fragment = Head { fragment: true, ..head };
+    let head_len = fragment.length(header);
+    while let Some((mut rest, shared)) = pieces.next() {
+        while !rest.is_empty() {
+            let mut end = event_end(rest);
+            while end < rest.len() {
+                let next = end + event_end(&rest[end..]);
+                if head_len + next >= bytes_max {
+                    break;
+                }
+                end = next;
             }
-            end = next;
-        }
-        let last = end == rest.len();
-        let piece = Events { bytes: &rest[..end], shared: events.shared };
-        put_response(out, header, &Head { fragment: !last, ..head }, piece);
-        rest = &rest[end..];
-        if last {
-            return;
+            let is_last = end == rest.len() && pieces.peek().is_none();
+            let head = if is_last { head } else { fragment };
+            put_head(out, header, &head, head.length(header) + end);
+            put_events(out, &rest[..end], shared);
+            rest = &rest[end..];
         }
     }
 }

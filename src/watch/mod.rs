@@ -11,6 +11,7 @@
 //! | `interval` | spans, found by a key |
 //! | `fan_out` | one batch on its way to the synced |
 //! | `behind`, `catch_up` | watchers that are behind; the passes that bring them forward |
+//! | `gathered` | what a group is told of history, until it is sent |
 //! | `refusal` | what was refused or ended, by reason |
 //! | `removal` | what is gone, and the sweeps that take it out |
 //! | `stream` | the watches and ids of one stream; all streams |
@@ -35,6 +36,7 @@
 mod behind;
 mod catch_up;
 mod fan_out;
+mod gathered;
 mod group;
 pub mod hub;
 pub(crate) mod interval;

@@ -151,7 +151,8 @@ impl World {
             if self.random.chance(25) && self.state.remove(&key).is_some() {
                 changes.push(Change::Delete { key, previous });
             } else {
-                let length = if self.random.chance(8) { self.random.below(3_000) } else { self.random.below(10) };
+                let length_max = *self.random.pick(&[10, 10, 10, 10, 10, 10, 10, 10, 10, 3_000, 3_000, 30_000]);
+                let length = self.random.below(length_max);
                 let value = vec![b'v'; length as usize];
                 let old = self.state.get(&key);
                 let (created, version) = old.map_or((revision, 1), |old| (old.create_revision(), old.version() + 1));

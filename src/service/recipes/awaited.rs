@@ -195,8 +195,11 @@ impl Awaited {
                 tell(Place::Key(key.clone()));
             }
             if matches!(change, Change::Put { .. }) {
-                let mut found = |name: u32| tell(Place::Below(names[name as usize].start.clone()));
-                spans.stab(&*names, change.key(), &mut found);
+                let mut found = |name: u32| {
+                    tell(Place::Below(names[name as usize].start.clone()));
+                    true
+                };
+                spans.stab(&*names, change.key(), None, &mut found);
             }
         }
     }
