@@ -2,7 +2,7 @@
 //!
 //! Each shard has its own listener an address (`SO_REUSEPORT`), so the kernel spreads clients and no connection is ever
 //! passed between threads. `SO_REUSEPORT` also lets a second server share the port in silence, which then gets half of the
-//! clients; so [`probe`] first binds without it.
+//! clients; so a [`Claim`] holds each address from before the store is read until every shard listens.
 //!
 //! The accept runs bare in its task: an accept that is dropped in flight leaks the client that it takes. It ends by
 //! shutting the listening socket down.
@@ -78,12 +78,39 @@ impl std::fmt::Display for ListenError {
     }
 }
 
-/// Refuses an address that another process listens on. Call it once an address, before the shards bind.
-///
-/// # Errors
-/// When the address is taken or cannot be bound.
-pub fn probe(address: SocketAddr) -> Result<(), ListenError> {
-    socket(address, false).map(drop)
+/// An address that is ours for as long as this lives: nobody else can bind it, and it refuses clients. Our shards can bind it
+/// beside the claim, so that from the look whether it is free to the last shard's listener there is no moment for a second
+/// server. With SO_REUSEPORT alone, two of one user that start together would share the port in silence.
+#[derive(Debug)]
+pub struct Claim {
+    address: SocketAddr,
+    _socket: Socket,
+}
+
+impl Claim {
+    /// # Errors
+    /// When another process listens on the address or has claimed it, or it cannot be bound.
+    pub fn new(address: SocketAddr) -> Result<Claim, ListenError> {
+        let socket = socket(address, false)?;
+        // Two that bound at the same moment are told apart by now: of sockets with SO_REUSEADDR alone, one can listen. Without
+        // that option, a bound socket keeps out whoever does not share its port as our listeners do. The two options
+        // come before the end of the listening, or there would be a gap.
+        let keep = || {
+            socket.set_reuse_address(false)?;
+            socket.set_reuse_port(true)?;
+            // Nobody serves yet, so a client must be refused and not left waiting.
+            rustix::net::shutdown(&socket, Shutdown::Both).map_err(io::Error::from)
+        };
+        keep().map_err(|error| ListenError::Refused(address, error))?;
+        Ok(Claim { address, _socket: socket })
+    }
+
+    /// Whether the address lies within this one, so that a claim of its own would only meet ours.
+    pub fn holds(&self, address: SocketAddr) -> bool {
+        let (ours, ip) = (self.address.ip(), address.ip());
+        let is_within = ours == ip || ours.is_unspecified() && ours.is_ipv4() == ip.is_ipv4();
+        is_within && self.address.port() == address.port()
+    }
 }
 
 fn socket(address: SocketAddr, shared: bool) -> Result<Socket, ListenError> {
@@ -195,8 +222,68 @@ mod tests {
         let first = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let second = Listener::bind(first.address()).unwrap();
         assert_eq!(first.address(), second.address());
-        let error = probe(first.address()).unwrap_err();
+        let error = Claim::new(first.address()).unwrap_err();
         assert!(error.to_string().contains("another process"), "{error}");
         drop((first, second));
+    }
+
+    /// As another process of the same user would.
+    fn is_free(address: SocketAddr) -> bool {
+        match Claim::new(address) {
+            Ok(_) => true,
+            Err(ListenError::Taken(_)) => false,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    #[test]
+    fn a_claimed_address_is_kept_for_our_listeners_and_refuses_clients_until_then() {
+        // Addresses below 127 are this machine's, and nobody else listens on this one.
+        let address = |port| SocketAddr::from(([127, 34, 0, 1], port));
+        let first = Listener::bind(address(0)).unwrap();
+        let port = first.address().port();
+        drop(first);
+        let claim = Claim::new(address(port)).unwrap();
+        let any = SocketAddr::from(([0, 0, 0, 0], port));
+        assert!(!is_free(address(port)) && !is_free(any), "a second start is told so");
+        assert!(std::net::TcpListener::bind(address(port)).is_err(), "and so is another program");
+        assert!(std::net::TcpStream::connect(address(port)).is_err(), "nobody serves here yet");
+        let listener = Listener::bind(address(port)).unwrap();
+        assert!(!is_free(address(port)));
+        let further = Listener::bind(address(port)).unwrap();
+        drop(claim);
+        assert!(!is_free(address(port)), "it goes over to the listeners without a gap");
+        std::net::TcpStream::connect(address(port)).unwrap();
+        drop((listener, further));
+        assert!(is_free(address(port)), "the next start has it at once");
+    }
+
+    #[test]
+    fn of_those_that_claim_an_address_at_the_same_moment_one_at_most_has_it() {
+        let address = SocketAddr::from(([127, 34, 0, 2], 34_567));
+        let mut had = 0;
+        for _ in 0..500 {
+            let together = std::sync::Barrier::new(4);
+            let claims = std::thread::scope(|scope| {
+                let claim = || {
+                    together.wait();
+                    Claim::new(address).ok()
+                };
+                let threads: Vec<_> = (0..4).map(|_| scope.spawn(claim)).collect();
+                threads.into_iter().filter_map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+            });
+            assert!(claims.len() <= 1);
+            had += claims.len();
+        }
+        assert!(had > 0);
+    }
+
+    #[test]
+    fn an_unspecified_address_holds_all_of_its_family_and_port() {
+        let claim = Claim::new("0.0.0.0:0".parse().unwrap()).unwrap();
+        let claim = Claim { address: "0.0.0.0:80".parse().unwrap(), ..claim };
+        let held =
+            ["10.0.0.1:80", "0.0.0.0:80", "10.0.0.1:81", "[::1]:80"].map(|text| claim.holds(text.parse().unwrap()));
+        assert_eq!(held, [true, true, false, false]);
     }
 }

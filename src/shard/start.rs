@@ -1,10 +1,11 @@
 //! From a checked configuration to running shards, and from a signal to their end.
 //!
-//! The main thread binds nothing and serves nobody: it plans the shards, waits until all of them listen, and then sleeps in
-//! the signals. SIGTERM and SIGINT drain; SIGUSR1 prints the account of the memory.
+//! The main thread serves nobody: it claims the addresses, plans the shards, waits until all of them listen, and then sleeps
+//! in the signals. SIGTERM and SIGINT drain; SIGUSR1 prints the account of the memory.
 
 use std::fmt;
 use std::io::{self, Write as _};
+use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Sender};
@@ -20,7 +21,7 @@ use crate::backend::Identity;
 use crate::config::Config;
 use crate::grpc::status::{Code, Status};
 use crate::net::limits::ConnectionLimits;
-use crate::net::listener::{self, ListenError, Listener};
+use crate::net::listener::{self, Claim, ListenError, Listener};
 use crate::net::ring::{Doorbell, Ring, RingRefused};
 use crate::net::{Door, IdleBuffers, NetConfig, Ready, Server};
 use crate::service::{self, Limits, Member};
@@ -128,7 +129,7 @@ pub fn run(config: Config) -> Result<(), StartError> {
     memory::return_pages_at_once();
     process::raise_descriptors_max();
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGUSR1]).map_err(system("listen for signals"))?;
-    probe(&config)?;
+    let claims = claim(&config)?;
     log_quota(&config);
     let cores = cores::plan(config.shards).map_err(system("read the cores this process may use"))?;
     let bells = (0..cores.shards.get()).map(|_| Doorbell::new()).collect::<io::Result<Vec<_>>>();
@@ -151,6 +152,8 @@ pub fn run(config: Config) -> Result<(), StartError> {
         threads.push(spawn_shard(plan, started_sender.clone()));
         started.recv().expect("each shard reports before its thread ends")?;
     }
+    // The addresses are kept by those who listen there.
+    drop(claims);
     // What text, stacks, rings and empty pools take is known only by looking, before the first client takes more.
     let resident = memory::resident_bytes().map_err(system("read how much memory is resident"))?;
     let base = resident.saturating_sub(restored_bytes);
@@ -193,24 +196,39 @@ fn budget(config: &Config, shards: usize) -> Result<Arc<Budget>, StartError> {
     Ok(Budget::new(Some(limit_bytes), shards))
 }
 
-/// Refuses addresses that another process listens on. A predecessor that was killed keeps its sockets for a moment, until
-/// the kernel has taken its rings apart; a supervisor that starts the next one at once must not fail for that.
-fn probe(config: &Config) -> Result<(), StartError> {
-    for listen in config.listen.iter().chain(&config.listen_metrics) {
-        let mut tries = TAKEN_PROBES;
-        loop {
-            match listener::probe(listen.address) {
-                Err(ListenError::Taken(_)) if tries > 0 => {
-                    tries -= 1;
-                    thread::sleep(TAKEN_PROBE_INTERVAL);
-                }
-                Err(error @ ListenError::Taken(_)) => return Err(error.into()),
-                Err(error) if listen.required => return Err(error.into()),
-                Err(_) | Ok(()) => break,
-            }
+/// Refuses addresses that another process has, and keeps the others from everybody else until our shards listen.
+fn claim(config: &Config) -> Result<Vec<Claim>, StartError> {
+    let mut listens: Vec<_> = config.listen.iter().chain(&config.listen_metrics).collect();
+    // Those that hold others first.
+    listens.sort_by_key(|listen| !listen.address.ip().is_unspecified());
+    let mut claims: Vec<Claim> = Vec::new();
+    for listen in listens {
+        if claims.iter().any(|claim| claim.holds(listen.address)) {
+            continue;
+        }
+        match claim_patiently(listen.address) {
+            Ok(claim) => claims.push(claim),
+            Err(error) if listen.required || matches!(error, ListenError::Taken(_)) => return Err(error.into()),
+            // The shards will say that it is not served.
+            Err(_) => {}
         }
     }
-    Ok(())
+    Ok(claims)
+}
+
+/// A predecessor that was killed keeps its sockets for a moment, until the kernel has taken its rings apart; a supervisor that
+/// starts the next one at once must not fail for that.
+fn claim_patiently(address: SocketAddr) -> Result<Claim, ListenError> {
+    let mut tries = TAKEN_PROBES;
+    loop {
+        match Claim::new(address) {
+            Err(ListenError::Taken(_)) if tries > 0 => {
+                tries -= 1;
+                thread::sleep(TAKEN_PROBE_INTERVAL);
+            }
+            claimed => return claimed,
+        }
+    }
 }
 
 /// The main thread's way to the shards.

@@ -1,6 +1,8 @@
 //! What a start refuses, each with one sentence about what is wrong.
 
 use std::fs;
+use std::net::TcpStream;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::full;
@@ -17,6 +19,36 @@ fn a_second_server_on_the_same_directory_is_refused() {
         // The first one does not notice.
         calls::header(&server.caller().await?).await.map(drop)
     });
+}
+
+/// Each has a directory of its own, so that nothing but the port tells them apart.
+#[test]
+fn of_two_servers_that_start_together_on_one_port_one_serves_and_the_other_says_why_not() {
+    let Some(program) = tarsier("two servers on one port") else { return };
+    let folder = scene::Folder::new("together");
+    let url = format!("http://127.0.0.1:{}", program.port);
+    let mut servers = ["one", "other"].map(|name| {
+        let mut command = Command::new(&program.path);
+        command.args(["--listen-client-urls", &url, "--log-level", "error", "--data-dir"]).arg(folder.path.join(name));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command.spawn().expect("the binary starts")
+    });
+    // The one that finds the port taken tries again for two seconds.
+    let begun = Instant::now();
+    let mut ended = [None, None];
+    while begun.elapsed() < Duration::from_secs(10) && ended == [None, None] {
+        std::thread::sleep(Duration::from_millis(20));
+        ended = servers.each_mut().map(|server| server.try_wait().expect("our own child can be waited for"));
+    }
+    let serves = TcpStream::connect(("127.0.0.1", program.port)).is_ok();
+    let words = servers.map(|mut server| {
+        // It may have ended.
+        let _ = server.kill();
+        let output = server.wait_with_output().expect("it has ended");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    });
+    let refused: Vec<_> = words.iter().filter(|words| words.contains("another process does")).collect();
+    assert!(refused.len() == 1 && serves, "{ended:?}: {words:?}");
 }
 
 #[test]
