@@ -29,6 +29,7 @@ mod numbers;
 mod pages;
 mod process;
 mod progress;
+mod signals;
 mod space;
 mod start;
 pub(crate) mod storage;

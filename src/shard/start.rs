@@ -1,7 +1,7 @@
 //! From a checked configuration to running shards, and from a signal to their end.
 //!
-//! The main thread serves nobody: it claims the addresses, plans the shards, waits until all of them listen, and then sleeps
-//! in the signals. SIGTERM and SIGINT drain; SIGUSR1 prints the account of the memory.
+//! The main thread serves nobody: it claims the addresses, reads the data, plans the shards, waits until all of them listen,
+//! and then sleeps in what the signals ask for: the account of the memory, or the end.
 
 use std::fmt;
 use std::io::{self, Write as _};
@@ -13,9 +13,6 @@ use std::thread;
 use std::time::Duration;
 
 use rtrb::Producer;
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
-use signal_hook::iterator::Signals;
-use signal_hook::low_level;
 
 use crate::backend::Identity;
 use crate::config::Config;
@@ -36,6 +33,7 @@ use crate::shard::intake::Intake;
 use crate::shard::mesh::{self, Link};
 use crate::shard::meter::Meter;
 use crate::shard::numbers::About;
+use crate::shard::signals::{Wish, Wishes};
 use crate::shard::storage::{self, Opened, Primed, StorageError};
 use crate::shard::supervisor::{State, Supervisor};
 use crate::shard::writer::{Pace, Writer};
@@ -128,7 +126,7 @@ pub fn run(config: Config) -> Result<(), StartError> {
     memory::without_huge_pages().map_err(system("switch transparent huge pages off"))?;
     memory::return_pages_at_once();
     process::raise_descriptors_max();
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGUSR1]).map_err(system("listen for signals"))?;
+    let wishes = Wishes::listen().map_err(system("listen for signals"))?;
     let claims = claim(&config)?;
     log_quota(&config);
     let cores = cores::plan(config.shards).map_err(system("read the cores this process may use"))?;
@@ -159,15 +157,11 @@ pub fn run(config: Config) -> Result<(), StartError> {
     let base = resident.saturating_sub(restored_bytes);
     budget.set_base(base);
     let supervisor = Supervisor::of_this_process();
+    wishes.serve();
     tracing::info!(shards = threads.len(), "ready to serve client requests");
     supervisor.tell(State::Ready);
-    for signal in signals.forever() {
-        if signal == SIGUSR1 {
-            print_account(&mut orders, base, &budget);
-            continue;
-        }
-        tracing::info!(signal = low_level::signal_name(signal).unwrap_or("unknown"), "received signal, shutting down");
-        break;
+    while wishes.next() == Wish::Account {
+        print_account(&mut orders, base, &budget);
     }
     supervisor.tell(State::Stopping);
     drain(&mut orders, threads);

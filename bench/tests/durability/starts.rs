@@ -1,9 +1,11 @@
 //! What a start refuses, each with one sentence about what is wrong.
 
 use std::fs;
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal};
 
 use crate::full;
 use crate::proof::calls;
@@ -49,6 +51,35 @@ fn of_two_servers_that_start_together_on_one_port_one_serves_and_the_other_says_
     });
     let refused: Vec<_> = words.iter().filter(|words| words.contains("another process does")).collect();
     assert!(refused.len() == 1 && serves, "{ended:?}: {words:?}");
+}
+
+/// A start may read a large log for minutes. The one of this test waits for a port that is taken, which takes two seconds.
+#[test]
+fn a_start_that_is_told_to_stop_ends_at_once_and_without_an_error() {
+    let Some(program) = tarsier("the end of a start") else { return };
+    let folder = scene::Folder::new("stopped");
+    let taken = TcpListener::bind(("127.0.0.1", program.port)).expect("it was free a moment ago");
+    let url = format!("http://127.0.0.1:{}", program.port);
+    let mut command = Command::new(&program.path);
+    command.args(["--listen-client-urls", &url, "--data-dir"]).arg(&folder.path);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut server = command.spawn().expect("the binary starts");
+    let process = Pid::from_child(&server);
+    while !catches(process, Signal::TERM) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    rustix::process::kill_process(process, Signal::TERM).expect("our own child runs");
+    let begun = Instant::now();
+    let status = server.wait().expect("our own child can be waited for");
+    assert!(status.success() && begun.elapsed() < Duration::from_secs(1), "{status} after {:?}", begun.elapsed());
+    drop(taken);
+}
+
+/// Whether a process has asked for a signal (proc(5), SigCgt). One that has ended has not.
+fn catches(process: Pid, signal: Signal) -> bool {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).expect("our own child is there until we wait");
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:\t")).expect("a process that has not ended");
+    u64::from_str_radix(caught, 16).expect("a mask in hexadecimal") & 1 << (signal.as_raw() - 1) != 0
 }
 
 #[test]
