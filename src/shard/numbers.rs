@@ -191,6 +191,10 @@ impl Shard {
         ] {
             numbers.set(number, value);
         }
+        // Beside those that clients of this shard have asked for.
+        for (number, value) in [(Number::Deletes, leases.deletes), (Number::Txns, leases.txns)] {
+            numbers.set(number, numbers.get(number) + value);
+        }
         numbers.set_timing(Timing::LeaseTtl, embedded.writer().lease_ttls());
         if let Some(disk) = &self.about.disk {
             numbers.set(Number::LogWrittenBytes, disk.log_written_bytes());

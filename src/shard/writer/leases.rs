@@ -43,6 +43,9 @@ pub struct LeaseCounts {
     pub revoked: u64,
     pub renewed: u64,
     pub expired: u64,
+    /// Keys that went with their leases. etcd counts each as a delete, and those of one lease as a transaction.
+    pub deletes: u64,
+    pub txns: u64,
 }
 
 /// The lessor, and what time it is for it.
@@ -239,7 +242,10 @@ impl Writer {
             assert!(applied.answer.is_ok(), "nothing refuses deletes but the alarm that was just looked at");
             self.note_applied(applied.entry);
         }
-        self.leases.counts.revoked += 1;
+        let counts = &mut self.leases.counts;
+        counts.revoked += 1;
+        counts.deletes += count as u64;
+        counts.txns += u64::from(count > 1);
         self.open.entries.push(Entry::Lease { lease, granted: false });
         Ok(count)
     }
@@ -400,6 +406,7 @@ mod tests {
         assert_eq!((lease.id, batch.revision), (LeaseId(7), Revision(6)));
         assert!(batch.changes.iter().all(|change| matches!(change, Change::Delete { .. })));
         assert_eq!(batch.changes.iter().map(Change::key).collect::<Vec<_>>(), [b"a", b"c"]);
+        assert_eq!((writer.lease_counts().deletes, writer.lease_counts().txns), (2, 1));
         let again = ask(&mut writer, LeaseCommand::Revoke(LeaseId(7)));
         assert_eq!(again, (Vec::new(), Err(Error::LeaseNotFound { lease: LeaseId(7) })));
         assert_eq!(put(&mut writer, "d", 7), Err(Error::LeaseNotFound { lease: LeaseId(7) }));
