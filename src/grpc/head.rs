@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Uri, header};
 
 use super::status::{Code, Status};
 
@@ -38,22 +39,15 @@ impl Head {
     /// # Errors
     /// When the request is not gRPC, or breaks its rules. The order of the checks is grpc-go's.
     pub fn read(parts: &Parts) -> Result<Head, Refusal> {
-        let content_type = parts.headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
-        if !is_grpc(content_type) {
-            let shown = String::from_utf8_lossy(content_type);
-            let message = format!("invalid gRPC request content-type {shown:?}");
-            return Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, Code::InvalidArgument, message));
-        }
+        check_content_type(&parts.headers)?;
+        let timeout = timeout(&parts.headers)?;
         if parts.method != Method::POST {
             let message =
                 format!("Received a HEADERS frame with :method {:?} which should be POST", parts.method.as_str());
             return Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, Code::Internal, message));
         }
-        let timeout = parts.headers.get("grpc-timeout").map(|value| read_timeout(value.as_bytes())).transpose();
-        let timeout = timeout.map_err(|reason| {
-            Refusal::new(StatusCode::BAD_REQUEST, Code::Internal, format!("malformed grpc-timeout: {reason}"))
-        })?;
-        if let Some(encoding) = parts.headers.get("grpc-encoding").map(HeaderValue::as_bytes)
+        // Of several, the last one counts.
+        if let Some(encoding) = parts.headers.get_all("grpc-encoding").iter().next_back().map(HeaderValue::as_bytes)
             && encoding != b"identity"
         {
             let shown = String::from_utf8_lossy(encoding);
@@ -73,11 +67,40 @@ impl Head {
     }
 }
 
-/// `application/grpc`, alone or followed by `+proto` or by parameters.
+/// What a call asks for: the whole `:path`, since grpc-go knows no query and takes one for a part of the method's name.
+pub fn path(uri: &Uri) -> &str {
+    uri.path_and_query().map_or("", PathAndQuery::as_str)
+}
+
+/// One of several is enough.
+fn check_content_type(headers: &HeaderMap) -> Result<(), Refusal> {
+    let mut last = &b""[..];
+    for value in headers.get_all(header::CONTENT_TYPE) {
+        last = value.as_bytes();
+        if is_grpc(last) {
+            return Ok(());
+        }
+    }
+    let shown = String::from_utf8_lossy(last);
+    let message = format!("invalid gRPC request content-type {shown:?}");
+    Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, Code::InvalidArgument, message))
+}
+
+/// `application/grpc`, alone or followed by `+proto` or by parameters. grpc-go knows it in these letters alone.
 fn is_grpc(content_type: &[u8]) -> bool {
-    let prefix = b"application/grpc";
-    let Some((start, rest)) = content_type.split_at_checked(prefix.len()) else { return false };
-    start.eq_ignore_ascii_case(prefix) && matches!(rest.first(), None | Some(b'+' | b';'))
+    let rest = content_type.strip_prefix(b"application/grpc");
+    rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+}
+
+/// Of several, the last one counts, and none may be malformed.
+fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Refusal> {
+    let mut last = None;
+    for value in headers.get_all("grpc-timeout") {
+        last = Some(read_timeout(value.as_bytes()).map_err(|reason| {
+            Refusal::new(StatusCode::BAD_REQUEST, Code::Internal, format!("malformed grpc-timeout: {reason}"))
+        })?);
+    }
+    Ok(last)
 }
 
 fn token(headers: &HeaderMap) -> Option<Arc<str>> {
@@ -152,14 +175,47 @@ mod tests {
 
     #[test]
     fn content_types_of_grpc_are_taken_and_others_are_415() {
-        for good in ["application/grpc", "application/grpc+proto", "application/grpc;charset=x", "Application/gRPC"] {
+        for good in ["application/grpc", "application/grpc+proto", "application/grpc;charset=x"] {
             assert!(read(&[("content-type", good.as_bytes())]).is_ok(), "{good}");
         }
-        for bad in ["application/grpcx", "application/json", "application/grp", ""] {
+        for bad in ["application/grpcx", "application/json", "application/grp", "Application/GRPC", ""] {
             let refusal = read(&[("content-type", bad.as_bytes())]).unwrap_err();
             assert_eq!(refusal.http, StatusCode::UNSUPPORTED_MEDIA_TYPE, "{bad}");
         }
         assert_eq!(read(&[]).unwrap_err().status.code, Code::InvalidArgument);
+        let other = ("content-type", &b"text/plain"[..]);
+        assert!(read(&[other, GRPC]).is_ok() && read(&[GRPC, other]).is_ok(), "one of several is enough");
+    }
+
+    #[test]
+    fn a_query_is_a_part_of_the_path() {
+        for text in ["/a.B/C", "/a.B/C?x=1", "/a.B/C?"] {
+            assert_eq!(path(&text.parse().unwrap()), text);
+        }
+    }
+
+    #[test]
+    fn a_header_that_comes_again_counts_as_it_was_last_and_a_malformed_one_wherever_it_stands() {
+        let fields = |name, values: [&'static str; 2]| values.map(|value: &str| (name, value.as_bytes()));
+        let timeout = |values| read(&[&[GRPC], &fields("grpc-timeout", values)[..]].concat()).map(|head| head.timeout);
+        assert_eq!(timeout(["1n", "5S"]), Ok(Some(Duration::from_secs(5))));
+        for values in [["5S", "junk"], ["junk", "5S"]] {
+            assert_eq!(timeout(values).unwrap_err().http, StatusCode::BAD_REQUEST, "{values:?}");
+        }
+        let encoded = |values| read(&[&[GRPC], &fields("grpc-encoding", values)[..]].concat());
+        assert!(encoded(["gzip", "identity"]).is_ok());
+        assert_eq!(encoded(["identity", "gzip"]).unwrap_err().status.code, Code::Unimplemented);
+    }
+
+    #[test]
+    fn a_malformed_timeout_is_told_before_a_wrong_method() {
+        let get = http::Request::builder().uri("/a.B/C").header("content-type", "application/grpc");
+        let refused = |request: http::request::Builder| {
+            Head::read(&request.body(()).unwrap().into_parts().0).unwrap_err().http.as_u16()
+        };
+        assert_eq!(refused(get), 405);
+        let get = http::Request::builder().uri("/a.B/C").header("content-type", "application/grpc");
+        assert_eq!(refused(get.header("grpc-timeout", "junk")), 400);
     }
 
     #[test]

@@ -34,7 +34,7 @@ use super::server::{Drain, Server};
 use super::stream::{self, Broken, Look, Row, Surroundings};
 use super::{CallHead, CallId, CallKind, Door, IdleBuffers, settings};
 use crate::backend::Caller;
-use crate::grpc::head::{Head, Refusal};
+use crate::grpc::head::{self, Head, Refusal};
 use crate::grpc::status::{Code, Status};
 use crate::heap;
 
@@ -363,7 +363,7 @@ impl Connection {
         let opened = self.server.handler.open(
             self.call(stream),
             &CallHead {
-                path: parts.uri.path(),
+                path: head::path(&parts.uri),
                 caller: &caller,
                 requires_leader: head.requires_leader,
                 client_api_version_is_garbled: head.client_api_version_is_garbled,

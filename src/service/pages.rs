@@ -98,8 +98,8 @@ impl Findings {
 /// The answer to a request that asks for no page.
 #[allow(clippy::result_large_err, reason = "a page is asked for once in some seconds")]
 pub fn asked(request: &Parts, for_pages_alone: bool) -> Result<Asked, Response<Bytes>> {
-    if request.version == Version::HTTP_11 && !request.headers.contains_key(HOST) {
-        return Err(text(StatusCode::BAD_REQUEST, "400 Bad Request: missing required Host header"));
+    if let Some(flaw) = flaw_of_host(request) {
+        return Err(text(StatusCode::BAD_REQUEST, flaw));
     }
     let path = request.uri.path();
     let query = request.uri.query().unwrap_or("");
@@ -113,6 +113,21 @@ pub fn asked(request: &Parts, for_pages_alone: bool) -> Result<Asked, Response<B
         _ => checks_of(path, query).ok_or_else(not_found)?,
     };
     if request.method == Method::GET { Ok(page) } else { Err(method_not_allowed()) }
+}
+
+/// As Go's `net/http` looks at it.
+fn flaw_of_host(request: &Parts) -> Option<&'static str> {
+    let mut hosts = request.headers.get_all(HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (None, _) if request.version == Version::HTTP_11 => Some("400 Bad Request: missing required Host header"),
+        (None, _) => None,
+        (Some(_), Some(_)) => Some("400 Bad Request"),
+        (Some(host), None) => {
+            let may_stand = |byte: &u8| byte.is_ascii_alphanumeric() || b"!$%&'()*+,-.:;=[]_~".contains(byte);
+            let is_host = host.as_bytes().iter().all(may_stand);
+            (!is_host).then_some("400 Bad Request: malformed Host header")
+        }
+    }
 }
 
 fn checks_of(path: &str, query: &str) -> Option<Asked> {
@@ -337,6 +352,26 @@ mod tests {
             let request = http::Request::builder().version(version).uri("/version").body(()).unwrap();
             let answered = asked(&request.into_parts().0, false).map_err(|answer| answer.status().as_u16());
             assert_eq!(answered, expected);
+        }
+    }
+
+    #[test]
+    fn a_request_names_one_host_and_one_that_can_be_one() {
+        for (hosts, status) in [
+            (&["a"][..], 200),
+            (&["a:2379"], 200),
+            (&["[::1]:2379"], 200),
+            (&[""], 200),
+            (&["a", "b"], 400),
+            (&["a", "a"], 400),
+            (&["a b"], 400),
+            (&["a/b"], 400),
+        ] {
+            let named = |request: http::request::Builder, host: &&str| request.header("host", *host);
+            let request = hosts.iter().fold(http::Request::builder().uri("/version"), named).body(()).unwrap();
+            let answered =
+                asked(&request.into_parts().0, false).map_or_else(|answer| answer.status().as_u16(), |_| 200);
+            assert_eq!(answered, status, "{hosts:?}");
         }
     }
 
