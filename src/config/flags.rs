@@ -58,6 +58,7 @@ const fn switch(flag: Flag) -> Flag {
     Flag { shape: Shape::Switch, ..flag }
 }
 
+pub const PEER_URLS_DEFAULT: &str = "http://localhost:2380";
 const NO_PEERS: &str = "this is a single server, there are no peers";
 const NO_RAFT: &str = "this is a single server, there is no raft";
 const OWN_LOG: &str = "the log is as long as the checkpoint needs it, and its old files are used again";
@@ -217,7 +218,7 @@ pub const FLAGS: &[Flag] = &[
     // Members and raft.
     harmless(
         "initial-advertise-peer-urls",
-        "http://localhost:2380",
+        PEER_URLS_DEFAULT,
         "this is a single server: its member is listed with these URLs, but nothing listens there",
     ),
     harmless("listen-peer-urls", "http://localhost:2380", NO_PEERS),

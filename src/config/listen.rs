@@ -57,6 +57,35 @@ pub fn advertised_urls(urls: &str) -> Result<Vec<String>, String> {
         .collect()
 }
 
+/// The URLs that the one member is listed with, in order and each once. Nothing listens there, so etcd's rule for them is the
+/// only one: its four schemes, a host that may be a name, a port, no path (`types.NewURLs`).
+pub fn peer_urls(urls: &str) -> Result<Vec<String>, String> {
+    let mut urls: Vec<String> = urls.split(',').map(|url| peer_url(url.trim())).collect::<Result<_, _>>()?;
+    urls.sort_unstable();
+    urls.dedup();
+    Ok(urls)
+}
+
+fn peer_url(url: &str) -> Result<String, String> {
+    let expected = || format!("{url:?}: expected a URL such as http://127.0.0.1:2380");
+    let (scheme, rest) = url.split_once("://").ok_or_else(expected)?;
+    match scheme {
+        "http" | "https" => {}
+        "unix" | "unixs" => return Ok(url.to_owned()),
+        _ => return Err(expected()),
+    }
+    let (authority, query) = rest.split_at(rest.find(['?', '#']).unwrap_or(rest.len()));
+    if authority.contains('/') || query.contains(char::is_whitespace) {
+        return Err(format!("{url}: expected no path behind host and port"));
+    }
+    let (host, port) = authority.rsplit_once(':').ok_or_else(|| format!("{url}: the port is missing"))?;
+    let bare_ipv6 = host.contains(':') && !(host.contains('[') && host.ends_with(']'));
+    if bare_ipv6 || host.contains(char::is_whitespace) || !port.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(expected());
+    }
+    Ok(url.to_owned())
+}
+
 fn addresses_of(url: &str) -> Result<Vec<ListenAddress>, String> {
     let (host, port) = host_and_port(url)?;
     if port == 0 {
@@ -171,6 +200,38 @@ mod tests {
         let any = listen_addresses("http://0.0.0.0:2379").expect("an address");
         assert!(listen_addresses_beside("http://127.0.0.1:2379", &any).is_err());
         assert!(listen_addresses_beside("http://[::1]:2379", &any).is_err(), "the other family is served too");
+    }
+
+    /// Each was given to an etcd 3.7.3 as well.
+    #[test]
+    fn what_etcd_refuses_as_the_url_of_a_peer_is_refused() {
+        for good in [
+            "http://10.0.0.1:2380",
+            "https://node-1.example:2380",
+            "http://[::1]:2380",
+            "http://127.0.0.1:99999",
+            "http://:2380",
+            "http://127.0.0.1:2380?x=1",
+            "unix://peer:1",
+        ] {
+            assert_eq!(peer_urls(good), Ok(vec![good.to_owned()]));
+        }
+        for bad in [
+            "",
+            "junk",
+            "http://",
+            "http://a",
+            "http://127.0.0.1:2380/",
+            "http://127.0.0.1:2380/path",
+            "http://127.0.0.1:x",
+            "http://::1:2380",
+            "ftp://127.0.0.1:2380",
+            "http://a:1,",
+        ] {
+            assert!(peer_urls(bad).is_err(), "{bad}");
+        }
+        let listed = peer_urls("http://b:1, http://a:1,http://b:1");
+        assert_eq!(listed, Ok(vec!["http://a:1".to_owned(), "http://b:1".to_owned()]));
     }
 
     #[test]

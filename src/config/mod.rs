@@ -304,11 +304,10 @@ fn config(source: &Source) -> Result<Config, ConfigError> {
     Ok(Config {
         listen_metrics: read(source, "listen-metrics-urls", |urls| listen::listen_addresses_beside(urls, &listen))?,
         listen,
-        advertise_peer_urls: text(source, "initial-advertise-peer-urls")
-            .split(',')
-            .map(str::trim)
-            .map(str::to_owned)
-            .collect(),
+        // As in etcd, an empty list is one that was not given.
+        advertise_peer_urls: read(source, "initial-advertise-peer-urls", |urls| {
+            listen::peer_urls(if urls.is_empty() { flags::PEER_URLS_DEFAULT } else { urls })
+        })?,
         advertise_client_urls: match source.given.get("advertise-client-urls") {
             Some(_) => read(source, "advertise-client-urls", listen::advertised_urls)?,
             None => listen_urls.split(',').map(|url| url.trim().to_owned()).collect(),

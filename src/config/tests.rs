@@ -180,6 +180,10 @@ fn unreadable_values_name_flag_value_and_what_was_expected() {
             "--listen-client-urls=https://127.0.0.1:2379",
             "--listen-client-urls \"https://127.0.0.1:2379\": https://127.0.0.1:2379: TLS is not built yet, only http is served",
         ),
+        (
+            "--initial-advertise-peer-urls=http://10.0.0.1:2380,10.0.0.1:2381",
+            "--initial-advertise-peer-urls \"http://10.0.0.1:2380,10.0.0.1:2381\": \"10.0.0.1:2381\": expected a URL such as http://127.0.0.1:2380",
+        ),
     ] {
         assert_eq!(error(line), text);
     }

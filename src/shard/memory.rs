@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::path::{Path, PathBuf};
 
 use crate::shard::cgroup::{self, Version};
 
@@ -12,16 +13,27 @@ use crate::shard::cgroup::{self, Version};
 pub fn available_bytes() -> io::Result<usize> {
     let machine = kilobytes("/proc/meminfo", "MemTotal:")?;
     let groups = cgroup::own_groups("memory");
-    let limits = groups.iter().flat_map(|group| group.folders().into_iter().map(|folder| (group.version, folder)));
-    let limits = limits.filter_map(|(version, folder)| {
-        let file = match version {
-            Version::V1 => "memory.limit_in_bytes",
-            Version::V2 => "memory.max",
+    let folders = groups.iter().flat_map(|group| group.folders().into_iter().map(|folder| (group.version, folder)));
+    Ok(least(machine, folders, |file| fs::read_to_string(file).ok()))
+}
+
+/// The least of all limits. At `memory.high` nobody is killed, but the kernel holds up whoever allocates beyond it, and
+/// watchers would wait for that: it is a limit like the other (cgroup-v2, "Memory Interface Files").
+fn least(
+    machine: usize,
+    folders: impl Iterator<Item = (Version, PathBuf)>,
+    read: impl Fn(&Path) -> Option<String>,
+) -> usize {
+    let files = folders.flat_map(|(version, folder)| {
+        let names: &[&str] = match version {
+            Version::V1 => &["memory.limit_in_bytes"],
+            Version::V2 => &["memory.max", "memory.high"],
         };
-        // `max`, and version 1's number of as many pages as there are numbers for, are no limits.
-        fs::read_to_string(folder.join(file)).ok()?.trim().parse().ok()
+        names.iter().map(move |name| folder.join(name))
     });
-    Ok(limits.fold(machine, usize::min))
+    // `max`, and version 1's number of as many pages as there are numbers for, are no limits.
+    let limits = files.filter_map(|file| read(&file)?.trim().parse().ok());
+    limits.fold(machine, usize::min)
 }
 
 fn kilobytes(path: &str, name: &str) -> io::Result<usize> {
@@ -89,6 +101,26 @@ mod tests {
         let delay = |option| unsafe { libmimalloc_sys::mi_option_get(option) };
         // Its neighbours are one that does nothing any more and one for machines of several nodes.
         assert_eq!([PURGE_DELAY - 1, PURGE_DELAY, PURGE_DELAY + 1].map(delay), [1, 1_000, 0]);
+    }
+
+    #[test]
+    fn the_least_limit_on_the_way_to_the_root_counts() {
+        let folders = [(Version::V2, "/c/unit"), (Version::V2, "/c"), (Version::V1, "/m")];
+        let check = |files: &[(&str, &str)], expected: usize| {
+            let folders = folders.iter().map(|(version, folder)| (*version, PathBuf::from(folder)));
+            let read = |asked: &Path| {
+                let file = files.iter().find(|(name, _)| Path::new(name) == asked)?;
+                Some(format!("{}\n", file.1))
+            };
+            assert_eq!(least(1_000, folders, read), expected, "{files:?}");
+        };
+        check(&[], 1_000);
+        check(&[("/c/unit/memory.max", "max"), ("/c/unit/memory.high", "max")], 1_000);
+        check(&[("/c/unit/memory.max", "900"), ("/c/memory.max", "800")], 800);
+        check(&[("/c/unit/memory.max", "900"), ("/c/unit/memory.high", "700")], 700);
+        check(&[("/c/unit/memory.max", "600"), ("/c/memory.high", "700")], 600);
+        check(&[("/m/memory.limit_in_bytes", "9223372036854771712")], 1_000);
+        check(&[("/m/memory.limit_in_bytes", "500"), ("/m/memory.high", "1")], 500);
     }
 
     #[test]

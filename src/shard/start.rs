@@ -187,6 +187,10 @@ fn budget(config: &Config, shards: usize) -> Result<Arc<Budget>, StartError> {
     let available_bytes = memory::available_bytes().map_err(system("read how much memory there is"))?;
     let limit_bytes = limit.bytes(available_bytes);
     tracing::info!(limit_bytes, available_bytes, "memory limit");
+    if limit_bytes > available_bytes {
+        let why = "the kernel would end the process, or hold it up, before the limit is reached: set a smaller --memory-limit";
+        tracing::warn!(limit_bytes, available_bytes, why, "the memory limit is more than there is");
+    }
     Ok(Budget::new(Some(limit_bytes), shards))
 }
 
