@@ -64,7 +64,8 @@ impl Embedded {
     }
 
     /// A bounded turn: the log first, then commands, an even share for each shard so that one's flood leaves room for the
-    /// others' (a transaction counts as its operations), then a piece of the long work. True when there is more to do.
+    /// others' (a transaction counts as its operations, a write by what it looked at as well), then a piece of the long work.
+    /// True when there is more to do.
     pub fn turn(&mut self, time: Time, commands_max: usize) -> bool {
         self.told.fill(false);
         self.commands_taken = 0;
@@ -78,6 +79,8 @@ impl Embedded {
                 left = left.saturating_sub(weight(&command));
                 self.commands_taken += 1;
                 self.command(Origin { shard: shard as u16, token }, command, time);
+                // What no request says of itself: a delete may have gone through a million tombstones.
+                left = left.saturating_sub(self.writer.take_visits() / VISITS_PER_COMMAND);
             }
         }
         let more_expired = self.expire(time);
@@ -253,6 +256,9 @@ fn put_bytes(batch: &Batch) -> u64 {
     puts.sum::<usize>() as u64
 }
 
+/// Keys that a write looks at in the time of a plain command.
+const VISITS_PER_COMMAND: usize = 100;
+
 /// How many operations a transaction may come to, those of the nested ones included.
 fn operations(txn: &Txn) -> usize {
     let of_branch = |ops: &[Op]| -> usize {
@@ -387,6 +393,29 @@ mod tests {
         let outer = txn(vec![delete(), Op::Txn(inner)]);
         assert_eq!(weight(&Command::Write(Write::Txn(outer))), 5);
         assert_eq!(weight(&Command::Write(Write::Txn(txn(Vec::new())))), 1);
+    }
+
+    #[test]
+    fn a_delete_that_goes_through_many_tombstones_leaves_the_others_their_turn() {
+        let (mut embedded, mut link, _) = stage();
+        let put = |number: usize| {
+            let Command::Write(Write::Put(put)) = put() else { unreachable!("it makes puts") };
+            Op::Put(Put { key: format!("{number:04}").into(), ..put })
+        };
+        let txn = Txn { compares: Vec::new(), success: (0..1_000).map(put).collect(), failure: Vec::new() };
+        send(&mut link, 1, Command::Write(Write::Txn(txn)));
+        let delete = || {
+            let range = KeyRange::From("0".into());
+            Command::Write(Write::DeleteRange(DeleteRange { range, prev_kv: false }))
+        };
+        send(&mut link, 2, delete());
+        while embedded.turn(Time(1), 20) {}
+        while link.receive().is_some() {}
+        for token in 3..=12 {
+            send(&mut link, token, delete());
+        }
+        embedded.turn(Time(1), 20);
+        assert_eq!(embedded.commands_taken(), 2, "each is worth eleven");
     }
 
     #[test]

@@ -541,6 +541,11 @@ impl Writer {
         progress == CompactProgress::More
     }
 
+    /// See [`Store::take_visits`].
+    pub fn take_visits(&mut self) -> usize {
+        self.store.take_visits()
+    }
+
     /// What a compaction that may be told has forgotten is not all gone yet.
     pub fn is_removing(&self) -> bool {
         self.removing

@@ -17,6 +17,8 @@ use std::ops::Bound;
 
 use crate::types::{KeyRange, KeyValue, Revision};
 
+use super::range::Budget;
+
 /// What the tree itself takes for a key, in bytes: handle and entry, at the two thirds to which a B-tree node is filled.
 pub const KEY_BYTES: usize = (size_of::<Box<[u8]>>() + size_of::<Versions>()) * 3 / 2;
 /// What the list of older versions takes for a key that has one, in bytes.
@@ -216,16 +218,22 @@ impl KeyIndex {
     }
 
     /// Ends the life of every key of the range that is alive, in ascending order. `found` hears of each: its key, its state
-    /// until now, and what the change did.
+    /// until now, and what the change did. False: the budget was spent before the end, and what was done is to be undone.
     pub fn delete_range(
         &mut self,
         range: &KeyRange,
         revision: Revision,
+        budget: &mut Budget,
         mut found: impl FnMut(&[u8], KeyValue, Changed),
-    ) {
-        let (mut added_bytes, mut replaced_bytes) = (0, 0);
+    ) -> bool {
+        let (mut added_bytes, mut replaced_bytes, mut is_over) = (0, 0, true);
         let walk: RangeMut<'_, Box<[u8]>, Versions> = self.keys.range_mut::<[u8], _>(bounds(range, None, None));
         for (key, versions) in walk {
+            // Tombstones are looked at as well, and nothing else of them is seen.
+            if !budget.take() {
+                is_over = false;
+                break;
+            }
             let Some(until_now) = versions.latest.live().cloned() else { continue };
             let before_revision = versions.before(revision).cloned();
             let list_bytes = versions.list_bytes();
@@ -235,6 +243,7 @@ impl KeyIndex {
             found(key, until_now, Changed { before_revision, replaced });
         }
         self.versions_bytes = self.versions_bytes + added_bytes - replaced_bytes;
+        is_over
     }
 
     /// Takes back what an unfinished revision did to a key. Harmless when there is nothing to take back.

@@ -110,6 +110,8 @@ pub struct Store {
     removal: Removal,
     /// State like the keys: it is in the log, and while one is active it decides what is refused.
     alarms: BTreeSet<Alarm>,
+    /// Keys that writes have looked at since somebody asked.
+    visits: usize,
     #[cfg(test)]
     pub(crate) planted: Planted,
 }
@@ -129,6 +131,7 @@ impl Store {
             compacted: None,
             removal: Removal::new(),
             alarms: BTreeSet::new(),
+            visits: 0,
             #[cfg(test)]
             planted: Planted::default(),
         }
@@ -151,6 +154,12 @@ impl Store {
 
     pub fn has_alarm(&self, kind: AlarmKind) -> bool {
         self.alarms.iter().any(|alarm| alarm.kind == kind)
+    }
+
+    /// How many keys the compares, ranges and deletes of writes have looked at since the last call: what they took beyond
+    /// what they changed.
+    pub fn take_visits(&mut self) -> usize {
+        std::mem::take(&mut self.visits)
     }
 
     /// How many keys the index holds, those included that are deleted but not yet removed.
@@ -192,7 +201,9 @@ impl Store {
         }
         let horizon = self.horizon(self.revision);
         let mut writing = Writing::new(&mut self.index, has_lease, self.revision);
-        let answer = match writing.run(write, horizon) {
+        let answer = writing.run(write, horizon);
+        self.visits += writing.visits();
+        let answer = match answer {
             Ok(answer) => answer,
             Err(error) => {
                 writing.abandon();
@@ -422,7 +433,7 @@ impl ReadJob {
 
 #[cfg(test)]
 mod tests {
-    use super::command::{Op, Put, PutLease, PutValue, SortOrder, SortTarget, Txn};
+    use super::command::{DeleteRange, Op, Put, PutLease, PutValue, SortOrder, SortTarget, Txn};
     use super::*;
     use crate::sim::all_keys;
     use crate::types::{Change, Key, KeyValue, LeaseId};
@@ -458,6 +469,29 @@ mod tests {
             panic!("a transaction")
         };
         assert_eq!(outcome.answers.len(), 101);
+    }
+
+    /// Each of its deletes finds nothing and looks at every tombstone.
+    #[test]
+    fn deletes_that_look_at_more_than_one_step_may_are_refused_as_well() {
+        let mut store = filled(1_000);
+        let all = || DeleteRange { range: all_keys().range, prev_kv: false };
+        assert_eq!(store.apply(&Write::DeleteRange(all()), Time(0)).answer.unwrap().revision, store.revision());
+        let (before, revision) = (store.bytes(), store.revision());
+        let with_deletes = |count: usize| {
+            let Write::Put(put) = put("new", "v") else { unreachable!("it makes puts") };
+            let mut success = vec![Op::Put(put)];
+            success.extend(std::iter::repeat_with(|| Op::DeleteRange(all())).take(count));
+            Write::Txn(Txn { compares: Vec::new(), success, failure: Vec::new() })
+        };
+        store.take_visits();
+        let Applied { answer, entry } = store.apply(&with_deletes(4_100), Time(0));
+        assert!(matches!(answer, Err(Error::NoMemory)) && entry.is_none());
+        assert_eq!((store.bytes(), store.revision()), (before, revision));
+        assert_eq!((store.take_visits(), store.take_visits()), (4_004_000, 0));
+        assert!(store.apply(&with_deletes(100), Time(0)).answer.is_ok());
+        // The put of the transaction is a key like the others.
+        assert_eq!(store.take_visits(), 100 * 1_001);
     }
 
     fn rows(answer: Answer) -> Vec<KeyValue> {

@@ -41,6 +41,10 @@ impl Budget {
     pub fn is_spent(&self) -> bool {
         self.0 == 0
     }
+
+    pub fn left(&self) -> usize {
+        self.0
+    }
 }
 
 /// Where a walk over the keys of a range stands.

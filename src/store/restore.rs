@@ -19,6 +19,7 @@ use super::bulk::{self, Bulk, Folded, tombstone};
 use super::compact::Removal;
 use super::history::History;
 use super::key_index::Changed;
+use super::range::Budget;
 
 /// Why no store can be built from what was given.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -123,6 +124,7 @@ impl Restore {
             compacted,
             removal,
             alarms: BTreeSet::new(),
+            visits: 0,
             #[cfg(test)]
             planted: super::Planted::default(),
         };
@@ -191,8 +193,8 @@ impl Store {
             }
             Change::Put { .. } => None,
             Change::Delete { key, .. } => {
-                let mut done = None;
-                self.index.delete_range(&KeyRange::One(key.clone()), revision, |_, _, changed| done = Some(changed));
+                let (one, mut budget, mut done) = (KeyRange::One(key.clone()), Budget::new(1), None);
+                self.index.delete_range(&one, revision, &mut budget, |_, _, changed| done = Some(changed));
                 let Changed { before_revision, replaced } = done?;
                 Some((Change::Delete { key: key.clone(), previous: before_revision }, replaced))
             }

@@ -162,8 +162,9 @@ fn keeps(put: &Put) -> bool {
     matches!(put.value, PutValue::Keep) || matches!(put.lease, PutLease::Keep)
 }
 
-/// What the compares and ranges of one write may look at: this many keys, and all there are so many times. A write is one
-/// step, and everybody else waits for it; etcd lets it take as long as it takes. A range looks at a key twice at most.
+/// What the compares, ranges and deletes of one write may look at: this many keys, and all there are so many times. A write is
+/// one step, and everybody else waits for it; etcd lets it take as long as it takes. A range looks at a key twice at most, and
+/// one delete alone at each key once, so that only a transaction can be refused.
 const VISITS: usize = 4_000_000;
 const VISITS_PER_KEY: usize = 4;
 
@@ -172,6 +173,7 @@ pub struct Writing<'a> {
     index: &'a mut KeyIndex,
     has_lease: HasLease<'a>,
     before: Revision,
+    visits_max: usize,
     budget: Budget,
     changes: Vec<Change>,
     /// Versions that a later change of this same revision replaced: only the batch holds them.
@@ -180,8 +182,14 @@ pub struct Writing<'a> {
 
 impl<'a> Writing<'a> {
     pub fn new(index: &'a mut KeyIndex, has_lease: HasLease<'a>, before: Revision) -> Writing<'a> {
-        let budget = Budget::new(VISITS + VISITS_PER_KEY * index.keys_held());
-        Writing { index, has_lease, before, budget, changes: Vec::new(), unindexed_bytes: 0 }
+        let visits_max = VISITS + VISITS_PER_KEY * index.keys_held();
+        let budget = Budget::new(visits_max);
+        Writing { index, has_lease, before, visits_max, budget, changes: Vec::new(), unindexed_bytes: 0 }
+    }
+
+    /// How many keys were looked at.
+    pub fn visits(&self) -> usize {
+        self.visits_max - self.budget.left()
     }
 
     /// What the revision changed. Nothing: there is no such revision.
@@ -213,7 +221,7 @@ impl<'a> Writing<'a> {
                 check_put(self.index, self.has_lease, put)?;
                 self.put(put)
             }
-            Write::DeleteRange(delete) => Ok(self.delete_range(delete)),
+            Write::DeleteRange(delete) => self.delete_range(delete),
             Write::Txn(txn) => {
                 let path = Path::decide(self.index, txn, self.before, &mut self.budget)?;
                 check(self.index, self.has_lease, txn, &path, horizon)?;
@@ -253,11 +261,11 @@ impl<'a> Writing<'a> {
         Ok(self.answer(Outcome::Put { previous }))
     }
 
-    fn delete_range(&mut self, delete: &DeleteRange) -> Answer {
+    fn delete_range(&mut self, delete: &DeleteRange) -> Result<Answer, Error> {
         let revision = self.before.next();
         let (mut deleted, mut previous) = (0, Vec::new());
         let (changes, unindexed_bytes) = (&mut self.changes, &mut self.unindexed_bytes);
-        self.index.delete_range(&delete.range, revision, |key, until_now, changed| {
+        let is_over = self.index.delete_range(&delete.range, revision, &mut self.budget, |key, until_now, changed| {
             deleted += 1;
             *unindexed_bytes += changed.replaced.as_ref().map_or(0, KeyValue::bytes);
             if delete.prev_kv {
@@ -266,7 +274,7 @@ impl<'a> Writing<'a> {
             // A copy: the request's bytes would keep the whole request alive as long as history.
             changes.push(Change::Delete { key: Bytes::copy_from_slice(key), previous: changed.before_revision });
         });
-        self.answer(Outcome::DeleteRange { deleted, previous })
+        if is_over { Ok(self.answer(Outcome::DeleteRange { deleted, previous })) } else { Err(Error::NoMemory) }
     }
 
     /// Executes the chosen branch. It has been checked; an error here is one that only the earlier operations of the
@@ -282,7 +290,7 @@ impl<'a> Writing<'a> {
                     self.answer(Outcome::Range(rows))
                 }
                 Op::Put(put) => self.put(put)?,
-                Op::DeleteRange(delete) => self.delete_range(delete),
+                Op::DeleteRange(delete) => self.delete_range(delete)?,
                 Op::Txn(inner) => {
                     let outcome = self.txn(inner, nested.next().expect(ONE_PATH_EACH))?;
                     // etcd leaves the header of a nested transaction empty.
