@@ -1,7 +1,7 @@
 //! The server: flags, log, start. Everything else is the library.
 
 use std::fmt::Display;
-use std::io;
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use tarsier::config::{Asked, Config, Warning};
@@ -38,7 +38,8 @@ const STOPPED_BY_DAMAGE: &str = "the checkpoint is damaged in a way that ends th
 fn main() -> ExitCode {
     match Config::read(std::env::args_os().skip(1), std::env::vars_os()) {
         Ok(Asked::Help(text) | Asked::Version(text)) => {
-            println!("{text}");
+            // Whoever reads it may have enough, as `head` has.
+            let _ = writeln!(io::stdout(), "{text}");
             ExitCode::SUCCESS
         }
         Ok(Asked::Serve(config, warnings)) => serve(*config, &warnings),
