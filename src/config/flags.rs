@@ -146,7 +146,11 @@ pub const FLAGS: &[Flag] = &[
         "10m",
         "Duration between progress notifications to idle watches that asked for them, at least 100ms; 0 means 10m.",
     ),
-    supported("max-connections", "0", "Connections the server may have open at a time; 0 means no limit."),
+    supported(
+        "max-connections",
+        "0",
+        "Connections the server may have open at a time; 0 means as many as there are descriptors for.",
+    ),
     supported(
         "max-connections-per-address",
         "0",
