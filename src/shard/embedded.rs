@@ -150,7 +150,7 @@ impl Embedded {
         }
     }
 
-    /// A defragmentation is under way on another thread, which does not say when it ends.
+    /// A defragmentation is under way on another thread. Its end wakes this one, unless it was without space.
     pub fn is_defragmenting(&self) -> bool {
         self.defragmenting.is_running
     }

@@ -23,7 +23,7 @@ use crate::types::{Alarm, ChangeId, Entry, Lease, LeaseId, Position, Row, Stored
 use crate::wal::LogFailure;
 use crate::wal::Progress;
 use crate::wal::checkpoint_rows::Meta;
-use crate::wal::checkpoint_thread::{self, CheckpointHandle, Checkpointed, Mover};
+use crate::wal::checkpoint_thread::{self, CheckpointHandle, CheckpointThread, Checkpointed, Mover};
 use crate::wal::disk::Disk;
 use crate::wal::file_disk;
 use crate::wal::log::{Device, Log};
@@ -81,6 +81,7 @@ pub struct Primed {
     supply: Supply<std::os::fd::OwnedFd>,
     progress: Sender<Progress>,
     pub checkpointed: Checkpointed,
+    checkpoint: CheckpointHandle,
     segments: SegmentsHandle,
     disks: Box<dyn Fn() -> String + Send>,
     is_durable: bool,
@@ -92,7 +93,7 @@ pub struct Storage {
     /// Holds the lock of the directory.
     _claimed: Claimed,
     progress: Sender<Progress>,
-    checkpoint: CheckpointHandle,
+    checkpoint: CheckpointThread,
 }
 
 impl Storage {
@@ -130,14 +131,15 @@ pub fn open(config: &Config, bell: &Doorbell) -> Result<Opened, StorageError> {
         clock::now(),
     );
     let checkpointed = mover.checkpointed();
-    let checkpoint = checkpoint_thread::spawn(mover, Box::new(|error| end_process(&error)))?;
+    let [answered, has_segment] = [bell.clone(), bell.clone()];
+    let answered = Box::new(move || answered.ring());
+    let checkpoint = checkpoint_thread::spawn(mover, answered, Box::new(|error| end_process(&error)))?;
     let salt = Box::new(file_disk::random_salt);
     let newest = Newest::open(files.data.clone())?;
     let (keeper, supply) = segments::open(files.wal.clone(), newest, resume, checkpointed.position.clone(), salt)?;
-    let bell = bell.clone();
     let broken =
         |error: &io::Error| end_process(&format_args!("a segment of the log cannot be made or given up: {error}"));
-    let segments = segments::spawn(keeper, Box::new(move || bell.ring()), Box::new(broken))?;
+    let segments = segments::spawn(keeper, Box::new(move || has_segment.ring()), Box::new(broken))?;
 
     let identity::Identity { cluster_id, member_id } = files.identity;
     let term = next_term(&meta);
@@ -151,6 +153,7 @@ pub fn open(config: &Config, bell: &Doorbell) -> Result<Opened, StorageError> {
             supply,
             progress: progress.clone(),
             checkpointed,
+            checkpoint: checkpoint.handle(),
             segments,
             disks: claimed.free_space(),
             is_durable: config.fsync,
@@ -304,6 +307,7 @@ pub struct Logged<D: Device> {
     log: Log<D>,
     progress: Sender<Progress>,
     checkpointed: Checkpointed,
+    wake_checkpoint: Box<dyn Fn()>,
     segments: SegmentsHandle,
     /// What is free where, in words.
     disks: Box<dyn Fn() -> String>,
@@ -326,20 +330,23 @@ impl<D: Device> Logged<D> {
         log: Log<D>,
         progress: Sender<Progress>,
         checkpointed: Checkpointed,
+        wake_checkpoint: Box<dyn Fn()>,
         segments: SegmentsHandle,
         disks: Box<dyn Fn() -> String>,
     ) -> Logged<D> {
-        Logged { log, progress, checkpointed, segments, disks, defragmenting: None }
+        Logged { log, progress, checkpointed, wake_checkpoint, segments, disks, defragmenting: None }
     }
 }
 
 impl Primed {
     /// Takes it apart on the thread it was made for, inside of its ring. `wake` makes the shard take another turn.
     pub fn into_parts(self, wake: Rc<dyn Fn()>) -> (Store, Lessor, Position, u64, Logged<RingDevice>) {
-        let Primed { store, lessor, next, term, supply, progress, checkpointed, segments, disks, .. } = self;
+        let Primed { store, lessor, next, term, supply, progress, checkpointed, checkpoint, segments, disks, .. } =
+            self;
         let device = RingDevice::new(wake, self.is_durable, self.write_unit, checkpointed.meter.clone());
         let log = Log::new(device, supply, progress.clone());
-        (store, lessor, next, term, Logged::new(log, progress, checkpointed, segments, disks))
+        let wake_checkpoint = Box::new(move || checkpoint.wake());
+        (store, lessor, next, term, Logged::new(log, progress, checkpointed, wake_checkpoint, segments, disks))
     }
 }
 
@@ -372,6 +379,7 @@ impl<D: Device> Durability for Logged<D> {
         let (sender, ended) = mpsc::channel();
         // A thread that is gone shows below.
         let _ = self.progress.send(Progress::Defragment(sender));
+        (self.wake_checkpoint)();
         self.defragmenting = Some(Defragmenting { ended, result: None });
     }
 

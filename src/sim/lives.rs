@@ -244,7 +244,8 @@ impl World {
         let mut log = Log::new(device.clone(), supply, progress.clone());
         log.planted = self.planted.log;
         let disks = Box::new(|| "it is in memory".to_owned());
-        let logged = Logged::new(log, progress.clone(), checkpointed, SegmentsHandle::of(&keeper), disks);
+        let logged =
+            Logged::new(log, progress.clone(), checkpointed, Box::new(|| {}), SegmentsHandle::of(&keeper), disks);
         let log = Watched(Rc::new(RefCell::new(Inner { logged, appended: None, was_short_of_space: false })));
         let appender = Appender::new(store.revision(), store.compacted());
         let (link, port) = mesh::pair();

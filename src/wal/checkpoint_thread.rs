@@ -13,7 +13,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError};
-use std::thread::Thread;
+use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
 use crate::shard::clock;
@@ -99,6 +99,8 @@ pub struct Mover<D: Disk> {
     /// Attempts since one last got anywhere.
     tries: u32,
     defragment: Vec<Sender<Result<(), String>>>,
+    /// Somebody was answered in this step, and sleeps.
+    has_answered: bool,
     is_stopping: bool,
     has_reserve: bool,
     /// When a reserve that could not be made is tried again.
@@ -158,6 +160,7 @@ impl<D: Disk> Mover<D> {
             retry_at: None,
             tries: 0,
             defragment: Vec::new(),
+            has_answered: false,
             is_stopping: false,
             has_reserve: false,
             reserve_at: now,
@@ -327,6 +330,7 @@ impl<D: Disk> Mover<D> {
         for reply in self.defragment.drain(..) {
             // Whoever asked may have gone.
             let _ = reply.send(result.clone());
+            self.has_answered = true;
         }
     }
 
@@ -425,45 +429,58 @@ impl<D: Disk> Mover<D> {
 }
 
 /// Wakes the thread before it would look by itself: behind a request to stop or to defragment.
-#[derive(Debug)]
-pub struct CheckpointHandle {
-    thread: Thread,
-    join: std::thread::JoinHandle<()>,
-}
+#[derive(Clone, Debug)]
+pub struct CheckpointHandle(Thread);
 
 impl CheckpointHandle {
     pub fn wake(&self) {
-        self.thread.unpark();
+        self.0.unpark();
+    }
+}
+
+/// The thread, for whoever sees to its end.
+#[derive(Debug)]
+pub struct CheckpointThread(JoinHandle<()>);
+
+impl CheckpointThread {
+    pub fn handle(&self) -> CheckpointHandle {
+        CheckpointHandle(self.0.thread().clone())
     }
 
     /// Waits for the end of the thread, which a [`Progress::Stop`] brings about.
     pub fn join(self) {
-        self.wake();
-        self.join.join().expect("a panic of ours stops the process");
+        self.handle().wake();
+        self.0.join().expect("a panic of ours stops the process");
     }
 }
 
-/// Starts the thread. `broken` hears when the disk failed; it must end the process.
+/// Starts the thread. `answered` wakes whoever asked for a defragmentation. `broken` hears when the disk failed; it must end
+/// the process.
 ///
 /// # Errors
 /// When the system gives no thread.
 pub fn spawn<D: Disk>(
     mut mover: Mover<D>,
+    answered: Box<dyn Fn() + Send>,
     broken: Box<dyn Fn(&CheckpointError) + Send>,
-) -> io::Result<CheckpointHandle> {
+) -> io::Result<CheckpointThread> {
     let run = move || {
         // On Linux a priority belongs to the thread. Without the right to change it, it only competes more.
         let _ = rustix::process::setpriority_process(None, 10);
         loop {
-            match mover.step(clock::now()) {
+            let stepped = mover.step(clock::now());
+            if std::mem::take(&mut mover.has_answered) {
+                answered();
+            }
+            match stepped {
                 Ok(Next::After(pause)) => std::thread::park_timeout(pause),
                 Ok(Next::Over) => return,
                 Err(error) => return broken(&error),
             }
         }
     };
-    let join = std::thread::Builder::new().name("checkpoint".to_owned()).spawn(run)?;
-    Ok(CheckpointHandle { thread: join.thread().clone(), join })
+    let thread = std::thread::Builder::new().name("checkpoint".to_owned()).spawn(run)?;
+    Ok(CheckpointThread(thread))
 }
 
 #[cfg(test)]
