@@ -295,10 +295,11 @@ impl Player {
         }
         for field in raw.fields.iter().filter(|field| field.name == "header") {
             let Node::Block(headers) = &field.node else { return Err("header is a block".to_owned()) };
+            // In place of the usual ones; one that stands here twice is sent twice.
+            head.headers.retain(|(known, _)| headers.iter().all(|field| field.name != *known));
             for Field { name, node } in headers {
                 let Node::Text(value) = node else { return Err("a header is a text".to_owned()) };
                 let value = String::from_utf8_lossy(value).into_owned();
-                head.headers.retain(|(known, _)| known != name);
                 if !value.is_empty() {
                     head.headers.push((name.clone(), value));
                 }
