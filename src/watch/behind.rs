@@ -53,9 +53,9 @@ pub(super) struct Pass {
     pub(super) change: usize,
     /// The last span that the next one of them was held against. Its group is kept until the others have been.
     pub(super) stabbed: Option<u32>,
-    /// The large events of that one, encoded without the previous version and with it.
-    pub(super) large: [Option<Bytes>; 2],
-    /// Large events that were encoded since all groups were flushed.
+    /// Whether that one is large and counted, without the previous version and with it.
+    pub(super) large: [bool; 2],
+    /// Large events that were gathered since all groups were flushed, each once.
     pub(super) large_bytes: usize,
     /// The first group that gathered any of it.
     pub(super) first: Option<u32>,

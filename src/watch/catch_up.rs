@@ -28,6 +28,7 @@ use super::group::{Member, Options};
 use super::hub::Hub;
 use super::message::{Events, Head, SHARED_BYTES_MIN};
 use super::refusal::Why;
+use super::shared::Large;
 use crate::types::encode::event_len;
 use crate::types::{Batch, Revision};
 
@@ -81,7 +82,7 @@ impl Hub {
             position: start.max(Revision::FIRST.next()),
             change: 0,
             stabbed: None,
-            large: [None, None],
+            large: [false; 2],
             large_bytes: 0,
             first: None,
             full: Vec::new(),
@@ -160,15 +161,16 @@ impl Hub {
                 if length < LARGE_BYTES_MIN {
                     put_tagged(gathered.small(batch.revision), batch.revision, change, with_previous);
                 } else {
-                    let large = pass.large[usize::from(with_previous)].get_or_insert_with(|| {
+                    let large = Large { revision: batch.revision, change: pass.change as u32, with_previous };
+                    let event = fan_out.shared.large(large, || {
                         let mut encoded = Vec::with_capacity(length + EVENT_HEAD_BYTES_MAX);
                         put_tagged(&mut encoded, batch.revision, change, with_previous);
-                        let encoded = Bytes::from(encoded);
-                        pass.large_bytes += encoded.len();
-                        fan_out.keep_count(encoded.clone());
-                        encoded
+                        Bytes::from(encoded)
                     });
-                    gathered.push_large(batch.revision, large.clone());
+                    if !std::mem::replace(&mut pass.large[usize::from(with_previous)], true) {
+                        pass.large_bytes += event.len();
+                    }
+                    gathered.push_large(batch.revision, event);
                 }
                 *gathered_bytes += gathered.own_bytes() - before;
                 if gathered.is_full() && !gathered.listed {
@@ -208,7 +210,7 @@ impl Hub {
             }
             used += 1;
             pass.change += 1;
-            pass.large = [None, None];
+            pass.large = [false; 2];
         }
         if pass.change == batch.changes.len() {
             (pass.change, pass.first) = (0, None);
@@ -384,7 +386,7 @@ impl Hub {
             self.end_pass();
         }
         if let Some(shared) = flush.shared.filter(|shared| !shared.is_unique()) {
-            self.fan_out.keep_count(shared);
+            self.fan_out.shared.keep(shared);
         }
         self.groups.release(flush.group);
     }
@@ -457,16 +459,12 @@ mod tests {
         while hub.turn(100) {}
     }
 
-    /// Streams that read nothing, each with a late watch on a range of its own that holds "a" and what begins with it.
-    fn create_late(hub: &mut Hub, count: usize, start: impl Fn(usize) -> i64) -> Vec<StreamId> {
-        let create = |number: usize| {
-            let stream = hub.open_stream(0);
-            let range = KeyRange::Span { start: "a".into(), end: format!("b{number}").into() };
-            let create = Create { start: start(number), ..Create::plain(range) };
-            hub.request(stream, hub.revision(), Request::Create(create));
-            stream
-        };
-        (0..count).map(create).collect()
+    /// A stream that reads nothing, with a late watch on a range of its own that holds "a" and what begins with it.
+    fn create_late(hub: &mut Hub, number: usize, start: i64) -> StreamId {
+        let stream = hub.open_stream(0);
+        let range = KeyRange::Span { start: "a".into(), end: format!("b{number}").into() };
+        hub.request(stream, hub.revision(), Request::Create(Create { start, ..Create::plain(range) }));
+        stream
     }
 
     fn take_all(hub: &mut Hub, stream: StreamId) -> usize {
@@ -489,7 +487,7 @@ mod tests {
                 if revision == 40 { VALUE_BYTES } else { 1 },
             );
         }
-        let streams = create_late(&mut hub, 200, |number| 2 + number as i64 % 45);
+        let streams: Vec<_> = (0..200).map(|number| create_late(&mut hub, number, 2 + number as i64 % 45)).collect();
         let (mut most, mut told) = (0, 0);
         while hub.counters().behind > 0 || told == 0 {
             while hub.turn(7) {
@@ -510,10 +508,13 @@ mod tests {
         for (key, value_bytes) in [(&b"a"[..], 1), (b"a", VALUE_BYTES), (b"a", 3_000), (b"z", 1)] {
             put(&mut hub, &[key], value_bytes);
         }
-        let streams = create_late(&mut hub, 200, |_| 2);
-        let mut most = 0;
-        while hub.turn(7) {
-            most = most.max(hub.bytes().apart + hub.bytes().backlog);
+        let (mut streams, mut most) = (Vec::new(), 0);
+        // Most come when others have been told and do not read.
+        for number in 0..200 {
+            streams.push(create_late(&mut hub, number, 2));
+            while number % 7 == 0 && hub.turn(7) {
+                most = most.max(hub.bytes().apart + hub.bytes().backlog);
+            }
         }
         // The event itself, and what each is told beside it.
         assert!(most < VALUE_BYTES + 200 * 8_000, "{most} bytes for one event");

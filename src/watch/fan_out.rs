@@ -5,7 +5,6 @@
 //! watch is created and none canceled (requests wait), so the only one to take members out of a group is the cursor itself:
 //! the last member comes to the cursor's place, and the cursor stays there, or it would pass that member by.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -14,11 +13,9 @@ use hashbrown::HashMap;
 use super::group::{Groups, Member, Options};
 use super::hub::Hub;
 use super::message::{EVENTS, Events, Head, Header, SHARED_BYTES_MIN};
+use super::shared::Shared;
 use crate::types::encode::{Sink, event_len, put_event};
 use crate::types::{Batch, Change, Revision};
-
-/// Shared events that are looked at when others are added: more than come, or they would never end.
-const SHARED_LOOKS: usize = 4;
 
 const NONE: u32 = u32::MAX;
 /// Groups that one batch concerns, beyond which their places are given back.
@@ -47,9 +44,8 @@ pub(super) struct FanOut {
     /// The large events that were encoded last, without previous versions and with them: a large value that a thousand groups
     /// watch is in memory once.
     same: [Option<Same>; 2],
-    /// Events of earlier runs that some stream still has to send.
-    shared: VecDeque<Bytes>,
-    shared_bytes: usize,
+    /// Events of earlier runs that some stream still has to send, and those of history.
+    pub(super) shared: Shared,
 }
 
 /// Changes in a row that concern a group. A range that is deleted has its changes in the order of keys, so that there are few
@@ -97,34 +93,15 @@ impl FanOut {
         self.batch.is_some()
     }
 
-    /// Events that several streams share are counted once, for as long as one of them holds some.
-    pub(super) fn keep_count(&mut self, shared: Bytes) {
-        self.shared_bytes += shared.len();
-        self.shared.push_back(shared);
-        self.look_at_shared(SHARED_LOOKS);
-    }
-
-    /// Looks at some of the shared events, and lets go of those that no stream holds any more.
-    pub(super) fn look_at_shared(&mut self, looks: usize) {
-        for _ in 0..looks.min(self.shared.len()) {
-            let Some(oldest) = self.shared.pop_front() else { return };
-            if oldest.is_unique() {
-                self.shared_bytes -= oldest.len();
-            } else {
-                self.shared.push_back(oldest);
-            }
-        }
-    }
-
     /// What the batch under way takes, and what earlier ones have left with streams.
     pub(super) fn bytes(&self) -> usize {
-        let Some(_) = &self.batch else { return self.shared_bytes };
+        let Some(_) = &self.batch else { return self.shared.bytes() };
         let further = self.further.capacity() * size_of::<Changes>();
         let hits = self.hits.capacity() * size_of::<Hit>() + further + self.hit_of.allocation_size();
         let of_run = self.run.as_ref().filter(|run| run.in_a_row.is_none());
         let of_run = of_run.and_then(|run| run.shared.as_ref()).map_or(0, Bytes::len);
         let same = self.same.iter().flatten().map(|same| same.bytes.len()).sum::<usize>();
-        self.shared_bytes + hits + self.encoded.capacity() + of_run + same
+        self.shared.bytes() + hits + self.encoded.capacity() + of_run + same
     }
 
     pub(super) fn start(&mut self, batch: Arc<Batch>) {
@@ -174,7 +151,7 @@ impl FanOut {
     fn end_of_shared(&mut self, shared: Bytes) {
         match shared.try_into_mut() {
             Ok(encoded) => self.encoded = encoded.into(),
-            Err(shared) => self.keep_count(shared),
+            Err(shared) => self.shared.keep(shared),
         }
     }
 

@@ -427,7 +427,7 @@ impl Hub {
     /// again; and events that no stream holds any more are let go.
     pub fn keep_house(&mut self) {
         self.streams.resume_refused();
-        self.fan_out.look_at_shared(SHARED_LOOKS);
+        self.fan_out.shared.look(SHARED_LOOKS);
     }
 
     fn is_between_batches(&self) -> bool {

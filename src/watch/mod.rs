@@ -12,6 +12,7 @@
 //! | `fan_out` | one batch on its way to the synced |
 //! | `behind`, `catch_up` | watchers that are behind; the passes that bring them forward |
 //! | `gathered` | what a group is told of history, until it is sent |
+//! | `shared` | encoded events that several streams hold |
 //! | `refusal` | what was refused or ended, by reason |
 //! | `removal` | what is gone, and the sweeps that take it out |
 //! | `stream` | the watches and ids of one stream; all streams |
@@ -46,6 +47,7 @@ mod outbox;
 pub mod refusal;
 mod removal;
 mod request;
+mod shared;
 mod stream;
 
 #[cfg(test)]
