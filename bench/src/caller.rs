@@ -12,7 +12,7 @@ use tarsier_proto::etcdserverpb as pb;
 use tarsier_proto::v3lockpb;
 
 use crate::fault::{Fault, PATIENCE, Result, within};
-use crate::link::{self, Answer, Piece, Windows};
+use crate::link::{self, Answer, Connected, Piece, Windows};
 use crate::wire::{self, Deframer};
 
 /// How long nothing may come of a compaction, which is answered when all that it forgets is gone. Etcd pauses 10 ms behind
@@ -28,7 +28,7 @@ pub struct Caller {
 
 impl Caller {
     pub async fn connect(endpoint: &Arc<str>, windows: Windows) -> Result<Caller> {
-        let (requests, connection) = link::connect(endpoint, windows).await?;
+        let Connected { requests, connection, .. } = link::connect(endpoint, windows).await?;
         // Its error reaches each call that is under way, so the task has nobody to report to.
         tokio::task::spawn_local(async move { drop(connection.await) });
         Ok(Caller { endpoint: endpoint.clone(), requests })

@@ -18,6 +18,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Uri, header};
 use tokio::net::TcpStream;
 
 use crate::fault::{Fault, Result};
+use crate::transport::{self, Silence, Transport};
 
 /// Stands for the connection itself in the list of ready slots.
 const CONNECTION: u32 = u32::MAX;
@@ -39,23 +40,32 @@ impl Windows {
     pub const WIDE: Windows = Windows { stream_bytes: 16 << 20, connection_bytes: 16 << 20 };
 }
 
-/// Connects and shakes hands. The two halves are driven by a [`Link`] or by a task.
-pub async fn connect(endpoint: &str, windows: Windows) -> Result<(SendRequest<Bytes>, Connection<TcpStream, Bytes>)> {
+/// A connection that has shaken hands. Its two halves are driven by a [`Link`] or by a task.
+pub struct Connected {
+    pub requests: SendRequest<Bytes>,
+    pub connection: Connection<Transport, Bytes>,
+    pub silence: Silence,
+}
+
+/// Connects and shakes hands.
+pub async fn connect(endpoint: &str, windows: Windows) -> Result<Connected> {
     if endpoint.contains('/') {
         return Err(Fault::Refused(format!("{endpoint} is not of the form HOST:PORT: leave http:// and paths out")));
     }
     let refused = |cause| Fault::Connect { endpoint: endpoint.to_owned(), cause };
     let socket = TcpStream::connect(endpoint).await.map_err(refused)?;
     socket.set_nodelay(true).map_err(refused)?;
-    h2::client::Builder::new()
+    let (transport, silence) = transport::open(socket);
+    let (requests, connection) = h2::client::Builder::new()
         .initial_window_size(windows.stream_bytes)
         .initial_connection_window_size(windows.connection_bytes)
         // Until the server's SETTINGS arrive, h2 would open 100 streams only.
         .initial_max_send_streams(1 << 20)
         .enable_push(false)
-        .handshake(socket)
+        .handshake(transport)
         .await
-        .map_err(|cause| Fault::Http { endpoint: endpoint.to_owned(), cause })
+        .map_err(|cause| Fault::Http { endpoint: endpoint.to_owned(), cause })?;
+    Ok(Connected { requests, connection, silence })
 }
 
 /// The head of a gRPC call. Cloned for each call, so that nothing is parsed again.
@@ -120,7 +130,8 @@ impl Turn<'_> {
 /// A connection with the slots of its calls.
 pub struct Link {
     endpoint: Arc<str>,
-    connection: Connection<TcpStream, Bytes>,
+    connection: Connection<Transport, Bytes>,
+    pub silence: Silence,
     requests: SendRequest<Bytes>,
     ready: Arc<Ready>,
     connection_waker: Arc<SlotWaker>,
@@ -132,7 +143,7 @@ pub struct Link {
 
 impl Link {
     pub async fn open(endpoint: &Arc<str>, windows: Windows, slots: u32) -> Result<Link> {
-        let (requests, connection) = connect(endpoint, windows).await?;
+        let Connected { requests, connection, silence } = connect(endpoint, windows).await?;
         let ready = Arc::new(Ready::default());
         let slot_waker = |slot| Arc::new(SlotWaker { ready: ready.clone(), slot, is_queued: AtomicBool::new(false) });
         let connection_waker = slot_waker(CONNECTION);
@@ -143,6 +154,7 @@ impl Link {
         Ok(Link {
             endpoint,
             connection,
+            silence,
             requests,
             ready: ready.clone(),
             connection_waker,
@@ -171,6 +183,9 @@ impl Link {
                 return Poll::Ready(Ok(()));
             }
         }
+        if self.silence.has_begun(cx) {
+            self.connection_waker.wake_by_ref();
+        }
         self.ready.end_turn(cx.waker());
         Poll::Pending
     }
@@ -194,7 +209,8 @@ impl Link {
             self.connection_waker.is_queued.store(false, Ordering::Relaxed);
             let waker = Waker::from(self.connection_waker.clone());
             let endpoint = || self.endpoint.to_string();
-            return match Pin::new(&mut self.connection).poll(&mut Context::from_waker(&waker)) {
+            let connection = Pin::new(&mut self.connection);
+            return match self.silence.drive(|| connection.poll(&mut Context::from_waker(&waker))) {
                 Poll::Pending => Ok(()),
                 Poll::Ready(Ok(())) => Err(Fault::Closed { endpoint: endpoint() }),
                 Poll::Ready(Err(cause)) => Err(Fault::Http { endpoint: endpoint(), cause }),

@@ -11,8 +11,8 @@
 //! library, one task a connection, hand-written messages where they are many.
 //!
 //! ```text
-//! main ─► hold    ─┬─► fleet (held watches)  ──┬─► link (one h2 connection) ─► wire (bytes)
-//!      ─► speed ───┤   load (calls in a loop)  │
+//! main ─► hold    ─┬─► fleet (held watches)  ──┬─► link (one h2 connection) ─► transport (its socket)
+//!      ─► speed ───┤   load (calls in a loop)  │                             ─► wire (bytes)
 //!                  │   caller (single calls) ──┘
 //!                  └─► delivery ─► judge  keys (who watches what)  process (what the kernel knows)
 //!          speed ──► open_loop, bystander, leases, lanes ─► server (started and stopped)  cgroup  meter (what it cost)  disk  report
@@ -36,7 +36,12 @@ mod fault;
 mod files;
 mod fleet;
 mod harm;
+mod heap;
 mod hold;
+// The server's rules and no second writing of them. The rest of its library stays out of what is to be its outside view.
+#[path = "../../src/net/idle.rs"]
+#[allow(dead_code, reason = "the server uses the rest")]
+mod idle;
 mod judge;
 mod keys;
 mod lanes;
@@ -64,6 +69,7 @@ mod subject;
 mod table;
 mod tasks;
 mod threads;
+mod transport;
 mod wire;
 mod work;
 
@@ -74,6 +80,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::LocalSet;
 
 use crate::fault::{Fault, Result};
+
+/// Puts h2's buffers where they can be given back.
+#[global_allocator]
+static ALLOCATOR: heap::Heap = heap::Heap;
 
 /// Load for servers of the etcd v3 API: very many watches, and what they cost
 #[derive(Parser, Debug)]

@@ -12,7 +12,7 @@ use tarsier_proto::{etcdserverpb as pb, mvccpb};
 use tokio::task::JoinHandle;
 
 use crate::fault::{Fault, Result};
-use crate::link::{self, Answer, Piece, Windows};
+use crate::link::{self, Answer, Connected, Piece, Windows};
 use crate::proof::calls::{PATIENCE, is_lost};
 use crate::proof::history::{self, Mark, Put, Told};
 use crate::proof::ledger::Revisions;
@@ -97,7 +97,7 @@ impl Drop for Watches {
 impl Watches {
     pub async fn open(endpoint: &Arc<str>, seen: &AllSeen) -> Result<Watches> {
         let http = |cause| Fault::Http { endpoint: endpoint.to_string(), cause };
-        let (requests, connection) = link::connect(endpoint, Windows::WIDE).await?;
+        let Connected { requests, connection, .. } = link::connect(endpoint, Windows::WIDE).await?;
         // Its error reaches the reader.
         let driver = tokio::task::spawn_local(async move { drop(connection.await) });
         let head = link::call_head(endpoint, wire::PATH_WATCH)?;

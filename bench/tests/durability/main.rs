@@ -29,6 +29,9 @@ mod disk;
 #[allow(dead_code, reason = "the load generator uses the rest")]
 mod fault;
 mod full;
+#[path = "../../../src/net/idle.rs"]
+#[allow(dead_code, reason = "the server uses the rest")]
+mod idle;
 mod leases;
 #[path = "../../src/link.rs"]
 #[allow(dead_code, reason = "the load generator uses the rest")]
@@ -56,6 +59,9 @@ mod starts;
 #[path = "../../src/tasks.rs"]
 #[allow(dead_code, reason = "the load generator uses the rest")]
 mod tasks;
+#[path = "../../src/transport.rs"]
+#[allow(dead_code, reason = "the load generator uses the rest")]
+mod transport;
 #[path = "../../src/wire.rs"]
 #[allow(dead_code, reason = "the load generator uses the rest")]
 mod wire;
