@@ -1,8 +1,9 @@
 //! Logical clients in a closed loop: each sends its next call when the last is answered.
 //!
 //! The clients share connections, as the goroutines of one process do, and the connections share few threads. The run
-//! that started the load reads the counter at the beginning and the end of its window; latencies are recorded only while
-//! the window is open, so connecting and warming up do not count.
+//! that started the load reads the counter at the beginning and the end of its window. Latencies are those of the calls that
+//! were begun in the window, whenever they ended: connecting and warming up do not count, and the calls that the end of the
+//! window finds under way, of which the slow ones are more than their share, do.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -82,7 +83,7 @@ impl Load {
         self.shared.has_failed.load(Ordering::Relaxed)
     }
 
-    /// Lets the calls under way finish; gives the latencies of the window. Whoever waits here holds up nothing else: a server
+    /// Lets the calls under way finish; gives the latencies of those that were begun in the window. Whoever waits here holds up nothing else: a server
     /// that does not answer must not keep an interrupt from being heard.
     pub async fn finish(self) -> Result<Histogram<u64>> {
         self.finish_within(PATIENCE).await
@@ -159,6 +160,8 @@ struct Call {
     answer: Answer,
     deframer: Deframer,
     begun: Instant,
+    /// It was begun in the window.
+    counts: bool,
     answered: bool,
 }
 
@@ -182,7 +185,7 @@ impl Calls for Loops {
                 })?,
                 Poll::Ready(Ok(Piece::End)) if !call.answered => return Err(Fault::NoAnswer { path }),
                 Poll::Ready(Ok(Piece::End)) => {
-                    if crew.shared.window_is_open.load(Ordering::Relaxed) {
+                    if call.counts {
                         record(&mut crew.latency.borrow_mut(), call.begun.elapsed());
                     }
                     crew.shared.completed.fetch_add(1, Ordering::Relaxed);
@@ -204,9 +207,10 @@ impl Loops {
         let opened = turn.open(slot, &self.crew.head, false, cx).map_err(http)?;
         let Some((response, mut send)) = opened else { return Ok(false) };
         let request = self.crew.work.request(&mut self.random).freeze();
-        let begun = Instant::now();
+        let (begun, counts) = (Instant::now(), self.crew.shared.window_is_open.load(Ordering::Relaxed));
         send.send_data(request, true).map_err(http)?;
-        let call = Call { answer: Answer::Head(response), deframer: Deframer::default(), begun, answered: false };
+        let (answer, deframer) = (Answer::Head(response), Deframer::default());
+        let call = Call { answer, deframer, begun, counts, answered: false };
         self.clients[slot as usize] = Some(call);
         self.busy += 1;
         Ok(true)
@@ -216,7 +220,57 @@ impl Loops {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bytes::Bytes;
+    use tarsier_proto::etcdserverpb as pb;
     use tokio::task::LocalSet;
+
+    use crate::wire;
+
+    /// Answers each read when it is told to.
+    async fn answer_late(listener: tokio::net::TcpListener, told: Rc<tokio::sync::Notify>) {
+        let mut connection = h2::server::handshake(listener.accept().await.unwrap().0).await.unwrap();
+        let found = pb::RangeResponse { kvs: vec![Default::default()], count: 1, ..Default::default() };
+        let body: Bytes = wire::framed(&found);
+        while let Some(Ok((_, mut respond))) = connection.accept().await {
+            let (body, told) = (body.clone(), told.clone());
+            tokio::task::spawn_local(async move {
+                told.notified().await;
+                let mut send = respond.send_response(http::Response::new(()), false).unwrap();
+                send.send_data(body, false).unwrap();
+                let mut trailers = http::HeaderMap::new();
+                trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
+                send.send_trailers(trailers).unwrap();
+            });
+        }
+    }
+
+    #[test]
+    fn a_call_counts_when_it_was_begun_in_the_window_whenever_it_ends() {
+        let runtime = threads::event_loop().unwrap();
+        let latency = LocalSet::new().block_on(&runtime, async {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let endpoint = listener.local_addr().unwrap().to_string().into();
+            let told = Rc::new(tokio::sync::Notify::new());
+            tokio::task::spawn_local(answer_late(listener, told.clone()));
+            let shape = Shape { connections: 1, clients: 1, threads: 1 };
+            let load = Load::launch(&endpoint, shape, Work::Read { key: b"key".to_vec() }).unwrap();
+            // One before the window, one within it, and one that its end finds under way.
+            let pause = async |milliseconds| tokio::time::sleep(Duration::from_millis(milliseconds)).await;
+            pause(50).await;
+            load.open_window();
+            for _ in 0..2 {
+                told.notify_one();
+                pause(50).await;
+            }
+            let answer = async {
+                pause(200).await;
+                told.notify_one();
+            };
+            tokio::join!(load.finish(), answer).0.unwrap()
+        });
+        assert_eq!(latency.len(), 2);
+        assert!(latency.max() >= 190_000, "{} us", latency.max());
+    }
 
     #[test]
     fn a_load_that_is_not_answered_ends_with_the_patience() {

@@ -69,9 +69,7 @@ impl Tally {
             }
             text += "\nLatency distribution:\n";
             for percentile in PERCENTILES {
-                // The first of the sorted that at least so many per cent do not exceed.
-                let at = (percentile / 100.0 * count).ceil() as usize;
-                let value = sorted[at.clamp(1, sorted.len()) - 1];
+                let value = sorted[rank(percentile, sorted.len()) - 1];
                 let _ = writeln!(text, "  {percentile}% in {} secs.", number(value));
             }
         }
@@ -83,6 +81,12 @@ impl Tally {
         }
         text
     }
+}
+
+/// Which of so many sorted latencies, counted from 1, is a percentile: as in etcd's tool, that of one latency more than there
+/// are.
+fn rank(percentile: f64, count: usize) -> usize {
+    ((percentile * (count + 1) as f64 / 100.0).ceil() as usize).clamp(1, count)
 }
 
 /// Upper bound, count and length of the bar of each step; the first step is the fastest alone.
@@ -111,12 +115,20 @@ mod tests {
             "\nSummary:\n  Total:\t2.0000 secs.\n  Slowest:\t0.1000 secs.\n  Fastest:\t0.0010 secs.\n",
             "  Average:\t0.0505 secs.\n  Stddev:\t0.0289 secs.\n  Requests/sec:\t50.0000\n",
             "\nResponse time histogram:\n  0.0010 [1]\t|∎∎∎∎\n  0.0109 [9]\t|",
-            "\nLatency distribution:\n  10% in 0.0100 secs.\n",
-            "  99.9% in 0.1000 secs.\n",
+            "\nLatency distribution:\n  10% in 0.0110 secs.\n",
+            "  99% in 0.1000 secs.\n  99.9% in 0.1000 secs.\n",
         ] {
             assert!(text.contains(line), "{line:?} is not in {text}");
         }
         assert!(!text.contains("Error"));
+    }
+
+    #[test]
+    fn percentiles_have_the_ranks_of_etcds() {
+        assert_eq!(PERCENTILES.map(|percentile| rank(percentile, 1)), [1; 8]);
+        assert_eq!(PERCENTILES.map(|percentile| rank(percentile, 10)), [2, 3, 6, 9, 10, 10, 10, 10]);
+        assert_eq!(PERCENTILES.map(|percentile| rank(percentile, 999)), [100, 250, 500, 750, 900, 950, 990, 999]);
+        assert_eq!(PERCENTILES.map(|percentile| rank(percentile, 1_000))[4..], [901, 951, 991, 1_000]);
     }
 
     #[test]
