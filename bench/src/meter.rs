@@ -12,6 +12,9 @@ use crate::report::{Limit, Measured};
 /// From this part of the time on, something counts as busy all the time: the clock of the machine ticks coarsely.
 const BUSY: f64 = 0.95;
 
+/// The measure of how much was done.
+pub const A_SECOND: &str = "a second";
+
 /// Readings at the beginning of a stretch.
 pub struct Meter {
     server: Process,
@@ -52,7 +55,13 @@ impl Spent {
         measured.headline(scene, "server CPU, us each", self.cpu.as_secs_f64() * 1e6 / units);
         measured.add(scene, "load client's CPU, us each", self.own.as_secs_f64() * 1e6 / units);
         measured.add(scene, "whole machine busy, us each", self.machine.as_secs_f64() * 1e6 / units);
-        measured.add(scene, "a second", units / self.wall.as_secs_f64());
+        measured.add(scene, A_SECOND, units / self.wall.as_secs_f64());
+        measured.limits.extend(self.limits().map(|limit| (scene.to_owned(), limit)));
+    }
+
+    /// The figures of work whose pace was set beforehand.
+    pub fn figures_on_schedule(&self, scene: &str, units: u64, measured: &mut Measured) {
+        measured.add(scene, "server CPU, us each", self.cpu.as_secs_f64() * 1e6 / units as f64);
         measured.limits.extend(self.limits().map(|limit| (scene.to_owned(), limit)));
     }
 

@@ -94,7 +94,7 @@ async fn beside(server: &mut Server, sizes: Sizes, stuck: u32, measured: &mut Me
     let latency = load.finish().await?;
     measured.add(&scene, "revisions behind when measured", behind as f64);
     measured.add(&scene, RATE, rate);
-    measured.tail(&scene, &latency);
+    measured.closed_loop_tail(&scene, &latency);
     measured.add(&scene, "puts a second while they come back", coming_rate);
     measured.add(&scene, "VmRSS, MB", server.process.memory()?.resident as f64 / 1e6);
 

@@ -14,6 +14,13 @@ use crate::files::{make_folder, write_file};
 use crate::latency::{greatest_milliseconds, is_told, milliseconds};
 use crate::server::Side;
 
+/// Stands before the measures of such a tail.
+const CLOSED_LOOP: &str = "closed loop ";
+/// What a reader of them should know.
+pub const CLOSED_LOOP_NOTE: &str = "latencies called those of a closed loop are of clients that each wait for an answer before they \
+                                    ask again, so a stall counts once a client and not with all that it kept from coming; the \
+                                    others count from when a call was due";
+
 /// What one scene measured in one round. A scene that lost an event has measured nothing: then `void` says why.
 #[derive(Default, Debug)]
 pub struct Measured {
@@ -62,6 +69,20 @@ impl Measured {
     /// The tail of latencies, as far as there are enough of them to tell, and how many there are.
     pub fn tail(&mut self, scene: &str, latency: &Histogram<u64>) {
         self.tail_of(scene, "", latency);
+    }
+
+    /// The tail of calls that each waited for the one before: a stall holds back what would have met it, so such a tail says less
+    /// than one of calls on a schedule, and it says so.
+    pub fn closed_loop_tail(&mut self, scene: &str, latency: &Histogram<u64>) {
+        self.tail_of(scene, CLOSED_LOOP, latency);
+    }
+
+    /// A figure that was added.
+    pub fn value(&self, scene: &str, measure: &str) -> Option<f64> {
+        self.figures
+            .iter()
+            .find(|figure| (&*figure.scene, &*figure.measure) == (scene, measure))
+            .map(|figure| figure.value)
     }
 
     /// The same where a scene has several, named by what was waited for: "put " is.
@@ -329,6 +350,20 @@ mod tests {
         assert_eq!(tail(0), ["put calls"]);
         assert_eq!(tail(999), ["put p50, ms", "put p99, ms", "put max, ms", "put calls"]);
         assert_eq!(tail(1_000)[2], "put p99.9, ms");
+    }
+
+    #[test]
+    fn a_tail_of_a_closed_loop_says_so() {
+        let (mut latency, mut measured) = (crate::latency::latencies(), Measured::default());
+        latency.record_n(7_000, 100).unwrap();
+        measured.closed_loop_tail("put", &latency);
+        let measures: Vec<_> = measured.figures.iter().map(|figure| &*figure.measure).collect();
+        assert_eq!(
+            measures,
+            ["closed loop p50, ms", "closed loop p99, ms", "closed loop max, ms", "closed loop calls"]
+        );
+        assert_eq!(measured.value("put", "closed loop calls"), Some(100.0));
+        assert_eq!(measured.value("get", "closed loop calls"), None);
     }
 
     #[test]

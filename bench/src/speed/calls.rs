@@ -2,15 +2,18 @@
 //! when calls arrive on a schedule.
 //!
 //! The schedules ask the same of both servers, at a rate that either bears on two cores beside the load client: a tail
-//! of a server that is overrun would say how long it was overrun.
+//! of a server that is overrun would say how long it was overrun. Where the disk sets what a server bears, the rate is taken
+//! from the closed loops of the run itself.
 
 use std::time::Duration;
+
+use hdrhistogram::Histogram;
 
 use super::scenes::{Scale, VALUE_BYTES};
 use crate::disk::{Disk, DiskCounts};
 use crate::fault::{Fault, Result};
 use crate::load::{Load, Shape};
-use crate::meter::Meter;
+use crate::meter::{A_SECOND, Meter, Spent};
 use crate::open_loop::{self, Schedule};
 use crate::report::Measured;
 use crate::screen::count;
@@ -105,19 +108,76 @@ fn many_clients(scene: &'static str, work: Work, scale: &Scale) -> ClosedLoop {
     ClosedLoop { scene, connections: CLIENT_CONNECTIONS, clients: CLIENTS, work, warm_up: scale.warm_up }
 }
 
+const DURABLE_PUT: Work = Work::Put { keys: 1_000_000, key_bytes: KEY_BYTES, value_bytes: VALUE_BYTES };
+const DURABLE_MANY: &str = "put to 1M keys, 1,000 clients over 100 connections, 256 B";
+const DURABLE_ONE: &str = "put to 1M keys, one client, 256 B";
+
 /// Puts to a million keys by many clients and by one. The warm-up is as long as the window, so that what a server does
 /// later for what it has answered is under way.
 pub async fn durable_put(server: &mut Server, scale: &Scale) -> Result<Measured> {
-    let work = Work::Put { keys: 1_000_000, key_bytes: KEY_BYTES, value_bytes: VALUE_BYTES };
     let warm_up = scale.warm_up + scale.window;
-    let scene = "put to 1M keys, 1,000 clients over 100 connections, 256 B";
     let mut measured = Measured::default();
-    let many = ClosedLoop { warm_up, ..many_clients(scene, work.clone(), scale) };
+    let many = ClosedLoop { warm_up, ..many_clients(DURABLE_MANY, DURABLE_PUT, scale) };
     many.run(server, scale, &mut measured).await?;
-    let scene = "put to 1M keys, one client, 256 B";
-    let one = ClosedLoop { scene, connections: 1, clients: 1, work, warm_up };
+    let one = ClosedLoop { scene: DURABLE_ONE, connections: 1, clients: 1, work: DURABLE_PUT, warm_up };
     one.run(server, scale, &mut measured).await?;
     Ok(measured)
+}
+
+/// What the closed loops of one server say that it bears: calls a second of many clients, and of one.
+#[derive(Clone, Copy, Debug)]
+pub struct Capacity([f64; 2]);
+
+impl Capacity {
+    pub fn of(measured: &Measured) -> Option<Capacity> {
+        let of_scene = |scene| measured.value(scene, A_SECOND);
+        Some(Capacity([of_scene(DURABLE_MANY)?, of_scene(DURABLE_ONE)?]))
+    }
+}
+
+/// Half of what the slower of these servers bears, in two digits: the calls a second that all of them are asked for.
+pub fn scheduled_rates(of_servers: &[Capacity]) -> Option<[u32; 2]> {
+    let half_of_least = |at: usize| {
+        let least = of_servers.iter().map(|capacity| capacity.0[at]).reduce(f64::min)?;
+        let half = (least / 2.0) as u32;
+        let unit = 10_u32.pow(half.checked_ilog10().unwrap_or(0).saturating_sub(1));
+        Some((half / unit * unit).max(1))
+    };
+    Some([half_of_least(0)?, half_of_least(1)?])
+}
+
+/// The puts of [`durable_put`] on a schedule, over as many connections as the clients had there.
+pub async fn durable_put_on_schedule(server: &mut Server, scale: &Scale, rates: [u32; 2]) -> Result<Measured> {
+    let mut measured = Measured::default();
+    for (calls_a_second, connections) in rates.into_iter().zip([CLIENT_CONNECTIONS, 1]) {
+        server.wait_until_quiet().await?;
+        let over = if connections == 1 { "one connection".to_owned() } else { format!("{connections} connections") };
+        let rate = count(u64::from(calls_a_second));
+        let scene = format!("put to 1M keys on a schedule, {rate} a second over {over}, 256 B");
+        let (warm_up, window) = (scale.warm_up + scale.window, scale.window);
+        let schedule = Schedule { calls_a_second, connections, warm_up, window };
+        let (latency, cost) =
+            tokio::join!(open_loop::run(&server.endpoint, DURABLE_PUT, schedule), cost_of(server, schedule));
+        let (latency, (spent, written)) = (latency?, cost?);
+        spent.figures_on_schedule(&scene, latency.len(), &mut measured);
+        add_scheduled(scene.clone(), latency, &mut measured);
+        if let Some(written) = written {
+            let units = u64::from(calls_a_second) * window.as_secs();
+            add_disk(&mut measured, &scene, written, units, spent.wall);
+        }
+    }
+    Ok(measured)
+}
+
+/// What the window of a schedule costs the server and the disk that begins now.
+async fn cost_of(server: &Server, schedule: Schedule) -> Result<(Spent, Option<DiskCounts>)> {
+    let disk = server.disk().ok();
+    let counts = || disk.as_ref().map(Disk::counts).transpose();
+    tokio::time::sleep(schedule.warm_up).await;
+    let (meter, before) = (Meter::start(server.process)?, counts()?);
+    tokio::time::sleep(schedule.window).await;
+    let written = counts()?.zip(before).map(|(after, before)| after.since(before));
+    Ok((meter.read()?, written))
 }
 
 impl ClosedLoop {
@@ -140,7 +200,7 @@ impl ClosedLoop {
         }
         let latency = load.finish().await?;
         spent.figures(scene, units, measured);
-        measured.tail(scene, &latency);
+        measured.closed_loop_tail(scene, &latency);
         if let Some((after, before)) = written {
             add_disk(measured, scene, after.since(before), units, spent.wall);
         }
@@ -161,10 +221,14 @@ async fn on_schedule(
     let (warm_up, window, connections) = (scale.warm_up, scale.window, SCHEDULE_CONNECTIONS);
     let schedule = Schedule { calls_a_second, connections, warm_up, window };
     let latency = open_loop::run(&server.endpoint, work, schedule).await?;
+    add_scheduled(scene, latency, measured);
+    Ok(())
+}
+
+fn add_scheduled(scene: String, latency: Histogram<u64>, measured: &mut Measured) {
     measured.tail(&scene, &latency);
     measured.stands_for(&scene, "p99, ms");
     measured.latencies.push((scene, latency));
-    Ok(())
 }
 
 /// What was written to the whole device: nothing else on the machine may write meanwhile.
@@ -173,4 +237,18 @@ fn add_disk(measured: &mut Measured, scene: &str, counts: DiskCounts, units: u64
     measured.add(scene, "bytes written to the device, each", counts.written_bytes as f64 / units);
     measured.add(scene, "flushes of the device, each", counts.flushes as f64 / units);
     measured.add(scene, "device busy, % of the time", counts.busy.as_secs_f64() / wall.as_secs_f64() * 100.0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_schedule_asks_for_half_of_what_the_slower_server_bears() {
+        let capacities = [Capacity([62_802.0, 2_100.0]), Capacity([17_029.0, 1_540.0])];
+        assert_eq!(scheduled_rates(&capacities), Some([8_500, 770]));
+        assert_eq!(scheduled_rates(&capacities[..1]), Some([31_000, 1_000]));
+        assert_eq!(scheduled_rates(&[Capacity([9.0, 0.5])]), Some([4, 1]));
+        assert_eq!(scheduled_rates(&[]), None);
+    }
 }

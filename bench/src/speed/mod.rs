@@ -32,7 +32,7 @@ use crate::locks;
 use crate::numbers;
 use crate::process;
 use crate::quick::Quick;
-use crate::report::{Measured, Report};
+use crate::report::{self, Measured, Report};
 use crate::server::{Program, ProgramFlags, Server, Side};
 
 /// A group of scenes. The first ones are run when none is named.
@@ -64,7 +64,7 @@ pub enum Group {
     Memory,
     /// Puts on a schedule beside large ranges, writes and compactions
     Bystander,
-    /// Puts to a million keys, and what they write to the device
+    /// Puts to a million keys, by many clients, by one, and on a schedule, and what they write to the device
     Durable,
     /// The way back after a kill, and the memory of what comes back
     Recovery,
@@ -195,6 +195,9 @@ pub struct SpeedArgs {
     locks: locks::LockArgs,
 }
 
+/// The groups with a latency of clients that wait for each other's answers, or for their own.
+const CLOSED_LOOPS: [Group; 8] =
+    [Group::Put, Group::Read, Group::Range, Group::Txn, Group::KeepAlive, Group::Event, Group::Stuck, Group::Durable];
 /// "100 watches on one stream", "10 streams of 10", "100 streams of one", "a thousand connections of one", and very many on
 /// one key.
 const EVENT_SHAPES: [WatchShape; 5] = [(100, 1, 100), (100, 10, 10), (100, 100, 1), (1_000, 1, 1), (10, 10, 1_000)];
@@ -263,7 +266,7 @@ pub async fn run(args: SpeedArgs) -> Result<()> {
     let programs = args.programs()?;
     let connections = if args.full { 5_000 } else { 1_000 };
     process::check_files(connections, "the scene with the most connections")?;
-    let mut run = Run { args: &args, report: Report::default() };
+    let mut run = Run { args: &args, report: Report::default(), capacities: Vec::new(), rates: None };
     run.describe();
     args.output.as_deref().map_or(Ok(()), prepare_folder)?;
     for program in &programs {
@@ -278,13 +281,14 @@ pub async fn run(args: SpeedArgs) -> Result<()> {
         if round % 2 == 1 {
             order.reverse();
         }
-        for program in order {
+        for &program in &order {
             eprintln!("round {} of {}: {}", round + 1, args.rounds.max(1), program.side.name());
             run.calls(program).await?;
             run.watches(program).await?;
             run.disk(program).await?;
             run.harm(program).await?;
         }
+        run.durable_on_schedule(&order).await?;
     }
     run.report.is_finished = true;
     run.write()?;
@@ -299,6 +303,11 @@ pub async fn run(args: SpeedArgs) -> Result<()> {
 struct Run<'a> {
     args: &'a SpeedArgs,
     report: Report,
+    /// What durable puts in closed loops have said of each server in this round.
+    capacities: Vec<calls::Capacity>,
+    /// Durable puts on a schedule, of many connections and of one: set by the first round and the same in all, since the rounds
+    /// of one figure must ask for the same.
+    rates: Option<[u32; 2]>,
 }
 
 impl Run<'_> {
@@ -335,11 +344,29 @@ impl Run<'_> {
     async fn disk(&mut self, program: &Program) -> Result<()> {
         let (scale, sizes) = (self.args.scale(), self.args.bystander());
         self.scene(Group::Bystander, program, async |server| bystander::run(server, sizes).await).await?;
-        self.scene(Group::Durable, program, async |server| calls::durable_put(server, &scale).await).await?;
+        let mut capacity = None;
+        let durable = async |server: &mut Server| {
+            let measured = calls::durable_put(server, &scale).await?;
+            capacity = calls::Capacity::of(&measured);
+            Ok(measured)
+        };
+        self.scene(Group::Durable, program, durable).await?;
+        self.capacities.extend(capacity);
         for state in self.args.states() {
             self.scene(Group::Recovery, program, async |server| scenes::recovery(server, state).await).await?;
         }
         self.scene(Group::Upkeep, program, async |server| bystander::beside_upkeep(server, sizes).await).await
+    }
+
+    /// Behind the closed loops of all servers, which say what each of them bears.
+    async fn durable_on_schedule(&mut self, programs: &[&Program]) -> Result<()> {
+        self.rates = self.rates.or_else(|| calls::scheduled_rates(&self.capacities));
+        let (Some(rates), scale) = (self.rates, self.args.scale()) else { return Ok(()) };
+        for program in programs {
+            let durable = async |server: &mut Server| calls::durable_put_on_schedule(server, &scale, rates).await;
+            self.scene(Group::Durable, program, durable).await?;
+        }
+        Ok(())
     }
 
     /// The scenes in which some do harm, and those of very many leases and locks.
@@ -426,6 +453,9 @@ impl Run<'_> {
         });
         if [Group::Storm, Group::Teardown, Group::Windows, Group::Stuck].iter().any(|group| args.has(*group)) {
             notes.push(args.harm.note());
+        }
+        if CLOSED_LOOPS.iter().any(|group| args.has(*group)) {
+            notes.push(report::CLOSED_LOOP_NOTE.to_owned());
         }
         notes.push(process::preference_note());
         notes.extend(args.started.note());

@@ -160,8 +160,8 @@ pub async fn event(server: &mut Server, scale: &Scale, shape: WatchShape) -> Res
     let mut measured = Measured::default();
     spent.figures(&scene, puts.len() as u64 * watches, &mut measured);
     let scene = format!("{scene}: put to last event");
-    measured.tail(&scene, &to_last);
-    measured.stands_for(&scene, "p50, ms");
+    measured.closed_loop_tail(&scene, &to_last);
+    measured.stands_for(&scene, "closed loop p50, ms");
     measured.void = delivery::judge(&caller, &fleet, &puts, complete).await?;
     Ok(measured)
 }
