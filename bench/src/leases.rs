@@ -20,7 +20,7 @@ use crate::harm::{WatchCall, Witness};
 use crate::lanes::in_lanes;
 use crate::latency::{latencies, record};
 use crate::link::Windows;
-use crate::meter::Meter;
+use crate::meter::{Meter, Spent};
 use crate::quick::Quick;
 use crate::report::Measured;
 use crate::screen::count;
@@ -122,7 +122,7 @@ async fn without_keys(server: &mut Server, sizes: Sizes, measured: &mut Measured
     let begun = Instant::now();
     let asked = grant(&server.endpoint, sizes.expiring, sizes.ttl).await?;
     measured.add(&scene, "granted within, s", begun.elapsed().as_secs_f64());
-    let beside = Beside::start(server, sizes, &asked).await?;
+    let beside = Beside::start(server, sizes, &asked, Look::AskedFor).await?;
     let mut seen = Seen::new(due(&asked, sizes.ttl));
     watch_the_count(server, base, &mut seen, sizes.patience).await?;
     beside.finish(server, &scene, sizes.expiring, measured).await?;
@@ -136,7 +136,7 @@ async fn with_keys(server: &mut Server, sizes: Sizes, measured: &mut Measured) -
     let asked = grant(&server.endpoint, sizes.expiring_keys, sizes.ttl).await?;
     put_keys(&server.endpoint, sizes.expiring_keys).await?;
     watch.watch(PREFIX.as_bytes(), PREFIX_END, 0).await?;
-    let beside = Beside::start(server, sizes, &asked).await?;
+    let beside = Beside::start(server, sizes, &asked, Look::Told).await?;
     let mut seen = Seen::new(due(&asked, sizes.ttl));
     let mut last = Instant::now();
     while !seen.is_complete() {
@@ -161,7 +161,7 @@ async fn behind_a_start(server: &mut Server, sizes: Sizes, measured: &mut Measur
     server.spawn_again()?;
     measured.add(&scene, "s until the first answer", server.wait_until_ready().await?.as_secs_f64());
     let base = server.number(REVOKED).await?;
-    let beside = Beside::start(server, sizes, &[Instant::now()]).await?;
+    let beside = Beside::start(server, sizes, &[Instant::now()], Look::AskedFor).await?;
     let mut seen = Seen::new(vec![begun + sizes.ttl; sizes.expiring as usize]);
     watch_the_count(server, base, &mut seen, sizes.patience).await?;
     beside.finish(server, &scene, sizes.expiring, measured).await?;
@@ -224,20 +224,35 @@ where
 /// The modest client beside an expiry: first alone, then from the first due time on.
 struct Beside {
     witness: Witness,
+    /// Of the time in which it was alone.
+    control: Spent,
     meter: Meter,
+}
+
+/// How the ends of the leases are seen.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// The server is asked again and again how many it has revoked: in the control too, since it takes the server's time.
+    AskedFor,
+    Told,
 }
 
 impl Beside {
     /// Waits until the first lease is due.
-    async fn start(server: &Server, sizes: Sizes, asked: &[Instant]) -> Result<Beside> {
+    async fn start(server: &Server, sizes: Sizes, asked: &[Instant], look: Look) -> Result<Beside> {
         let first_due = asked.first().map_or_else(Instant::now, |asked| *asked + sizes.ttl);
         // The log of the grants and puts goes where the server keeps it; that is not what is measured.
         let control = (first_due - Duration::from_millis(500)).saturating_duration_since(Instant::now());
         tokio::time::sleep(control.saturating_sub(sizes.window)).await;
-        let witness = Witness::start(&server.endpoint, sizes.puts_a_second)?;
-        tokio::time::sleep_until((first_due - Duration::from_millis(100)).into()).await;
+        let (witness, meter) = (Witness::start(&server.endpoint, sizes.puts_a_second)?, Meter::start(server.process)?);
+        let until = first_due - Duration::from_millis(100);
+        while look == Look::AskedFor && Instant::now() + LOOK < until {
+            server.number(REVOKED).await?;
+            tokio::time::sleep(LOOK).await;
+        }
+        tokio::time::sleep_until(until.into()).await;
         witness.next_phase();
-        Ok(Beside { witness, meter: Meter::start(server.process)? })
+        Ok(Beside { witness, control: meter.read()?, meter: Meter::start(server.process)? })
     }
 
     async fn finish(self, server: &mut Server, scene: &str, leases: u32, measured: &mut Measured) -> Result<()> {
@@ -245,7 +260,8 @@ impl Beside {
         self.witness.next_phase();
         server.check_alive()?;
         let tails = self.witness.finish().await?;
-        measured.add(scene, "server CPU, us each", spent.cpu.as_secs_f64() * 1e6 / f64::from(leases));
+        let cpu = spent.cpu_beyond(&self.control).as_secs_f64();
+        measured.add(scene, "server CPU without what the control takes, us each", cpu * 1e6 / f64::from(leases));
         tails[0].add(measured, &format!("{scene}: quiet control"));
         tails[1].add(measured, &format!("{scene}: witness beside the expiry"));
         Ok(())

@@ -65,6 +65,13 @@ impl Spent {
         measured.limits.extend(self.limits().map(|limit| (scene.to_owned(), limit)));
     }
 
+    /// The server's CPU time without what it takes by itself and for whoever asks something all the time, which a control
+    /// tells: an equal part of every second.
+    pub fn cpu_beyond(&self, control: &Spent) -> Duration {
+        let share = self.wall.as_secs_f64() / control.wall.as_secs_f64();
+        self.cpu.saturating_sub(control.cpu.mul_f64(share))
+    }
+
     /// What has set the pace beside the server.
     fn limits(&self) -> impl Iterator<Item = Limit> + use<> {
         let cores = process::cores() as f64;
@@ -104,6 +111,16 @@ mod tests {
         assert_eq!(spent(0.5, 0.7), []);
         assert_eq!(spent(0.97, 0.7), [Limit::Client]);
         assert_eq!(spent(0.97, 0.99), [Limit::Client, Limit::Machine]);
+    }
+
+    #[test]
+    fn what_a_control_takes_a_second_is_no_part_of_what_stands_beside_it() {
+        let spent = |cpu, wall| {
+            let [cpu, wall] = [cpu, wall].map(Duration::from_millis);
+            Spent { cpu, own: Duration::ZERO, machine: Duration::ZERO, wall }
+        };
+        assert_eq!(spent(900, 3_000).cpu_beyond(&spent(100, 1_000)), Duration::from_millis(600));
+        assert_eq!(spent(100, 3_000).cpu_beyond(&spent(100, 1_000)), Duration::ZERO);
     }
 
     #[test]

@@ -53,8 +53,9 @@ pub async fn storm(server: &mut Server, sizes: Sizes) -> Result<Measured> {
     let puts = put_all(&caller, &plan, &keys, delivery::EVENT_VALUE_BYTES, 16).await?;
     server.wait_until_quiet().await?;
 
-    let witness = Witness::start(&server.endpoint, sizes.puts_a_second)?;
+    let (witness, meter) = (Witness::start(&server.endpoint, sizes.puts_a_second)?, Meter::start(server.process)?);
     tokio::time::sleep(sizes.window).await;
+    let control = meter.read()?;
     witness.next_phase();
     let (meter, begun) = (Meter::start(server.process)?, Instant::now());
     let back = fleet::Pace { nice: sizes.nice, ..pace };
@@ -78,7 +79,8 @@ pub async fn storm(server: &mut Server, sizes: Sizes) -> Result<Measured> {
     measured.headline(&scene, "all caught up, s", caught_up.as_secs_f64());
     measured.add(&scene, "CPU time of the load client, part of a core", share * f64::from(sizes.threads));
     measured.add(&scene, "events missed and caught up", due as f64);
-    measured.add(&scene, "server CPU, us a watch", spent.cpu.as_secs_f64() * 1e6 / back.plan.watches() as f64);
+    let cpu = spent.cpu_beyond(&control).as_secs_f64();
+    measured.add(&scene, "server CPU without the witness's, us a watch", cpu * 1e6 / back.plan.watches() as f64);
     tails[0].add(&mut measured, &format!("{scene}: quiet control"));
     tails[3].add(&mut measured, &format!("{scene}: control beside as much CPU time as the clients take"));
     tails[1].add(&mut measured, &format!("{scene}: witness meanwhile"));
