@@ -177,6 +177,27 @@ mod tests {
     }
 
     #[test]
+    fn what_the_tool_of_etcd_has_and_this_one_has_not_is_refused_with_a_reason() {
+        for (line, reason) in [
+            ("put --cacert ca.crt", "speaks no TLS"),
+            ("--insecure-skip-tls-verify range k", "speaks no TLS"),
+            ("--endpoints https://127.0.0.1:2379 put", "speaks no TLS"),
+            ("put --user root:pass", "logs in as nobody"),
+            ("put --compact-interval 5", "no duration"),
+        ] {
+            let refused = parse(&format!("bench etcd-load {line}")).unwrap_err().to_string();
+            assert!(refused.contains(reason), "{line}: {refused}");
+        }
+        for line in [
+            "put --sample --target-leader --compact-interval=1m --compact-index-delta=10 --check-hashkv",
+            "--endpoints http://127.0.0.1:2379,127.0.0.1:22379 --conns 2 watch",
+            "mvcc put --total 100",
+        ] {
+            assert!(parse(&format!("bench etcd-load {line}")).is_ok(), "{line}");
+        }
+    }
+
+    #[test]
     fn ports_that_do_not_exist_are_refused() {
         for command in ["table", "speed --etcd x", "check --etcd x", "hold --tarsier x", "soak --server x"] {
             assert!(parse(&format!("bench {command} --port 23400")).is_ok(), "{command}");

@@ -25,6 +25,7 @@ pub const PATH_LEASE_KEEP_ALIVE: &str = "/etcdserverpb.Lease/LeaseKeepAlive";
 pub const PATH_LEASE_REVOKE: &str = "/etcdserverpb.Lease/LeaseRevoke";
 pub const PATH_LOCK: &str = "/v3lockpb.Lock/Lock";
 pub const PATH_UNLOCK: &str = "/v3lockpb.Lock/Unlock";
+pub const PATH_HASH_KV: &str = "/etcdserverpb.Maintenance/HashKV";
 pub const PATH_STATUS: &str = "/etcdserverpb.Maintenance/Status";
 
 /// Bytes that are not the message they should be, and where that was noticed.

@@ -9,7 +9,7 @@ use tarsier_proto::etcdserverpb as pb;
 
 use super::keys::{Keys, random_bytes};
 use super::pace::Pace;
-use super::tally::Tally;
+use super::tally::{Form, Tally};
 use super::{Common, Consistency, LeaseArgs, PutArgs, RangeArgs, SEED, TxnMixedArgs, TxnPutArgs, mark_as_cut_short};
 use crate::caller::Caller;
 use crate::fault::{Fault, Result};
@@ -37,7 +37,7 @@ where
 {
     let tallies: Tallies = Rc::new(RefCell::new(names.iter().map(|_| Tally::default()).collect()));
     let (next, pace, begin) = (Rc::new(Cell::new(0)), Rc::new(RefCell::new(pace)), Rc::new(RefCell::new(begin)));
-    let (started, precise) = (Instant::now(), common.precise);
+    let (started, form) = (Instant::now(), common.form());
     let mut workers = tokio::task::JoinSet::new();
     for (worker, caller) in callers.into_iter().enumerate() {
         let (tallies, next, pace, begin) = (tallies.clone(), next.clone(), pace.clone(), begin.clone());
@@ -54,7 +54,7 @@ where
         });
     }
     // Declared last, so that it is dropped before the workers.
-    let mut report = Report { names, tallies: tallies.clone(), started, precise, is_whole: false };
+    let mut report = Report { names, tallies: tallies.clone(), started, form, is_whole: false };
     let outcome = tasks::all(&mut workers).await.map(drop);
     // After a fault the others would only find the same; what was measured so far is printed.
     workers.abort_all();
@@ -76,7 +76,7 @@ struct Report {
     names: &'static [&'static str],
     tallies: Tallies,
     started: Instant,
-    precise: bool,
+    form: Form,
     /// All calls have ended.
     is_whole: bool,
 }
@@ -91,8 +91,11 @@ impl Drop for Report {
             if !name.is_empty() {
                 println!("\n{name}:");
             }
-            print!("{}", tally.text(total, self.precise));
+            print!("{}", tally.text(total, self.form));
         }
+        println!(
+            "\nClosed loop: each client waits for an answer before it asks again, so a stall counts once a client."
+        );
     }
 }
 
@@ -115,13 +118,19 @@ pub fn put_request(key: Bytes, value: &Bytes) -> pb::PutRequest {
 pub async fn put(common: &Common, args: PutArgs) -> Result<()> {
     let value = random_bytes(args.writes.val_size);
     let (mut keys, mut random) = (Keys::reused(args.writes.key_size), Random::new(SEED));
-    let space = u64::from(args.writes.key_space_size);
+    let (space, upkeep, callers) = (u64::from(args.writes.key_space_size), args.upkeep, common.callers().await?);
+    let beside = callers[0].clone();
     let begin = move |caller: Caller, _, number: u64| {
         let number = if args.sequential_keys { number % space } else { random.below(space) };
         let key = [args.prefix.as_bytes(), &keys.write(number)].concat();
         (0, call(caller, wire::PATH_PUT, framed(&put_request(key.into(), &value))))
     };
-    closed_loop(common, common.callers().await?, args.writes.total, Pace::new(args.writes.rate, 1), &[""], begin).await
+    let puts = closed_loop(common, callers, args.writes.total, Pace::new(args.writes.rate, 1), &[""], begin);
+    tokio::select! {
+        outcome = puts => outcome?,
+        refused = upkeep.compact(&beside) => match refused? {},
+    }
+    upkeep.print_hash(&beside).await
 }
 
 pub async fn txn_put(common: &Common, args: TxnPutArgs) -> Result<()> {

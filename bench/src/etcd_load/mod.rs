@@ -1,23 +1,27 @@
 //! The loads of etcd's own `benchmark` tool, by its names, flags and defaults, so that a figure published with it can be
 //! repeated here, against any server.
 //!
-//! What is not here is refused by name: TLS, users, `--sample`, `--target-leader`, and compaction beside `put`. Two things differ on
-//! purpose: a call that was refused makes the run fail, after its report; and every load runs on one thread of an event
-//! loop, so with very many clients look at its CPU before the server is blamed.
+//! What is not here is refused with its reason: TLS, users, `mvcc`, which measures etcd's storage from inside of its process,
+//! and some flags that would change nothing. Two things differ on purpose: a call that was refused makes the run fail, after its
+//! report; and every load runs on one thread of an event loop, so with very many clients look at its CPU before the server is
+//! blamed.
 //!
 //! ```text
-//! mod (arguments) ─┬─► calls    ───┬─► keys (bytes)  pace (tokens)  tally (the report)
+//! mod (arguments) ─┬─► calls    ───┬─► common (flags of all)  keys (bytes)  pace (tokens)  tally (the report)
+//!                  │   └► upkeep   │
 //!                  ├─► stm ─► lock ┤
 //!                  └─► watches ────┴─► stream (one watch stream)
 //! ```
 
 mod calls;
+mod common;
 mod keys;
 mod lock;
 mod pace;
 mod stm;
 mod stream;
 mod tally;
+mod upkeep;
 mod watches;
 
 use std::sync::Arc;
@@ -26,12 +30,10 @@ use std::time::Duration;
 use clap::{Args, Subcommand, ValueEnum};
 use tokio::net::TcpStream;
 
-use crate::caller::{self, Caller};
-use crate::fault::{Fault, Result};
-use crate::link::Windows;
+use common::{Common, WINDOWS};
 
-/// A range may answer with many megabytes.
-const WINDOWS: Windows = Windows::WIDE;
+use crate::fault::{Fault, Result};
+
 /// The same keys in each run.
 const SEED: u64 = 1;
 
@@ -41,37 +43,6 @@ pub struct EtcdLoadArgs {
     common: Common,
     #[command(subcommand)]
     load: Load,
-}
-
-#[derive(Args, Debug)]
-pub struct Common {
-    /// Servers, as HOST:PORT, separated by commas
-    #[arg(long, global = true, default_value = "127.0.0.1:2379", value_delimiter = ',')]
-    endpoints: Vec<Arc<str>>,
-    /// Connections
-    #[arg(long, global = true, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
-    conns: u32,
-    /// Clients, which share the connections
-    #[arg(long, global = true, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
-    clients: u32,
-    /// Print all digits
-    #[arg(long, global = true)]
-    precise: bool,
-}
-
-impl Common {
-    /// One a client; the connection of client i is i modulo their number, its server that modulo the servers.
-    async fn callers(&self) -> Result<Vec<Caller>> {
-        for endpoint in &self.endpoints {
-            caller::greet(endpoint).await?;
-        }
-        let mut connections = Vec::new();
-        for at in 0..self.conns.min(self.clients) as usize {
-            let endpoint = &self.endpoints[at % self.endpoints.len()];
-            connections.push(Caller::connect(endpoint, WINDOWS).await?);
-        }
-        Ok((0..self.clients as usize).map(|client| connections[client % connections.len()].clone()).collect())
-    }
 }
 
 #[derive(Subcommand, Debug)]
@@ -94,6 +65,11 @@ enum Load {
     WatchLatency(WatchLatencyArgs),
     /// Read while watches catch up with the past
     WatchGet(WatchGetArgs),
+    #[command(hide = true)]
+    Mvcc {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        _arguments: Vec<String>,
+    },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -138,6 +114,8 @@ pub struct PutArgs {
     /// Stands before each key
     #[arg(long, default_value = "")]
     prefix: String,
+    #[command(flatten)]
+    upkeep: upkeep::Upkeep,
 }
 
 #[derive(Args, Debug)]
@@ -319,6 +297,9 @@ pub async fn run(args: EtcdLoadArgs) -> Result<()> {
         Load::Watch(args) => watches::watch(common, args).await,
         Load::WatchLatency(args) => watches::watch_latency(common, args).await,
         Load::WatchGet(args) => watches::watch_get(common, args).await,
+        Load::Mvcc { .. } => Err(Fault::Refused(
+            "mvcc measures etcd's storage inside of its process, where no server is asked".to_owned(),
+        )),
     };
     match outcome {
         Err(fault) => Err(explain(fault, &common.endpoints).await),

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::fault::{Fault, Result};
 
@@ -14,16 +14,46 @@ const STEPS: usize = 10;
 const BAR_MAX: usize = 40;
 const PERCENTILES: [f64; 8] = [10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.9];
 
+/// How it is printed.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Form {
+    /// All digits.
+    pub precise: bool,
+    /// What each second has seen besides.
+    pub sample: bool,
+}
+
 #[derive(Default, Debug)]
 pub struct Tally {
     seconds: Vec<f64>,
+    /// By the second in which they were begun, as Unix counts them.
+    samples: BTreeMap<u64, Sample>,
     /// How often each refusal was heard.
     errors: BTreeMap<String, u64>,
 }
 
+/// The calls that one second has begun.
+#[derive(Clone, Copy, Default, Debug)]
+struct Sample {
+    least: Duration,
+    greatest: Duration,
+    sum: Duration,
+    calls: u32,
+}
+
 impl Tally {
     pub fn add(&mut self, latency: Duration) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.add_at(now.saturating_sub(latency).as_secs(), latency);
+    }
+
+    fn add_at(&mut self, second: u64, latency: Duration) {
         self.seconds.push(latency.as_secs_f64());
+        let sample = self.samples.entry(second).or_default();
+        sample.least = if sample.calls == 0 { latency } else { sample.least.min(latency) };
+        sample.greatest = sample.greatest.max(latency);
+        sample.sum += latency;
+        sample.calls += 1;
     }
 
     /// A call that the server refused is counted, as in etcd's tool. Anything else ends the run: no later call would
@@ -42,8 +72,8 @@ impl Tally {
     }
 
     /// The report over a run of `total`.
-    pub fn text(&self, total: Duration, precise: bool) -> String {
-        let number = |value: f64| if precise { format!("{value}") } else { format!("{value:.4}") };
+    pub fn text(&self, total: Duration, form: Form) -> String {
+        let number = |value: f64| if form.precise { format!("{value}") } else { format!("{value:.4}") };
         let mut sorted = self.seconds.clone();
         sorted.sort_by(f64::total_cmp);
         let mut text = String::new();
@@ -73,11 +103,27 @@ impl Tally {
                 let _ = writeln!(text, "  {percentile}% in {} secs.", number(value));
             }
         }
+        if form.sample {
+            text += &self.sample_text();
+        }
         if !self.errors.is_empty() {
             text += "\nError distribution:\n";
             for (error, count) in &self.errors {
                 let _ = writeln!(text, "  [{count}]\t{error}");
             }
+        }
+        text
+    }
+
+    /// A line for each second from the first to the last, whether or not it has seen a call.
+    fn sample_text(&self) -> String {
+        let mut text = String::from("\nSample in one second (unix latency throughput):\n");
+        text += "UNIX-SECOND,MIN-LATENCY-MS,AVG-LATENCY-MS,MAX-LATENCY-MS,AVG-THROUGHPUT\n";
+        let ends = self.samples.keys().next().zip(self.samples.keys().next_back());
+        for second in ends.into_iter().flat_map(|(first, last)| *first..=*last) {
+            let Sample { least, greatest, sum, calls } = self.samples.get(&second).copied().unwrap_or_default();
+            let average = sum / calls.max(1);
+            let _ = writeln!(text, "{second},{least:?},{average:?},{greatest:?},{calls}");
         }
         text
     }
@@ -110,7 +156,7 @@ mod tests {
         for milliseconds in 1..=100 {
             tally.add(Duration::from_millis(milliseconds));
         }
-        let text = tally.text(Duration::from_secs(2), false);
+        let text = tally.text(Duration::from_secs(2), Form::default());
         for line in [
             "\nSummary:\n  Total:\t2.0000 secs.\n  Slowest:\t0.1000 secs.\n  Fastest:\t0.0010 secs.\n",
             "  Average:\t0.0505 secs.\n  Stddev:\t0.0289 secs.\n  Requests/sec:\t50.0000\n",
@@ -132,6 +178,17 @@ mod tests {
     }
 
     #[test]
+    fn each_second_has_a_line_of_its_calls() {
+        let mut tally = Tally::default();
+        for (second, milliseconds) in [(10, 4), (10, 2), (12, 5)] {
+            tally.add_at(second, Duration::from_millis(milliseconds));
+        }
+        let text = tally.text(Duration::from_secs(3), Form { sample: true, ..Form::default() });
+        assert!(text.contains("AVG-THROUGHPUT\n10,2ms,3ms,4ms,2\n11,0ns,0ns,0ns,0\n12,5ms,5ms,5ms,1\n"), "{text}");
+        assert!(!tally.text(Duration::from_secs(3), Form::default()).contains("UNIX-SECOND"));
+    }
+
+    #[test]
     fn equal_latencies_all_lie_in_the_first_step() {
         let steps = histogram(&[0.5; 7], 0.5, 0.5);
         assert_eq!(steps.iter().map(|step| step.1).sum::<usize>(), 7);
@@ -144,7 +201,7 @@ mod tests {
         let refusal = Fault::Status { path: "/p", code: "8".to_owned(), message: "no space".to_owned() };
         tally.add_outcome(Duration::ZERO, Err(refusal)).unwrap();
         assert_eq!(tally.errors(), 1);
-        assert!(tally.text(Duration::from_secs(1), false).contains("[1]\t/p ended with status 8: no space"));
+        assert!(tally.text(Duration::from_secs(1), Form::default()).contains("[1]\t/p ended with status 8: no space"));
         let gone = Fault::Closed { endpoint: "here".to_owned() };
         assert!(tally.add_outcome(Duration::ZERO, Err(gone)).is_err());
     }

@@ -68,7 +68,7 @@ pub async fn watch(common: &Common, args: WatchArgs) -> Result<()> {
     let watched: Rc<[Bytes]> = watched.collect();
     let watches = u64::from(args.streams) * u64::from(args.watch_per_stream);
     let (streams, made) = make_watches(&callers, &args, watches, &watched).await?;
-    println!("Watch creation summary:\n{}", made.0.text(made.1, common.precise));
+    println!("Watch creation summary:\n{}", made.0.text(made.1, common.form()));
     if args.put_total == 0 {
         println!("{watches} watches are held; an interrupt ends them");
         return tasks::all(&mut hold(streams)).await.map(drop);
@@ -248,8 +248,8 @@ pub async fn watch_latency(common: &Common, args: WatchLatencyArgs) -> Result<()
     };
     let outcome = run.await;
     mark_if_cut_short(&outcome);
-    println!("\nPut summary:\n{}", puts.text(puts_total, common.precise));
-    println!("\nWatch events summary:\n{}", latencies.borrow().text(puts_started.elapsed(), common.precise));
+    println!("\nPut summary:\n{}", puts.text(puts_total, common.form()));
+    println!("\nWatch events summary:\n{}", latencies.borrow().text(puts_started.elapsed(), common.form()));
     outcome
 }
 
@@ -317,6 +317,6 @@ pub async fn watch_get(common: &Common, args: WatchGetArgs) -> Result<()> {
     };
     let outcome = tokio::try_join!(gets, reads).map(drop);
     mark_if_cut_short(&outcome);
-    println!("Get during watch summary:\n{}", tally.text(total, common.precise));
+    println!("Get during watch summary:\n{}", tally.text(total, common.form()));
     outcome
 }
