@@ -261,8 +261,10 @@ impl Beside {
         server.check_alive()?;
         let tails = self.witness.finish().await?;
         let cpu = spent.cpu_beyond(&self.control).as_secs_f64();
-        measured.add(scene, "server CPU without what the control takes, us each", cpu * 1e6 / f64::from(leases));
-        tails[0].add(measured, &format!("{scene}: quiet control"));
+        measured.add(scene, "server CPU beyond the quiet control's, us each", cpu * 1e6 / f64::from(leases));
+        let control = format!("{scene}: quiet control");
+        measured.add(&control, "server CPU, % of a core", self.control.cpu_per_cent());
+        tails[0].add(measured, &control);
         tails[1].add(measured, &format!("{scene}: witness beside the expiry"));
         Ok(())
     }

@@ -65,6 +65,11 @@ impl Spent {
         measured.limits.extend(self.limits().map(|limit| (scene.to_owned(), limit)));
     }
 
+    /// The part of a core that the server took.
+    pub fn cpu_per_cent(&self) -> f64 {
+        100.0 * self.cpu.as_secs_f64() / self.wall.as_secs_f64()
+    }
+
     /// The server's CPU time without what it takes by itself and for whoever asks something all the time, which a control
     /// tells: an equal part of every second.
     pub fn cpu_beyond(&self, control: &Spent) -> Duration {

@@ -80,8 +80,10 @@ pub async fn storm(server: &mut Server, sizes: Sizes) -> Result<Measured> {
     measured.add(&scene, "CPU time of the load client, part of a core", share * f64::from(sizes.threads));
     measured.add(&scene, "events missed and caught up", due as f64);
     let cpu = spent.cpu_beyond(&control).as_secs_f64();
-    measured.add(&scene, "server CPU without the witness's, us a watch", cpu * 1e6 / back.plan.watches() as f64);
-    tails[0].add(&mut measured, &format!("{scene}: quiet control"));
+    measured.add(&scene, "server CPU beyond the quiet control's, us a watch", cpu * 1e6 / back.plan.watches() as f64);
+    let quiet = format!("{scene}: quiet control");
+    measured.add(&quiet, "server CPU, % of a core", control.cpu_per_cent());
+    tails[0].add(&mut measured, &quiet);
     tails[3].add(&mut measured, &format!("{scene}: control beside as much CPU time as the clients take"));
     tails[1].add(&mut measured, &format!("{scene}: witness meanwhile"));
     measured.void = delivery::judge(&caller, &back, &puts, complete).await?;
