@@ -189,30 +189,40 @@ fn put_events(out: &mut Outbox, bytes: &[u8], shared: Option<&Bytes>) {
 /// clients drop other watches' messages while they put fragments together.
 pub fn put_fragments(out: &mut Outbox, header: &Header, watch_id: i64, events: Events<'_>, bytes_max: usize) {
     let head = Head { watch_id, ..Head::default() };
-    let mut pieces = events.pieces().peekable();
-    let is_one = |(bytes, _): &(&[u8], _)| event_end(bytes) == events.length();
-    if head.length(header) + events.length() < bytes_max || pieces.peek().is_none_or(is_one) {
+    let is_one = |(bytes, _): (&[u8], _)| event_end(bytes) == events.length();
+    if head.length(header) + events.length() < bytes_max || events.pieces().next().is_none_or(is_one) {
         return put_response(out, header, &head, events);
     }
     let fragment = Head { fragment: true, ..head };
     let head_len = fragment.length(header);
-    while let Some((mut rest, shared)) = pieces.next() {
-        while !rest.is_empty() {
-            let mut end = event_end(rest);
-            while end < rest.len() {
-                let next = end + event_end(&rest[end..]);
-                if head_len + next >= bytes_max {
-                    break;
-                }
-                end = next;
+    let (mut parts, mut length) = (Vec::new(), 0);
+    for (bytes, shared) in events.pieces() {
+        let (mut start, mut end) = (0, 0);
+        while end < bytes.len() {
+            let event_len = event_end(&bytes[end..]);
+            if length > 0 && head_len + length + event_len >= bytes_max {
+                parts.push((&bytes[start..end], shared));
+                put_parts(out, header, &fragment, length, &mut parts);
+                (start, length) = (end, 0);
             }
-            let is_last = end == rest.len() && pieces.peek().is_none();
-            let head = if is_last { head } else { fragment };
-            put_head(out, header, &head, head.length(header) + end);
-            put_events(out, &rest[..end], shared);
-            rest = &rest[end..];
+            end += event_len;
+            length += event_len;
         }
+        parts.push((&bytes[start..], shared));
     }
+    put_parts(out, header, &head, length, &mut parts);
+}
+
+/// Appends one response with so many bytes of events, and takes them.
+fn put_parts(
+    out: &mut Outbox,
+    header: &Header,
+    head: &Head<'_>,
+    length: usize,
+    parts: &mut Vec<(&[u8], Option<&Bytes>)>,
+) {
+    put_head(out, header, head, head.length(header) + length);
+    parts.drain(..).for_each(|(bytes, shared)| put_events(out, bytes, shared));
 }
 
 /// Where the first of some encoded events ends.
@@ -239,6 +249,7 @@ pub fn first_of_several(events: &[u8]) -> Option<usize> {
 mod tests {
     use super::*;
     use crate::pb::etcdserverpb::{ResponseHeader, WatchResponse};
+    use crate::random::Random;
     use prost::Message;
 
     #[test]
@@ -267,6 +278,35 @@ mod tests {
             };
             assert_eq!(&written[PREFIX_BYTES..], expected.encode_to_vec());
             assert_eq!(&written[..PREFIX_BYTES], [&[0], &(written.len() as u32 - 5).to_be_bytes()[..]].concat());
+        }
+    }
+
+    #[test]
+    fn where_fragments_end_does_not_depend_on_where_the_events_lie() {
+        let header = HeaderIds::default().header(Revision(9));
+        for seed in 0..300 {
+            let random = &mut Random::new(seed);
+            let (mut all, mut own, mut large) = (Vec::new(), Vec::new(), Vec::new());
+            for _ in 0..1 + random.below(8) {
+                let mut event = vec![EVENTS];
+                let length = random.below(5_000);
+                event.put_varint(length);
+                event.resize(event.len() + length as usize, 7);
+                all.extend_from_slice(&event);
+                if random.below(2) == 0 {
+                    large.push((own.len(), Bytes::from(event)));
+                } else {
+                    own.extend_from_slice(&event);
+                }
+            }
+            let bytes_max = 1 + random.below(12_000) as usize;
+            let told = |events: Events<'_>| {
+                let mut outbox = Outbox::default();
+                put_fragments(&mut outbox, &header, 5, events, bytes_max);
+                std::iter::from_fn(|| outbox.take(usize::MAX)).flatten().collect::<Vec<u8>>()
+            };
+            let alike = Events { bytes: &own, large: &large, ..Events::NONE };
+            assert!(told(alike) == told(Events { bytes: &all, ..Events::NONE }), "seed {seed}");
         }
     }
 }
