@@ -58,7 +58,7 @@ impl Wishes {
         Ok(wishes)
     }
 
-    /// From here on clients are served, and whoever reads the wishes sees to their end.
+    /// From here on clients may be served, and whoever reads the wishes sees to their end.
     pub fn serve(&self) {
         self.is_served.store(true, Ordering::Release);
     }

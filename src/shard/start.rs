@@ -143,6 +143,7 @@ pub fn run(config: Config) -> Result<(), StartError> {
     let boards = Boards::new(bells.len(), about.methods.len(), clock::now());
     let budget = budget(&config, bells.len())?;
     let (plans, mut orders) = plan_shards(config, &cores, bells, identity, primed, (&budget, &boards, &about));
+    wishes.serve();
     let (started_sender, started) = mpsc::channel();
     // The writer's shard first, which has the term of this start on the disk before it is ready.
     let mut threads = Vec::new();
@@ -157,7 +158,6 @@ pub fn run(config: Config) -> Result<(), StartError> {
     let base = resident.saturating_sub(restored_bytes);
     budget.set_base(base);
     let supervisor = Supervisor::of_this_process();
-    wishes.serve();
     tracing::info!(shards = threads.len(), "ready to serve client requests");
     supervisor.tell(State::Ready);
     while wishes.next() == Wish::Account {
