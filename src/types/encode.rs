@@ -20,6 +20,8 @@ const EVENT_KV: u8 = 0x12;
 const EVENT_PREV_KV: u8 = 0x1a;
 const DELETE: u64 = 1;
 
+const VARINT_BYTES_MAX: usize = 10;
+
 /// How many bytes a number takes as a varint.
 pub fn varint_len(number: u64) -> usize {
     // Seven bits a byte; zero takes one byte as well.
@@ -35,11 +37,14 @@ pub trait Sink {
     }
 
     fn put_varint(&mut self, mut number: u64) {
-        while number >= 0x80 {
-            self.put_byte(number as u8 | 0x80);
+        // Put at once: a sink looks after its room at each call.
+        let (mut bytes, length) = ([0; VARINT_BYTES_MAX], varint_len(number));
+        for byte in &mut bytes[..length - 1] {
+            *byte = number as u8 | 0x80;
             number >>= 7;
         }
-        self.put_byte(number as u8);
+        bytes[length - 1] = number as u8;
+        self.put(&bytes[..length]);
     }
 
     /// A number with its tag, left out when it is zero.

@@ -352,7 +352,7 @@ impl Hub {
         }
         let options = self.groups.get(flush.group).expect("it counts on the watcher").options();
         // While catching up the header tells the hub's revision, also when more is to follow (etcd).
-        let header = self.config.identity.header(self.revision);
+        let header = self.header;
         let watch_id = self.streams.get(member.stream).id_of(member.row);
         self.events_sent += 1;
         if options.has(Options::FRAGMENT) {

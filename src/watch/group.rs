@@ -11,7 +11,7 @@ use std::hash::{BuildHasher, Hasher};
 
 use hashbrown::{DefaultHashBuilder, HashTable};
 
-use super::interval::{Bounds, Interval};
+use super::interval::{Bounds, Interval, Span};
 pub use super::members::Member;
 use super::members::Members;
 use crate::types::arena::Arena;
@@ -110,12 +110,9 @@ impl Group {
 }
 
 impl Bounds for Arena<Group> {
-    fn start(&self, group: u32) -> &[u8] {
-        self[group].start()
-    }
-
-    fn end(&self, group: u32) -> Option<&[u8]> {
-        self[group].end()
+    fn span(&self, group: u32) -> Span<'_> {
+        let group = &self[group];
+        Span { start: group.start(), end: group.end() }
     }
 }
 

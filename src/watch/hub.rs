@@ -19,6 +19,7 @@ use hashbrown::HashMap;
 use super::behind::CatchUp;
 use super::fan_out::FanOut;
 use super::group::{Groups, Options};
+use super::message::Header;
 pub use super::message::HeaderIds;
 use super::refusal::{Refusal, RefusalCounts, Refusals, Why};
 use super::stream::Streams;
@@ -204,6 +205,8 @@ pub struct HubCounters {
 pub struct Hub {
     pub(super) config: HubConfig,
     pub(super) revision: Revision,
+    /// Of `revision`: made once for all answers that carry it.
+    pub(super) header: Header,
     pub(super) compacted: Revision,
     pub(super) streams: Streams,
     pub(super) groups: Groups,
@@ -255,6 +258,7 @@ impl Hub {
     /// A hub that has told everything up to `at`.
     pub fn new(config: HubConfig, at: Revision) -> Hub {
         Hub {
+            header: config.identity.header(at),
             config,
             revision: at,
             compacted: Revision::ZERO,
@@ -529,6 +533,7 @@ impl Hub {
         let work = self.batch_work.max(WORK_MIN).min(self.config.work_between_batches);
         (self.work_left, self.answers_left) = (work, work);
         self.revision = batch.revision;
+        self.header = self.config.identity.header(batch.revision);
         self.recent_bytes += batch.bytes();
         self.recent.push_back(batch);
         while self.recent_bytes > self.config.history_bytes_max

@@ -14,10 +14,34 @@ const DEPTH_MAX: usize = 48;
 
 /// Whoever keeps the bytes of the ranges.
 pub trait Bounds {
-    fn start(&self, group: u32) -> &[u8];
+    fn span(&self, group: u32) -> Span<'_>;
+}
 
+#[derive(Clone, Copy)]
+pub struct Span<'a> {
+    pub start: &'a [u8],
     /// The first key behind the range; `None` is past every key.
-    fn end(&self, group: u32) -> Option<&[u8]>;
+    pub end: Option<&'a [u8]>,
+}
+
+impl Span<'_> {
+    fn ends_behind(&self, key: &[u8]) -> bool {
+        self.end.is_none_or(|end| key < end)
+    }
+
+    fn compare(&self, other: Span<'_>) -> Ordering {
+        self.start.cmp(other.start).then_with(|| self.compare_ends(other))
+    }
+
+    /// No end is farther than any end.
+    fn compare_ends(&self, other: Span<'_>) -> Ordering {
+        match (self.end, other.end) {
+            (None, None) => Ordering::Equal,
+            (None, Some(_)) => Ordering::Greater,
+            (Some(_), None) => Ordering::Less,
+            (Some(one), Some(other)) => one.cmp(other),
+        }
+    }
 }
 
 struct Node {
@@ -46,10 +70,11 @@ impl Interval {
 
     /// Adds a span that is not yet in it.
     pub fn insert(&mut self, bounds: &impl Bounds, group: u32) {
+        let span = bounds.span(group);
         let mut path = [(NONE, Ordering::Equal); DEPTH_MAX];
         let (mut depth, mut at) = (0, self.root);
         while at != NONE {
-            let order = self.admit(bounds, at, group);
+            let order = self.admit(bounds, at, group, span);
             path[depth] = (at, order);
             depth += 1;
             at = if order == Ordering::Less { self.nodes[at].left } else { self.nodes[at].right };
@@ -75,14 +100,14 @@ impl Interval {
 
     /// A span is to come below this node: on which side, and what ends farthest there from now on. On the way down, since
     /// one look at the span in place does for both mostly: behind what it is before, or ends before, nothing is farther.
-    fn admit(&mut self, bounds: &impl Bounds, at: u32, group: u32) -> Ordering {
-        let Node { group: own, farthest, .. } = self.nodes[at];
-        let order = compare(bounds, group, own);
+    fn admit(&mut self, bounds: &impl Bounds, at: u32, group: u32, span: Span<'_>) -> Ordering {
+        let node = &mut self.nodes[at];
+        let own = bounds.span(node.group);
+        let order = span.compare(own);
         assert_ne!(order, Ordering::Equal, "equal spans are interned before they get here");
-        let end = bounds.end(group);
-        let is_farther = |other| compare_ends(end, bounds.end(other)) == Ordering::Greater;
-        if is_farther(own) && (own == farthest || is_farther(farthest)) {
-            self.nodes[at].farthest = group;
+        let is_farther = |other| span.compare_ends(other) == Ordering::Greater;
+        if is_farther(own) && (node.group == node.farthest || is_farther(bounds.span(node.farthest))) {
+            node.farthest = group;
         }
         order
     }
@@ -101,7 +126,7 @@ impl Interval {
             if node.farthest == old {
                 node.farthest = new;
             }
-            match compare(bounds, new, node.group) {
+            match bounds.span(new).compare(bounds.span(node.group)) {
                 Ordering::Less => at = node.left,
                 Ordering::Greater => at = node.right,
                 Ordering::Equal => {
@@ -138,17 +163,18 @@ impl Interval {
             return None;
         }
         let node = &self.nodes[at];
-        if !ends_behind(bounds, node.farthest, key) {
+        if !bounds.span(node.farthest).ends_behind(key) {
             return None;
         }
-        if behind.is_some_and(|group| compare(bounds, node.group, group) != Ordering::Greater) {
+        let own = bounds.span(node.group);
+        if behind.is_some_and(|group| own.compare(bounds.span(group)) != Ordering::Greater) {
             return self.stab_below(bounds, node.right, key, behind, found);
         }
         let last = self.stab_below(bounds, node.left, key, behind, found);
-        if last.is_some() || bounds.start(node.group) > key {
+        if last.is_some() || own.start > key {
             return last;
         }
-        if ends_behind(bounds, node.group, key) && !found(node.group) {
+        if own.ends_behind(key) && !found(node.group) {
             return Some(node.group);
         }
         self.stab_below(bounds, node.right, key, None, found)
@@ -156,7 +182,7 @@ impl Interval {
 
     fn remove_below(&mut self, bounds: &impl Bounds, at: u32, group: u32) -> u32 {
         assert_ne!(at, NONE, "the span of a group in place is in the tree");
-        match compare(bounds, group, self.nodes[at].group) {
+        match bounds.span(group).compare(bounds.span(self.nodes[at].group)) {
             Ordering::Less => {
                 let left = self.remove_below(bounds, self.nodes[at].left, group);
                 self.nodes[at].left = left;
@@ -254,7 +280,7 @@ impl Interval {
         for child in [left, right] {
             if child != NONE {
                 let other = self.nodes[child].farthest;
-                if compare_ends(bounds.end(other), bounds.end(farthest)) == Ordering::Greater {
+                if bounds.span(other).compare_ends(bounds.span(farthest)) == Ordering::Greater {
                     farthest = other;
                 }
             }
@@ -269,37 +295,15 @@ impl Interval {
     }
 }
 
-fn ends_behind(bounds: &impl Bounds, group: u32, key: &[u8]) -> bool {
-    bounds.end(group).is_none_or(|end| key < end)
-}
-
-fn compare(bounds: &impl Bounds, one: u32, other: u32) -> Ordering {
-    let starts = bounds.start(one).cmp(bounds.start(other));
-    starts.then_with(|| compare_ends(bounds.end(one), bounds.end(other)))
-}
-
-/// No end is farther than any end.
-fn compare_ends(one: Option<&[u8]>, other: Option<&[u8]>) -> Ordering {
-    match (one, other) {
-        (None, None) => Ordering::Equal,
-        (None, Some(_)) => Ordering::Greater,
-        (Some(_), None) => Ordering::Less,
-        (Some(one), Some(other)) => one.cmp(other),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::random::Random;
 
     impl Bounds for Vec<(Vec<u8>, Option<Vec<u8>>)> {
-        fn start(&self, group: u32) -> &[u8] {
-            &self[group as usize].0
-        }
-
-        fn end(&self, group: u32) -> Option<&[u8]> {
-            self[group as usize].1.as_deref()
+        fn span(&self, group: u32) -> Span<'_> {
+            let (start, end) = &self[group as usize];
+            Span { start, end: end.as_deref() }
         }
     }
 
@@ -319,7 +323,7 @@ mod tests {
         assert_eq!(i32::from(node.height), 1 + left.max(right));
         groups.extend(others);
         groups.push(node.group);
-        let is_farther = |other: &u32| compare_ends(spans.end(*other), spans.end(node.farthest)) == Ordering::Greater;
+        let is_farther = |other: &u32| spans.span(*other).compare_ends(spans.span(node.farthest)) == Ordering::Greater;
         assert!(groups.contains(&node.farthest) && !groups.iter().any(is_farther), "the farthest of those below");
         (1 + left.max(right), groups)
     }
@@ -367,7 +371,7 @@ mod tests {
                     assert_eq!((last, end), (found.last().copied(), found.len()), "seed {seed}");
                 }
                 assert!(
-                    found.is_sorted_by(|one, other| compare(&spans, *one, *other) == Ordering::Less),
+                    found.is_sorted_by(|one, other| spans.span(*one).compare(spans.span(*other)) == Ordering::Less),
                     "seed {seed}"
                 );
                 found.sort_unstable();

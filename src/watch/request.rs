@@ -35,7 +35,7 @@ impl Hub {
     }
 
     fn send_head(&mut self, stream: u32, head: Head<'_>) {
-        self.streams.send(stream, &self.config.identity.header(self.revision), &head, Events::NONE);
+        self.streams.send(stream, &self.header, &head, Events::NONE);
     }
 
     fn create(&mut self, stream: u32, create: &Create) {

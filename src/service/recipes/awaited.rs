@@ -15,7 +15,7 @@ use hashbrown::HashMap;
 use slab::Slab;
 
 use crate::types::{Batch, Change, Key, Revision};
-use crate::watch::interval::{Bounds, Interval};
+use crate::watch::interval::{Bounds, Interval, Span};
 
 use super::behind;
 
@@ -70,12 +70,9 @@ struct Name {
 }
 
 impl Bounds for Slab<Name> {
-    fn start(&self, group: u32) -> &[u8] {
-        &self[group as usize].start
-    }
-
-    fn end(&self, group: u32) -> Option<&[u8]> {
-        Some(&self[group as usize].end)
+    fn span(&self, group: u32) -> Span<'_> {
+        let Name { start, end, .. } = &self[group as usize];
+        Span { start, end: Some(end) }
     }
 }
 
