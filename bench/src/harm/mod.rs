@@ -31,6 +31,9 @@ pub use witness::Witness;
 pub struct Sizes {
     /// Watches that leave and come back in the storm, and that are torn down.
     pub storm_watches: u32,
+    /// Revisions that the clients of the storm miss, and the keys that these and the watches are spread over.
+    pub storm_revisions: u32,
+    pub storm_keys: u32,
     pub teardown_watches: u32,
     /// Revisions that a stuck watcher is behind.
     pub behind: u32,
@@ -57,6 +60,12 @@ pub struct HarmArgs {
     /// The same for etcd, at a size it can bear [default: 100,000, or a tenth with --quick]
     #[arg(long)]
     storm_watches_etcd: Option<u32>,
+    /// Revisions that the clients of the storm miss [default: 10,000, or a tenth with --quick]
+    #[arg(long)]
+    storm_revisions: Option<u32>,
+    /// Keys that these revisions and the watches of the storm are spread over
+    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..))]
+    storm_keys: u32,
     /// Watches that are torn down [default: 10,000,000, or a tenth with --quick]
     #[arg(long)]
     teardown_watches: Option<u32>,
@@ -100,6 +109,8 @@ impl HarmArgs {
         let of_side = |etcd, tarsier| quick.size_of_side(side, etcd, tarsier);
         Sizes {
             storm_watches: of_side((self.storm_watches_etcd, 100_000), (self.storm_watches, 1_000_000)),
+            storm_revisions: quick.size(self.storm_revisions, 10_000),
+            storm_keys: self.storm_keys,
             teardown_watches: of_side((self.teardown_watches_etcd, 500_000), (self.teardown_watches, 10_000_000)),
             behind: quick.size(self.behind, 524_288),
             behind_at_most: seconds(self.behind_seconds, 120),

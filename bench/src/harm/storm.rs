@@ -23,8 +23,6 @@ use crate::screen::count;
 use crate::server::Server;
 use crate::threads;
 
-/// Puts that are missed, each on a key of its own.
-const MISSED_PUTS: u32 = 10_000;
 const STREAMS: u32 = 10;
 const WATCHINGS: u32 = 100;
 
@@ -35,20 +33,21 @@ pub async fn storm(server: &mut Server, sizes: Sizes) -> Result<Measured> {
         streams: STREAMS,
         watchings: WATCHINGS,
         choice: KeyChoice::Pool,
-        pool: 100_000,
+        pool: sizes.storm_keys,
         range_keys: 1,
         prefix: "storm/",
         key_bytes: 32,
         seed: 1,
     };
-    let scene = format!("storm of {} watches", count(plan.watches()));
+    let revisions = count(u64::from(sizes.storm_revisions));
+    let scene = format!("storm of {} watches over {revisions} revisions", count(plan.watches()));
     let pace = fleet::Pace { threads: sizes.threads, ramp: 64, window: 128, nice: 0 };
     let caller = server.caller().await?;
     let base_revision = caller.revision().await?;
     let gone = Fleet::launch(plan.clone(), &server.endpoint, pace, base_revision)?;
     gone.wait_created(sizes.patience, |_| server.check_alive()).await?;
     drop(gone);
-    let keys = plan.put_keys(MISSED_PUTS);
+    let keys = plan.put_keys(sizes.storm_revisions);
     let due = events_due(&plan, &keys);
     let puts = put_all(&caller, &plan, &keys, delivery::EVENT_VALUE_BYTES, 16).await?;
     server.wait_until_quiet().await?;

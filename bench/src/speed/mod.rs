@@ -1,9 +1,10 @@
 //! `speed`: etcd and tarsier in turn, on the same machine, under the same load, by the same client.
 //!
 //! The figure is the server's own CPU time for a unit of work. On a small machine the load client takes cores from what it
-//! measures, so throughput flatters the slower server; it is printed beside it all the same. In each round both sides
-//! run, each on fresh data; the order turns from round to round. After each scene the folder of the report is whole, and
-//! a fault ends its scene alone. Until the first figure it holds what it held before.
+//! measures, so throughput flatters the slower server; it is printed beside it all the same. Each scene is
+//! played to both, one right behind the other and each on fresh data, since a shared machine is another one a minute later;
+//! the order turns from round to round. After each scene the folder of the report is whole, and a fault ends its scene
+//! alone. Until the first figure it holds what it held before.
 //!
 //! ```text
 //! here ─► calls (single calls) ─► work, load, open_loop      scenes (watches, recovery)      cancel
@@ -266,7 +267,7 @@ pub async fn run(args: SpeedArgs) -> Result<()> {
     let programs = args.programs()?;
     let connections = if args.full { 5_000 } else { 1_000 };
     process::check_files(connections, "the scene with the most connections")?;
-    let mut run = Run { args: &args, report: Report::default(), capacities: Vec::new(), rates: None };
+    let mut run = Run { args: &args, report: Report::default(), rates: None };
     run.describe();
     args.output.as_deref().map_or(Ok(()), prepare_folder)?;
     for program in &programs {
@@ -281,14 +282,11 @@ pub async fn run(args: SpeedArgs) -> Result<()> {
         if round % 2 == 1 {
             order.reverse();
         }
-        for &program in &order {
-            eprintln!("round {} of {}: {}", round + 1, args.rounds.max(1), program.side.name());
-            run.calls(program).await?;
-            run.watches(program).await?;
-            run.disk(program).await?;
-            run.harm(program).await?;
-        }
-        run.durable_on_schedule(&order).await?;
+        eprintln!("round {} of {}", round + 1, args.rounds.max(1));
+        run.calls(&order).await?;
+        run.watches(&order).await?;
+        run.disk(&order).await?;
+        run.harm(&order).await?;
     }
     run.report.is_finished = true;
     run.write()?;
@@ -303,86 +301,82 @@ pub async fn run(args: SpeedArgs) -> Result<()> {
 struct Run<'a> {
     args: &'a SpeedArgs,
     report: Report,
-    /// What durable puts in closed loops have said of each server in this round.
-    capacities: Vec<calls::Capacity>,
     /// Durable puts on a schedule, of many connections and of one: set by the first round and the same in all, since the rounds
     /// of one figure must ask for the same.
     rates: Option<[u32; 2]>,
 }
 
 impl Run<'_> {
-    async fn calls(&mut self, program: &Program) -> Result<()> {
+    async fn calls(&mut self, programs: &[&Program]) -> Result<()> {
         let scale = self.args.scale();
-        self.scene(Group::Put, program, async |server| calls::put(server, &scale).await).await?;
-        self.scene(Group::Read, program, async |server| calls::read(server, &scale).await).await?;
-        self.scene(Group::Range, program, async |server| calls::range(server, &scale).await).await?;
-        self.scene(Group::Txn, program, async |server| calls::transaction(server, &scale).await).await?;
-        self.scene(Group::KeepAlive, program, async |server| calls::keep_alive(server, &scale).await).await
+        self.scene(Group::Put, programs, async |server| calls::put(server, &scale).await).await?;
+        self.scene(Group::Read, programs, async |server| calls::read(server, &scale).await).await?;
+        self.scene(Group::Range, programs, async |server| calls::range(server, &scale).await).await?;
+        self.scene(Group::Txn, programs, async |server| calls::transaction(server, &scale).await).await?;
+        self.scene(Group::KeepAlive, programs, async |server| calls::keep_alive(server, &scale).await).await
     }
 
-    async fn watches(&mut self, program: &Program) -> Result<()> {
+    async fn watches(&mut self, programs: &[&Program]) -> Result<()> {
         let scale = self.args.scale();
         for choice in CREATE_CHOICES {
-            self.scene(Group::Create, program, async |server| scenes::create(server, &scale, choice).await).await?;
+            self.scene(Group::Create, programs, async |server| scenes::create(server, &scale, choice).await).await?;
         }
-        self.scene(Group::Cancel, program, async |server| cancel::cancel(server, &scale).await).await?;
+        self.scene(Group::Cancel, programs, async |server| cancel::cancel(server, &scale).await).await?;
         for shape in EVENT_SHAPES {
-            self.scene(Group::Event, program, async |server| scenes::event(server, &scale, shape).await).await?;
+            self.scene(Group::Event, programs, async |server| scenes::event(server, &scale, shape).await).await?;
         }
-        self.scene(Group::Idle, program, async |server| scenes::idle(server, &scale).await).await?;
+        self.scene(Group::Idle, programs, async |server| scenes::idle(server, &scale).await).await?;
         let full: &[WatchShape] = if self.args.full { &MEMORY_SHAPES_FULL } else { &[] };
         for &shape in [MEMORY_SHAPE].iter().chain(full) {
-            if shape == TEN_MILLION && program.side == Side::Etcd && !self.args.etcd_full {
-                continue;
-            }
-            self.scene(Group::Memory, program, async |server| scenes::memory(server, &scale, shape).await).await?;
+            let is_left_out = |side| shape == TEN_MILLION && side == Side::Etcd && !self.args.etcd_full;
+            let programs: Vec<&Program> = programs.iter().copied().filter(|one| !is_left_out(one.side)).collect();
+            self.scene(Group::Memory, &programs, async |server| scenes::memory(server, &scale, shape).await).await?;
         }
         Ok(())
     }
 
     /// The scenes that ask what lasting costs.
-    async fn disk(&mut self, program: &Program) -> Result<()> {
+    async fn disk(&mut self, programs: &[&Program]) -> Result<()> {
         let (scale, sizes) = (self.args.scale(), self.args.bystander());
-        self.scene(Group::Bystander, program, async |server| bystander::run(server, sizes).await).await?;
-        let mut capacity = None;
+        self.scene(Group::Bystander, programs, async |server| bystander::run(server, sizes).await).await?;
+        let mut capacities = Vec::new();
         let durable = async |server: &mut Server| {
             let measured = calls::durable_put(server, &scale).await?;
-            capacity = calls::Capacity::of(&measured);
+            capacities.extend(calls::Capacity::of(&measured));
             Ok(measured)
         };
-        self.scene(Group::Durable, program, durable).await?;
-        self.capacities.extend(capacity);
-        for state in self.args.states() {
-            self.scene(Group::Recovery, program, async |server| scenes::recovery(server, state).await).await?;
-        }
-        self.scene(Group::Upkeep, program, async |server| bystander::beside_upkeep(server, sizes).await).await
-    }
-
-    /// Behind the closed loops of all servers, which say what each of them bears.
-    async fn durable_on_schedule(&mut self, programs: &[&Program]) -> Result<()> {
-        self.rates = self.rates.or_else(|| calls::scheduled_rates(&self.capacities));
-        let (Some(rates), scale) = (self.rates, self.args.scale()) else { return Ok(()) };
-        for program in programs {
+        self.scene(Group::Durable, programs, durable).await?;
+        self.rates = self.rates.or_else(|| calls::scheduled_rates(&capacities));
+        if let Some(rates) = self.rates {
             let durable = async |server: &mut Server| calls::durable_put_on_schedule(server, &scale, rates).await;
-            self.scene(Group::Durable, program, durable).await?;
+            self.scene(Group::Durable, programs, durable).await?;
         }
-        Ok(())
+        for state in self.args.states() {
+            self.scene(Group::Recovery, programs, async |server| scenes::recovery(server, state).await).await?;
+        }
+        self.scene(Group::Upkeep, programs, async |server| bystander::beside_upkeep(server, sizes).await).await
     }
 
     /// The scenes in which some do harm, and those of very many leases and locks.
-    async fn harm(&mut self, program: &Program) -> Result<()> {
-        let leases = self.args.leases(program.side);
-        self.scene(Group::Leases, program, async |server| leases::held(server, leases).await).await?;
-        self.scene(Group::Expiry, program, async |server| leases::expiry(server, leases).await).await?;
-        let waiters = self.args.locks.sizes(self.args.quick(), self.args.scale().patience);
-        self.scene(Group::Locks, program, async |server| locks::locks(server, waiters).await).await?;
-        let sizes = self.args.harm(program.side);
-        self.scene(Group::Storm, program, async |server| harm::storm(server, sizes).await).await?;
-        self.scene(Group::Teardown, program, async |server| harm::teardown(server, sizes).await).await?;
-        self.scene(Group::Windows, program, async |server| harm::windows(server, sizes).await).await?;
-        self.scene(Group::Churn, program, async |server| harm::churn(server, sizes).await).await?;
-        if self.args.has(Group::Stuck) {
-            match harm::stuck(program, sizes).await {
+    async fn harm(&mut self, programs: &[&Program]) -> Result<()> {
+        let args = self.args;
+        self.scene(Group::Leases, programs, async |server| leases::held(server, args.leases(server.side)).await)
+            .await?;
+        self.scene(Group::Expiry, programs, async |server| leases::expiry(server, args.leases(server.side)).await)
+            .await?;
+        let waiters = args.locks.sizes(args.quick(), args.scale().patience);
+        self.scene(Group::Locks, programs, async |server| locks::locks(server, waiters).await).await?;
+        self.scene(Group::Storm, programs, async |server| harm::storm(server, args.harm(server.side)).await).await?;
+        self.scene(Group::Teardown, programs, async |server| harm::teardown(server, args.harm(server.side)).await)
+            .await?;
+        self.scene(Group::Windows, programs, async |server| harm::windows(server, args.harm(server.side)).await)
+            .await?;
+        self.scene(Group::Churn, programs, async |server| harm::churn(server, args.harm(server.side)).await).await?;
+        if !args.has(Group::Stuck) {
+            return Ok(());
+        }
+        for program in programs {
+            match harm::stuck(program, args.harm(program.side)).await {
                 Ok(all) => {
                     all.into_iter().try_for_each(|measured| self.keep(Group::Stuck, program.side, Ok(measured)))?
                 }
@@ -392,28 +386,28 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// One scene on a fresh server, if it is wanted.
+    /// One scene on a fresh server of each program, right behind each other, if it is wanted.
     async fn scene(
         &mut self,
         group: Group,
-        program: &Program,
-        play: impl AsyncFnOnce(&mut Server) -> Result<Measured>,
+        programs: &[&Program],
+        mut play: impl AsyncFnMut(&mut Server) -> Result<Measured>,
     ) -> Result<()> {
         if !self.args.has(group) {
             return Ok(());
         }
-        let outcome = match program.start().await {
-            Err(fault) => Err(fault),
-            Ok(mut server) => {
-                let outcome = play(&mut server).await;
-                match outcome {
+        for program in programs {
+            let outcome = match program.start().await {
+                Err(fault) => Err(fault),
+                Ok(mut server) => match play(&mut server).await {
                     Err(fault) => Err(server.explain(fault)),
                     // What a server measured that has died meanwhile is no figure.
                     Ok(measured) => server.stop().await.map(|()| measured),
-                }
-            }
-        };
-        self.keep(group, program.side, outcome)
+                },
+            };
+            self.keep(group, program.side, outcome)?;
+        }
+        Ok(())
     }
 
     /// Takes what came of a scene into the report, and shows it at once. A fault is the scene's own: what the others
