@@ -17,7 +17,6 @@ use std::fmt;
 use std::io;
 use std::ops::Bound;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use redb::{Database, ReadableDatabase, TableDefinition};
 
@@ -28,6 +27,7 @@ use crate::types::{Batch, ChangeId, Entry, LeaseId, Position, Revision, Row, Sto
 use super::checkpoint_backend::{CheckpointError, RedbError, Shared, database};
 use super::checkpoint_leases::{self, LEASES};
 use super::checkpoint_load;
+use super::checkpoint_pace::Pace;
 use super::checkpoint_pages::{self, Page};
 use super::checkpoint_rows::{Meta, decode_lease, decode_row, encode_lease, encode_row, is_whole, stored_crc};
 use super::disk::{Disk, DiskFile};
@@ -51,6 +51,8 @@ const TRANSACTION_BYTES: usize = 4 << 20;
 const PREVIOUS_BYTES_MAX: usize = 64 << 10;
 /// Rows that are forgotten in one transaction: each may lie on a page of its own.
 const FORGET_ROWS: usize = 1_000;
+/// Ids are sorted in pieces of so many comparisons, 50 us of them.
+const COMPARISONS_AT_ONCE: u32 = 4_096;
 /// A file that is written again goes through memory in pieces of this size.
 const PIECE_BYTES: usize = 1 << 20;
 
@@ -90,6 +92,24 @@ impl Gathered {
 
     pub fn removed(&self) -> usize {
         self.removed.len()
+    }
+
+    /// Brings the first of them, so many, into the order of the tree, so that a page is touched once. What supersedes a change
+    /// is newer than it is, so that this order is also safe wherever a crash cuts it.
+    pub fn sort_removed(&mut self, rows: usize, pace: &Pace) {
+        let mut comparisons = 0;
+        self.removed[..rows].sort_unstable_by(|one, other| {
+            comparisons += 1;
+            if comparisons % COMPARISONS_AT_ONCE == 0 {
+                pace.rest();
+            }
+            one.cmp(other)
+        });
+    }
+
+    /// The checkpoint has no row of the first of them any more.
+    pub fn forgot(&mut self, rows: usize) {
+        self.removed.drain(..rows);
     }
 
     /// Of the youngest group.
@@ -182,7 +202,7 @@ impl<D: Disk> Checkpoint<D> {
             disk.remove(NEW_FILE_NAME).map_err(CheckpointError::io)?;
         }
         drop(disk.create(NEW_FILE_NAME).map_err(CheckpointError::io)?);
-        let shared = Arc::new(Shared::new(Arc::new(Histogram::new(DISK))));
+        let shared = Arc::new(Shared::new(Arc::new(Pace::new()), Arc::new(Histogram::new(DISK))));
         let database = database(&*disk, NEW_FILE_NAME, &shared, false)?;
         let mut checkpoint = Checkpoint {
             disk,
@@ -240,7 +260,7 @@ impl<D: Disk> Checkpoint<D> {
 
     /// `check` lets redb look at all pages.
     fn open_as(disk: Arc<D>, leaves: Option<Vec<Page>>, check: bool) -> Result<Checkpoint<D>, CheckpointError> {
-        let shared = Arc::new(Shared::new(Arc::new(Histogram::new(DISK))));
+        let shared = Arc::new(Shared::new(Arc::new(Pace::new()), Arc::new(Histogram::new(DISK))));
         // An empty file would be taken for a new one.
         let length = disk.open(FILE_NAME).and_then(|file| file.len()).map_err(CheckpointError::io)?;
         if length == 0 {
@@ -284,12 +304,12 @@ impl<D: Disk> Checkpoint<D> {
 
     /// How many bytes were written to the file since it was opened.
     pub fn written_bytes(&self) -> u64 {
-        self.shared.written_bytes.load(Ordering::Relaxed)
+        self.shared.pace.written_bytes()
     }
 
-    /// Slows commits down, so that the log hardly feels them; 0 is as fast as the disk.
-    pub fn set_write_bytes_per_second(&self, rate: u64) {
-        self.shared.write_bytes_per_second.store(rate, Ordering::Relaxed);
+    /// Slows commits down, so that the log and the event loops hardly feel them.
+    pub fn pace(&self) -> &Pace {
+        &self.shared.pace
     }
 
     /// All of what was gathered, and then what is removed is forgotten when `forget` says so.
@@ -298,7 +318,14 @@ impl<D: Disk> Checkpoint<D> {
         while gathered.has_groups() {
             self.commit_piece(gathered)?;
         }
-        if forget { self.forget(gathered, gathered.removed()) } else { Ok(()) }
+        let rows = if forget { gathered.removed() } else { 0 };
+        gathered.sort_removed(rows, &self.shared.pace);
+        let mut done = 0;
+        while done < rows {
+            done = self.forget(gathered, done, rows)?;
+        }
+        gathered.forgot(done);
+        Ok(())
     }
 
     /// Writes as many groups as make one transaction, the oldest first. On an error `gathered` keeps them; after one that is
@@ -326,26 +353,15 @@ impl<D: Disk> Checkpoint<D> {
         Ok(())
     }
 
-    /// Takes out the rows that were removed first, so many of them. On an error `gathered` keeps those that are left.
+    /// Takes out rows that were removed, in one transaction: of the first `rows` some that are behind `done`. Gives how many of
+    /// the first are out with them.
     ///
     /// # Errors
     /// What the disk says.
-    pub fn forget(&mut self, gathered: &mut Gathered, rows: usize) -> Result<(), CheckpointError> {
-        // In the order of the tree, so that a page is touched once. What supersedes a change is newer than it is, so
-        // that this order is also safe wherever a crash cuts it.
-        gathered.removed[..rows].sort_unstable();
-        let mut result = Ok(());
-        let mut forgotten = 0;
-        while forgotten < rows && result.is_ok() {
-            let upto = rows.min(forgotten + FORGET_ROWS);
-            let piece = &gathered.removed[forgotten..upto];
-            result = self.write_or_close(&Additions::default(), piece, self.meta.clone());
-            if result.is_ok() {
-                forgotten = upto;
-            }
-        }
-        gathered.removed.drain(..forgotten);
-        result
+    pub fn forget(&mut self, gathered: &Gathered, done: usize, rows: usize) -> Result<usize, CheckpointError> {
+        let upto = rows.min(done + FORGET_ROWS);
+        self.write_or_close(&Additions::default(), &gathered.removed[done..upto], self.meta.clone())?;
+        Ok(upto)
     }
 
     /// redb refuses everything after an error of the disk. Opened anew it stands where it stood before.
@@ -362,7 +378,7 @@ impl<D: Disk> Checkpoint<D> {
 
     fn reopen(&mut self) -> Result<(), CheckpointError> {
         if self.database.is_none() {
-            self.shared = Arc::new(Shared::new(self.shared.syncs.clone()));
+            self.shared = Arc::new(Shared::new(self.shared.pace.clone(), self.shared.syncs.clone()));
             self.database = Some(database(&*self.disk, FILE_NAME, &self.shared, false)?);
         }
         Ok(())
@@ -399,9 +415,10 @@ impl<D: Disk> Checkpoint<D> {
                 let mut rows = transaction.open_table(ROWS)?;
                 let mut bytes = Vec::new();
                 for batch in &additions.batches {
-                    insert(&mut rows, batch, &mut meta, &mut bytes)?;
+                    insert(&mut rows, batch, &mut meta, &mut bytes, &shared.pace)?;
                 }
                 for id in removed {
+                    shared.pace.rest();
                     if let Some(row) = rows.remove(row_key(*id))? {
                         meta.rows = meta.rows.wrapping_sub(1);
                         meta.sum = meta.sum.wrapping_sub(u64::from(stored_crc(row.value())));
@@ -559,6 +576,7 @@ impl<D: Disk> Checkpoint<D> {
             let mut last = None;
             let mut count = 0;
             for row in rows.range::<(u64, u32)>((from, Bound::Unbounded))?.take(rows_max) {
+                self.shared.pace.rest();
                 let (key, row) = row?;
                 let id = row_id(key.value());
                 if !is_whole(id, row.value()) {
@@ -632,8 +650,10 @@ fn insert(
     batch: &Batch,
     meta: &mut Meta,
     bytes: &mut Vec<u8>,
+    pace: &Pace,
 ) -> Result<(), RedbError> {
     for (sub, change) in batch.changes.iter().enumerate() {
+        pace.rest();
         let id = ChangeId { revision: batch.revision, sub: sub as u32 };
         let crc = encode_row(id, sub + 1 == batch.changes.len(), batch.time, change, bytes);
         if rows.insert(row_key(id), &bytes[..])?.is_some() {

@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use redb::{Builder, Database, StorageBackend, StorageError};
@@ -11,6 +10,7 @@ use crate::metrics::Histogram;
 use crate::shard::clock;
 
 use super::checkpoint::FILE_NAME;
+use super::checkpoint_pace::Pace;
 use super::checkpoint_rows::FORMAT_VERSION;
 use super::disk::{Disk, DiskFile};
 use super::held::Held;
@@ -66,22 +66,14 @@ struct Backend<F> {
 pub struct Shared {
     failure: Mutex<Option<io::Error>>,
     pub held: Held,
-    pub written_bytes: AtomicU64,
-    /// What is written is slowed down to this many bytes a second; 0 is as fast as the disk.
-    pub write_bytes_per_second: AtomicU64,
+    pub pace: Arc<Pace>,
     /// How long the syncs took.
     pub syncs: Arc<Histogram>,
 }
 
 impl Shared {
-    pub fn new(syncs: Arc<Histogram>) -> Shared {
-        Shared {
-            failure: Mutex::default(),
-            held: Held::default(),
-            written_bytes: AtomicU64::new(0),
-            write_bytes_per_second: AtomicU64::new(0),
-            syncs,
-        }
+    pub fn new(pace: Arc<Pace>, syncs: Arc<Histogram>) -> Shared {
+        Shared { failure: Mutex::default(), held: Held::default(), pace, syncs }
     }
 
     fn note<T>(&self, result: io::Result<T>) -> io::Result<T> {
@@ -131,6 +123,7 @@ impl<F: DiskFile> StorageBackend for Backend<F> {
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.shared.pace.rest();
         self.shared.note(self.shared.held.read(&self.file, offset, out))
     }
 
@@ -155,21 +148,15 @@ impl<F: DiskFile> StorageBackend for Backend<F> {
         if self.shared.held.keeps_write(offset, data) {
             return Ok(());
         }
+        self.shared.pace.rest();
         self.shared.note(self.file.write_at(offset, data))?;
-        let bytes = data.len() as u64;
-        let before = self.shared.written_bytes.fetch_add(bytes, Ordering::Relaxed);
-        let rate = self.shared.write_bytes_per_second.load(Ordering::Relaxed);
-        if rate > 0 && before / PACE_BYTES != (before + bytes) / PACE_BYTES {
-            // What goes to the disk bit by bit does not stand before the log's sync all at once.
+        if self.shared.pace.wrote(data.len() as u64) {
             self.sync_data()?;
-            std::thread::sleep(std::time::Duration::from_secs_f64(PACE_BYTES as f64 / rate as f64));
+            self.shared.pace.synced();
         }
         Ok(())
     }
 }
-
-/// A slowed writer sleeps after each so many bytes.
-const PACE_BYTES: u64 = 256 << 10;
 
 /// redb has an error for each kind of call; here only what is behind them counts.
 pub enum RedbError {

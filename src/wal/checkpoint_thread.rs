@@ -2,7 +2,7 @@
 //!
 //! It polls a queue and sleeps, so that whoever feeds it meets no lock and wakes nobody. It commits seldom: each commit
 //! writes the path to the end of the tree and redb's own notes again, and what it has not moved yet costs nothing but a
-//! longer replay. Its own writes are slow and come in small syncs, so that the log's sync finds little of them in its way.
+//! longer replay. It keeps to a [`Pace`](super::checkpoint_pace::Pace), which spares the disk and the core.
 //!
 //! A full disk stops it and nothing else: what it could not write stays in the log. It gives up the reserve file, which
 //! lets deletes and compactions arrive in the checkpoint and free space there; with space back it makes the reserve anew.
@@ -51,6 +51,8 @@ const WRITE_BYTES_PER_SECOND: u64 = 32 << 20;
 const COMMITS_BEHIND: usize = 16;
 /// The same where a commit is as small as it is for want of room.
 const COMMITS_BEHIND_SHORT: usize = 2;
+/// Rows are forgotten until the log is this part of that ahead.
+const FAR_PER_FORGETTING: usize = 4;
 
 const POLL: Duration = Duration::from_millis(100);
 /// Nothing is under way: two wakes a second.
@@ -191,9 +193,14 @@ impl<D: Disk> Mover<D> {
     /// When the disk failed: what it holds is open, and the process must end.
     pub fn step(&mut self, now: Instant) -> Result<Next, CheckpointError> {
         self.receive(now);
+        self.checkpoint.pace().set(self.pace());
         let is_waiting = self.retry_at.is_some_and(|at| now < at) && !self.is_stopping;
         if !is_waiting && self.is_due(now) {
             self.commit(now)?;
+            // What came with the request to stop while rows were forgotten.
+            if self.is_stopping && self.retry_at.is_none() && self.gathered.has_groups() {
+                self.commit(now)?;
+            }
         }
         if self.retry_at.is_none() && !self.defragment.is_empty() {
             self.defragment()?;
@@ -299,7 +306,7 @@ impl<D: Disk> Mover<D> {
             if upto.is_none_or(|upto| self.checkpoint.meta().position >= upto) {
                 break;
             }
-            self.checkpoint.set_write_bytes_per_second(self.pace());
+            self.checkpoint.pace().set(self.pace());
             let written = self.checkpoint.commit_piece(&mut self.gathered);
             // Also when the disk has no room for the rest: what it took frees segments of the log, and these make room.
             self.checkpointed.position.store(self.checkpoint.meta().position.0, Ordering::Release);
@@ -307,23 +314,51 @@ impl<D: Disk> Mover<D> {
             self.receive(now);
         }
         let share = self.checkpoint.meta().rows / FORGET_SHARE;
-        let is_worth_it = removed as u64 >= share.clamp(FORGET_MIN, FORGET_MAX);
+        let is_worth_it = removed as u64 >= share.clamp(FORGET_MIN, FORGET_MAX) && !self.is_stopping;
         if is_worth_it || !self.defragment.is_empty() || !self.has_reserve {
-            self.checkpoint.set_write_bytes_per_second(self.pace());
-            self.checkpoint.forget(&mut self.gathered, removed)?;
+            self.forget(removed, now)?;
         }
         Ok(())
     }
 
+    /// Takes out the rows that were removed first, so many of them. What comes meanwhile is waiting: once that is much, the rest
+    /// of the rows waits for the next commit.
+    fn forget(&mut self, rows: usize, now: Instant) -> Result<(), CheckpointError> {
+        self.gathered.sort_removed(rows, self.checkpoint.pace());
+        let (mut done, mut result) = (0, Ok(()));
+        while done < rows && result.is_ok() {
+            self.checkpoint.pace().set(self.pace());
+            result = self.checkpoint.forget(&self.gathered, done, rows).map(|upto| done = upto);
+            self.receive(now);
+            let is_asked = !self.defragment.is_empty() || !self.has_reserve;
+            let is_far_behind = self.behind() >= (self.far_behind() / FAR_PER_FORGETTING).max(1);
+            if self.is_stopping || (is_far_behind && !is_asked) {
+                break;
+            }
+        }
+        self.gathered.forgot(done);
+        result
+    }
+
     /// What may be written a second; 0 is as fast as the disk. It grows with the distance to the log: a burst that would fill
-    /// the disk with log first meets a checkpoint that hurries.
+    /// the disk with log first meets a checkpoint that hurries, and so does whoever waits for a defragmentation.
     fn pace(&self) -> u64 {
-        let commits = if self.commit_bytes < COMMIT_BYTES { COMMITS_BEHIND_SHORT } else { COMMITS_BEHIND };
-        let behind = self.gathered.bytes() / self.commit_bytes.max(1);
-        if self.is_stopping || behind >= commits {
+        let behind = self.behind();
+        if self.is_stopping || behind >= self.far_behind() {
             return 0;
         }
-        self.write_bytes_per_second.saturating_mul(behind.max(1) as u64)
+        let hurry = if self.defragment.is_empty() { behind.max(1) as u64 } else { COMMITS_BEHIND as u64 };
+        self.write_bytes_per_second.saturating_mul(hurry)
+    }
+
+    /// How many commits the log is ahead.
+    fn behind(&self) -> usize {
+        self.gathered.bytes() / self.commit_bytes.max(1)
+    }
+
+    /// As many are far.
+    fn far_behind(&self) -> usize {
+        if self.commit_bytes < COMMIT_BYTES { COMMITS_BEHIND_SHORT } else { COMMITS_BEHIND }
     }
 
     fn answer_defragment(&mut self, result: &Result<(), String>) {
@@ -369,6 +404,8 @@ impl<D: Disk> Mover<D> {
     }
 
     fn defragment(&mut self) -> Result<(), CheckpointError> {
+        // Somebody waits: etcdctl for 5 s.
+        self.checkpoint.pace().set(0);
         let result = self.checkpoint.compact();
         self.answer_defragment(&result.as_ref().copied().map_err(CheckpointError::to_string));
         match result {

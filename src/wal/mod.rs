@@ -8,6 +8,7 @@ pub mod checkpoint;
 pub mod checkpoint_backend;
 mod checkpoint_leases;
 pub mod checkpoint_load;
+mod checkpoint_pace;
 pub mod checkpoint_pages;
 mod checkpoint_remains;
 pub mod checkpoint_rows;

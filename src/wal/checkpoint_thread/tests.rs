@@ -205,6 +205,59 @@ fn what_comes_during_a_commit_is_forgotten_behind_its_own_group() {
     assert_eq!(bench.mover.checkpoint.meta().rows, 1, "every row but the last is superseded");
 }
 
+/// A bench whose rows are in the checkpoint, all but the last of them removed.
+fn bench_with_removed_rows(rows: u64) -> Bench {
+    let mut bench = bench();
+    bench.mover.write_bytes_per_second = u64::MAX;
+    for _ in 0..rows {
+        bench.put(10);
+    }
+    bench.after(Duration::ZERO);
+    bench.after(COMMIT_AFTER);
+    assert_eq!(bench.checkpointed(), rows);
+    let superseded = (2..=rows as i64).map(|revision| ChangeId { revision: Revision(revision), sub: 0 });
+    bench.progress.send(Progress::Removed(superseded.collect())).unwrap();
+    bench.mover.receive(bench.now);
+    bench
+}
+
+#[test]
+fn rows_are_forgotten_until_the_log_is_far_ahead() {
+    let mut bench = bench_with_removed_rows(3_001);
+    for _ in 0..130 {
+        bench.put(1 << 20);
+    }
+    bench.mover.forget(3_000, bench.now).unwrap();
+    assert_eq!(
+        (bench.mover.gathered.removed(), bench.mover.checkpoint.meta().rows),
+        (2_000, 2_001),
+        "one piece of them"
+    );
+    bench.after(COMMIT_AFTER);
+    assert_eq!(bench.checkpointed(), 3_131);
+    bench.mover.forget(2_000, bench.now).unwrap();
+    assert_eq!((bench.mover.gathered.removed(), bench.mover.checkpoint.meta().rows), (0, 131), "and then the others");
+}
+
+#[test]
+fn what_comes_with_the_stop_while_rows_are_forgotten_is_written() {
+    let rows = 12_001;
+    let mut bench = bench_with_removed_rows(rows);
+    bench.put(10);
+    bench.now += COMMIT_AFTER;
+    let progress = bench.progress.clone();
+    let feeder = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(3));
+        progress.send(group(rows + 2, 10)).unwrap();
+        progress.send(Progress::Stop).unwrap();
+    });
+    while bench.after(Duration::ZERO) != Next::Over {
+        std::thread::yield_now();
+    }
+    feeder.join().unwrap();
+    assert_eq!(bench.checkpointed(), rows + 2);
+}
+
 #[test]
 fn a_commit_is_due_sooner_on_a_small_disk() {
     let mut bench = bench();
