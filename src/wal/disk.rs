@@ -47,6 +47,12 @@ pub trait DiskFile: fmt::Debug + Send + Sync + 'static {
     /// The sync itself. Whoever needs it calls [`DiskFile::sync_data`].
     fn fdatasync(&self) -> io::Result<()>;
 
+    /// Waits for what a process that is gone has left under way: its direct writes go on in the kernel, and would land on
+    /// whatever is written there now.
+    fn await_earlier_writes(&self) -> io::Result<()> {
+        Ok(())
+    }
+
     /// Makes the contents durable. No error of it says that the disk refused: see `failed_sync`.
     fn sync_data(&self) -> io::Result<()> {
         self.fdatasync().map_err(failed_sync)

@@ -37,7 +37,7 @@ use super::identity::{self, Identity, IdentityError};
 use super::newest;
 use super::replay::{Replay, TornTail};
 use super::room;
-use super::segments::{Resume, segment_blocks};
+use super::segments::{self, Resume, segment_blocks};
 
 pub(super) const LOCK_NAME: &str = "lock";
 pub(super) const WAL_NAME: &str = "wal";
@@ -325,6 +325,7 @@ pub fn recover<D: Disk>(
     rebuild: &mut impl Rebuild,
     on_stage: &mut dyn FnMut(Stage),
 ) -> Result<Recovered<D>, Refused> {
+    segments::await_earlier_writes(&*files.wal).map_err(|error| cannot("read the log beside", &files.path, &error))?;
     let checkpoint = open_checkpoint(files)?;
     let mut meta = checkpoint.meta().clone();
     let mut gathered = Gathered::default();

@@ -27,7 +27,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use crate::types::Position;
-use crate::wal::disk::{DiskFile, SegmentDisk};
+use crate::wal::disk::{Disk, DiskFile, SegmentDisk};
 use crate::wal::is_refusal;
 use crate::wal::newest::Newest;
 use crate::wal::record::{BLOCK_BYTES, SegmentHeader};
@@ -78,6 +78,20 @@ fn spare_name(number: u64) -> String {
 
 pub fn is_spare(name: &str) -> bool {
     name.len() == 22 && name.ends_with(".spare")
+}
+
+/// A kill takes the process at once, and the write that its log had in flight goes on. Nothing is read before that is over:
+/// the log would go on where it lands.
+pub fn await_earlier_writes<D: Disk>(wal: &D) -> io::Result<()> {
+    let names = wal.names()?.into_iter().filter(|name| sequence_of(name).is_some() || is_spare(name));
+    for name in names {
+        match wal.open(&name)?.await_earlier_writes() {
+            // It has waited, and then found no room for a hole that a copy of the directory has, or a disk that takes no writes.
+            Err(error) if is_refusal(&error) => {}
+            awaited => awaited?,
+        }
+    }
+    Ok(())
 }
 
 /// A segment that holds no frame yet, open.
