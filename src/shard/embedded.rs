@@ -57,10 +57,11 @@ impl Embedded {
         }
     }
 
-    /// Without it, time stands still for leases.
-    pub fn with_clock(mut self, uptime: fn() -> Uptime) -> Embedded {
+    /// Until then time stands still for leases: no client can keep one alive before the server listens. From here on each has
+    /// its whole time.
+    pub fn start_clock(&mut self, uptime: fn() -> Uptime) {
         self.uptime = uptime;
-        self
+        self.writer.begin_leases(uptime());
     }
 
     /// A bounded turn: the log first, then commands, an even share for each shard so that one's flood leaves room for the

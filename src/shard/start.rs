@@ -39,7 +39,7 @@ use crate::shard::supervisor::{State, Supervisor};
 use crate::shard::writer::{Pace, Writer};
 use crate::shard::{Parts, Shard, clock, cores, memory, process};
 use crate::store::quota::{self, Quota};
-use crate::types::{Entry, Revision};
+use crate::types::{Entry, Revision, Uptime};
 
 /// Connections that have not ended by then are cut when the server stops.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
@@ -372,6 +372,9 @@ async fn serve(plan: Plan, started: Sender<Result<(), StartError>>) {
     // The term of this start is in every answer, so it must be on the disk before the first one: the next start goes on
     // from there.
     shard.settled(START_MAX).await;
+    if let Some(embedded) = &mut shard.core.borrow_mut().embedded {
+        embedded.start_clock(clock::uptime);
+    }
     for (listener, door) in listeners {
         server.listen(listener, door);
     }
@@ -429,9 +432,9 @@ fn shard(plan: Plan, ready: Ready, itself: Weak<Shard>) -> Shard {
         lessor.write_remaining_every(config.lease_checkpoint_interval);
         let quota = Quota { bytes: config.quota_backend_bytes };
         let writer = Writer::new(store, Pace::default(), next).with_quota(quota, plan.identity.member_id);
-        let mut writer = writer.with_leases(lessor, clock::uptime());
+        let mut writer = writer.with_leases(lessor, Uptime::default());
         writer.note(Entry::Start { term });
-        let mut embedded = Embedded::new(writer, Box::new(logged), appender, ports).with_clock(clock::uptime);
+        let mut embedded = Embedded::new(writer, Box::new(logged), appender, ports);
         embedded.log_standing_alarms();
         embedded
     });

@@ -176,6 +176,11 @@ impl Writer {
         self
     }
 
+    /// Clients can be heard from now on: each lease has its whole time from here.
+    pub fn begin_leases(&mut self, now: Uptime) {
+        self.leases.begin_again(now);
+    }
+
     pub fn leases(&self) -> &Lessor {
         self.leases.lessor()
     }

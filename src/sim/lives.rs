@@ -257,7 +257,8 @@ impl World {
         writer.planted = self.planted.writer;
         let start = Entry::Start { term: storage::next_term(&recovered.meta) };
         writer.note(start.clone());
-        let embedded = Embedded::new(writer, Box::new(log.clone()), appender, vec![port]).with_clock(uptime);
+        let mut embedded = Embedded::new(writer, Box::new(log.clone()), appender, vec![port]);
+        embedded.start_clock(uptime);
         Server {
             embedded,
             log,

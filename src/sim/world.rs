@@ -137,7 +137,8 @@ impl World {
             .collect();
         let log = LateLog::default();
         leases::begin_time();
-        let embedded = Embedded::new(writer, Box::new(log.clone()), appender, ports).with_clock(leases::uptime);
+        let mut embedded = Embedded::new(writer, Box::new(log.clone()), appender, ports);
+        embedded.start_clock(leases::uptime);
         let mut world = World {
             random,
             mood,

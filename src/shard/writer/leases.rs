@@ -79,6 +79,12 @@ impl Leases {
         Leases::new(lessor, now)
     }
 
+    /// As after a start, from now on.
+    pub(super) fn begin_again(&mut self, now: Uptime) {
+        self.lessor.begin(Uptime(now.0 + START_GRACE_MILLISECONDS));
+        self.now = now;
+    }
+
     pub(super) fn lessor(&self) -> &Lessor {
         &self.lessor
     }
