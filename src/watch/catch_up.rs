@@ -215,7 +215,8 @@ impl Hub {
         if pass.change == batch.changes.len() {
             (pass.change, pass.first) = (0, None);
             pass.position = pass.position.next();
-            if *gathered_bytes + pass.large_bytes > config.gathered_bytes_max {
+            // At half of it: within the next batch whoever comes behind the bound would drop what it has, and read it again.
+            if *gathered_bytes + pass.large_bytes > config.gathered_bytes_max / 2 {
                 (pass.relief, pass.large_bytes) = (Some(pass.cursor), 0);
             }
         }
@@ -294,6 +295,13 @@ impl Hub {
                 return used;
             }
             used += 1;
+            let reads_on = self.catch_up.pass.as_ref().is_some_and(|pass| !pass.is_over);
+            if flush.visit && reads_on && flush.position <= self.revision && flush.gathered.first().is_none() {
+                // A batch came in between, and there is nothing to tell: nobody else could join. The window stays, or those
+                // who were not visited would look too old.
+                (flush.left, flush.position) = (true, flush.window);
+                break;
+            }
             if self.streams.get(member.stream).is_stale(member.row) {
                 self.catch_up.take(flush.group, flush.at);
                 self.drop_apart(member, flush.group);
@@ -381,14 +389,15 @@ impl Hub {
             let gone = catch_up.groups.remove(&flush.group).expect("looked at above");
             catch_up.gathered_bytes -= gone.gathered_len();
         }
+        // While the pass holds it: its end lets go of the group for good, when nobody else does.
+        self.groups.release(flush.group);
         // Mostly their streams are full. Who came too late for this pass does not wait for its end.
-        if catch_up.taking_part == 0 {
+        if self.catch_up.taking_part == 0 {
             self.end_pass();
         }
         if let Some(shared) = flush.shared.filter(|shared| !shared.is_unique()) {
             self.fan_out.shared.keep(shared);
         }
-        self.groups.release(flush.group);
     }
 
     /// A watcher stands at the live edge.

@@ -25,8 +25,9 @@ use super::refusal::{Refusal, RefusalCounts, Refusals, Why};
 use super::stream::Streams;
 use crate::types::{Batch, KeyRange, Revision, Time, WatchLimits};
 
-/// Shared events that are looked at each time.
+/// Shared events that are looked at each time, and this part of many.
 const SHARED_LOOKS: usize = 1_000;
+const SHARED_PART: usize = 32;
 /// Bytes of a range that weigh as much as a request.
 const WEIGHT_BYTES: usize = 4_096;
 /// What a watch takes beside the bytes of its range, at most.
@@ -431,7 +432,8 @@ impl Hub {
     /// again; and events that no stream holds any more are let go.
     pub fn keep_house(&mut self) {
         self.streams.resume_refused();
-        self.fan_out.shared.look(SHARED_LOOKS);
+        let shared = &mut self.fan_out.shared;
+        shared.look(SHARED_LOOKS.max(shared.len() / SHARED_PART));
     }
 
     fn is_between_batches(&self) -> bool {

@@ -51,6 +51,8 @@ mod shared;
 mod stream;
 
 #[cfg(test)]
+mod amid;
+#[cfg(test)]
 mod script;
 #[cfg(test)]
 mod world;

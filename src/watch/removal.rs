@@ -3,7 +3,7 @@
 //! Both go in bounded pieces between batches. A stream with a million watches, or a group from which a million watchers went,
 //! holds nobody up.
 
-use super::group::Member;
+use super::group::{Group, Member};
 use super::hub::Hub;
 use super::stream::Row;
 
@@ -80,9 +80,14 @@ impl Hub {
         }
         self.sweep_member = 0;
         self.sweeps.pop_front();
-        if self.groups.get(group).is_some() {
-            self.groups.swept(group);
-            self.groups.release(group);
+        match self.groups.get(group).map(Group::dead) {
+            // A cancel in between has brought one to where the sweep had been.
+            Some(1..) => self.sweeps.push_back(group),
+            Some(0) => {
+                self.groups.swept(group);
+                self.groups.release(group);
+            }
+            None => {}
         }
         used + 1
     }

@@ -38,6 +38,10 @@ impl Shared {
         self.bytes
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.held.len()
+    }
+
     pub(super) fn keep(&mut self, events: Bytes) {
         self.bytes += events.len();
         self.held.push_back(Held::Events(events));
