@@ -19,6 +19,11 @@ pub trait Durability {
     /// The disk has no room for the log to grow into; what is set aside is for deletes and compactions.
     fn is_short_of_space(&self) -> bool;
 
+    /// How long a further group may be to find its place whatever else becomes of the disk's room.
+    fn room_bytes(&self) -> usize {
+        usize::MAX
+    }
+
     /// What is free on which disk, in words.
     fn disks(&self) -> String;
 

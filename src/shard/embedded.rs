@@ -21,6 +21,8 @@ pub struct Embedded {
     ports: Vec<Port>,
     /// The shards that have something new to look at since the last turn.
     told: Vec<bool>,
+    /// Whose commands are taken first in the next turn.
+    first_shard: usize,
     /// Commands of the last turn.
     commands_taken: usize,
     failure: Option<LogFailure>,
@@ -49,6 +51,7 @@ impl Embedded {
             appender,
             ports,
             told,
+            first_shard: 0,
             commands_taken: 0,
             failure: None,
             defragmenting,
@@ -72,10 +75,18 @@ impl Embedded {
         self.commands_taken = 0;
         self.release();
         self.writer.set_short_of_space(self.durability.is_short_of_space());
-        let share = commands_max.div_ceil(self.ports.len());
-        for shard in 0..self.ports.len() {
+        let room = self.durability.room_bytes();
+        self.writer.set_log_bytes_max(room);
+        let (share, shards) = (commands_max.div_ceil(self.ports.len()), self.ports.len());
+        let first = std::mem::take(&mut self.first_shard);
+        'shards: for shard in (first..shards).chain(0..first) {
             let mut left = share;
             while left > 0 {
+                if room - self.writer.log_bytes_max() >= GROUP_BYTES {
+                    // The others had to stand back, and begin the next one.
+                    self.first_shard = if left == share { shard } else { (shard + 1) % shards };
+                    break 'shards;
+                }
                 let Some(Request { token, command }) = self.receive(shard) else { break };
                 left = left.saturating_sub(weight(&command));
                 self.commands_taken += 1;
@@ -257,6 +268,9 @@ fn put_bytes(batch: &Batch) -> u64 {
     puts.sum::<usize>() as u64
 }
 
+/// A turn takes no further command when its group has so much for the log: a longer group is durable all at once and later, and
+/// the checkpoint can take nothing of it before.
+const GROUP_BYTES: usize = 1 << 20;
 /// Keys that a write looks at in the time of a plain command.
 const VISITS_PER_COMMAND: usize = 100;
 
@@ -384,6 +398,30 @@ mod tests {
         send(&mut link, 9, Command::Defragment);
         embedded.turn(Time(1), 10);
         assert_eq!(disk.borrow().defragmentations, 2, "the next one is one of its own");
+    }
+
+    #[test]
+    fn a_turn_takes_no_more_than_a_group_may_have_and_the_next_one_begins_with_the_others() {
+        let disk = Rc::<RefCell<Disk>>::default();
+        let ((mut one, port), (mut other, other_port)) = (mesh::pair(), mesh::pair());
+        let writer = Writer::new(Store::new(), Pace::default(), Position(1));
+        let appender = Appender::new(Revision::FIRST, None);
+        let mut embedded = Embedded::new(writer, Box::new(Played(disk)), appender, vec![port, other_port]);
+        let large = || {
+            let Command::Write(Write::Put(put)) = put() else { unreachable!("it makes puts") };
+            Command::Write(Write::Put(Put { value: PutValue::Set(vec![b'v'; 600_000].into()), ..put }))
+        };
+        for token in 1..=4 {
+            send(&mut one, token, large());
+            send(&mut other, token, large());
+        }
+        let taken = |embedded: &mut Embedded| {
+            assert!(embedded.turn(Time(1), 512) || !embedded.ports.iter().any(Port::has_request));
+            embedded.commands_taken()
+        };
+        assert_eq!((taken(&mut embedded), embedded.first_shard), (2, 1));
+        assert_eq!((taken(&mut embedded), embedded.first_shard), (2, 0));
+        assert_eq!((taken(&mut embedded), taken(&mut embedded), taken(&mut embedded)), (2, 2, 0));
     }
 
     #[test]

@@ -367,6 +367,10 @@ impl<D: Device> Durability for Logged<D> {
         self.log.is_short_of_space() || self.checkpointed.is_short_of_space.load(Ordering::Acquire)
     }
 
+    fn room_bytes(&self) -> usize {
+        self.log.room_bytes()
+    }
+
     fn disks(&self) -> String {
         (self.disks)()
     }

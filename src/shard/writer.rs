@@ -546,6 +546,15 @@ impl Writer {
         progress == CompactProgress::More
     }
 
+    /// What the open group may take in the log. See [`Store::set_log_bytes_max`].
+    pub fn set_log_bytes_max(&mut self, bytes: usize) {
+        self.store.set_log_bytes_max(bytes);
+    }
+
+    pub fn log_bytes_max(&self) -> usize {
+        self.store.log_bytes_max()
+    }
+
     /// See [`Store::take_visits`].
     pub fn take_visits(&mut self) -> usize {
         self.store.take_visits()

@@ -112,6 +112,8 @@ pub struct Store {
     alarms: BTreeSet<Alarm>,
     /// Keys that writes have looked at since somebody asked.
     visits: usize,
+    /// What a further write may take in the log, about.
+    log_bytes_max: usize,
     #[cfg(test)]
     pub(crate) planted: Planted,
 }
@@ -132,6 +134,7 @@ impl Store {
             removal: Removal::new(),
             alarms: BTreeSet::new(),
             visits: 0,
+            log_bytes_max: usize::MAX,
             #[cfg(test)]
             planted: Planted::default(),
         }
@@ -160,6 +163,16 @@ impl Store {
     /// what they changed.
     pub fn take_visits(&mut self) -> usize {
         std::mem::take(&mut self.visits)
+    }
+
+    /// What the writes from here on may take in the log together, about: one that would take more is refused.
+    pub fn set_log_bytes_max(&mut self, bytes: usize) {
+        self.log_bytes_max = bytes;
+    }
+
+    /// What is left of that.
+    pub fn log_bytes_max(&self) -> usize {
+        self.log_bytes_max
     }
 
     /// How many keys the index holds, those included that are deleted but not yet removed.
@@ -200,9 +213,10 @@ impl Store {
             return Applied { answer, entry };
         }
         let horizon = self.horizon(self.revision);
-        let mut writing = Writing::new(&mut self.index, has_lease, self.revision);
+        let mut writing = Writing::new(&mut self.index, has_lease, self.revision, self.log_bytes_max);
         let answer = writing.run(write, horizon);
         self.visits += writing.visits();
+        let log_bytes = writing.log_bytes();
         let answer = match answer {
             Ok(answer) => answer,
             Err(error) => {
@@ -216,6 +230,7 @@ impl Store {
         if changes.is_empty() {
             return Applied { answer: Ok(answer), entry: None };
         }
+        self.log_bytes_max = self.log_bytes_max.saturating_sub(log_bytes);
         self.revision = self.revision.next();
         let batch = Arc::new(Batch { revision: self.revision, time, changes: changes.into() });
         self.history.push(batch.clone(), unindexed_bytes);
@@ -436,7 +451,7 @@ mod tests {
     use super::command::{DeleteRange, Op, Put, PutLease, PutValue, SortOrder, SortTarget, Txn};
     use super::*;
     use crate::sim::all_keys;
-    use crate::types::{Change, Key, KeyValue, LeaseId};
+    use crate::types::{Change, Key, KeyRange, KeyValue, LeaseId};
 
     fn put(key: &str, value: &str) -> Write {
         let (key, value) = (Key::from(key.to_owned()), PutValue::Set(value.to_owned().into()));
@@ -450,6 +465,24 @@ mod tests {
             store.apply(&put(&format!("{at:06}"), &format!("{:06}", at * 7919 % keys)), Time(0)).answer.unwrap();
         }
         store
+    }
+
+    #[test]
+    fn a_write_for_which_the_log_has_no_room_is_refused_and_leaves_nothing() {
+        let mut store = filled(1_000);
+        let (before, revision) = (store.bytes(), store.revision());
+        let delete = |range| Write::DeleteRange(DeleteRange { range, prev_kv: false });
+        store.set_log_bytes_max(20_000);
+        let Applied { answer, entry } = store.apply(&delete(all_keys().range), Time(0));
+        assert!(matches!(answer, Err(Error::NoSpace)) && entry.is_none());
+        let large = "v".repeat(20_000);
+        assert!(matches!(store.apply(&put("new", &large), Time(0)).answer, Err(Error::NoSpace)));
+        assert_eq!((store.bytes(), store.revision(), store.log_bytes_max()), (before, revision, 20_000));
+        let hundred = KeyRange::Span { start: "000000".into(), end: "000100".into() };
+        assert!(store.apply(&delete(hundred.clone()), Time(0)).answer.is_ok());
+        assert!((10_000..15_000).contains(&store.log_bytes_max()), "{}", store.log_bytes_max());
+        store.set_log_bytes_max(usize::MAX);
+        assert!(store.apply(&delete(all_keys().range), Time(0)).answer.is_ok());
     }
 
     #[test]

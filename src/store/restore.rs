@@ -125,6 +125,7 @@ impl Restore {
             removal,
             alarms: BTreeSet::new(),
             visits: 0,
+            log_bytes_max: usize::MAX,
             #[cfg(test)]
             planted: super::Planted::default(),
         };

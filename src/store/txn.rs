@@ -168,6 +168,9 @@ fn keeps(put: &Put) -> bool {
 const VISITS: usize = 4_000_000;
 const VISITS_PER_KEY: usize = 4;
 
+/// What a change takes in the log beside key and value, at the most.
+const CHANGE_BYTES: usize = 64;
+
 /// The work on one new revision: everything it changes goes through here.
 pub struct Writing<'a> {
     index: &'a mut KeyIndex,
@@ -178,13 +181,32 @@ pub struct Writing<'a> {
     changes: Vec<Change>,
     /// Versions that a later change of this same revision replaced: only the batch holds them.
     unindexed_bytes: usize,
+    /// What the changes take in the log, about, and may take.
+    log_bytes: usize,
+    log_bytes_max: usize,
 }
 
 impl<'a> Writing<'a> {
-    pub fn new(index: &'a mut KeyIndex, has_lease: HasLease<'a>, before: Revision) -> Writing<'a> {
+    pub fn new(
+        index: &'a mut KeyIndex,
+        has_lease: HasLease<'a>,
+        before: Revision,
+        log_bytes_max: usize,
+    ) -> Writing<'a> {
         let visits_max = VISITS + VISITS_PER_KEY * index.keys_held();
         let budget = Budget::new(visits_max);
-        Writing { index, has_lease, before, visits_max, budget, changes: Vec::new(), unindexed_bytes: 0 }
+        let (changes, unindexed_bytes, log_bytes) = (Vec::new(), 0, 0);
+        Writing { index, has_lease, before, visits_max, budget, changes, unindexed_bytes, log_bytes, log_bytes_max }
+    }
+
+    pub fn log_bytes(&self) -> usize {
+        self.log_bytes
+    }
+
+    /// A write of which the log could not take all would stand in its way for ever: neither it nor what comes behind it would
+    /// be durable, and so give no room back.
+    fn check_room(&self) -> Result<(), Error> {
+        if self.log_bytes > self.log_bytes_max { Err(Error::NoSpace) } else { Ok(()) }
     }
 
     /// How many keys were looked at.
@@ -251,6 +273,8 @@ impl<'a> Writing<'a> {
         };
         let (create, version) = until_now.map_or((revision, 1), |kv| (kv.create_revision(), kv.version() + 1));
         let previous = if put.prev_kv { until_now.cloned() } else { None };
+        self.log_bytes += put.key.len() + value.len() + CHANGE_BYTES;
+        self.check_room()?;
         let sub = u32::try_from(self.changes.len()).expect(FEWER_CHANGES);
         let kv = KeyValue::new(&put.key, value, create, revision, sub, version, lease);
         let Changed { before_revision, replaced } = self.index.put(kv.clone());
@@ -264,9 +288,10 @@ impl<'a> Writing<'a> {
     fn delete_range(&mut self, delete: &DeleteRange) -> Result<Answer, Error> {
         let revision = self.before.next();
         let (mut deleted, mut previous) = (0, Vec::new());
-        let (changes, unindexed_bytes) = (&mut self.changes, &mut self.unindexed_bytes);
+        let (changes, unindexed_bytes, log_bytes) = (&mut self.changes, &mut self.unindexed_bytes, &mut self.log_bytes);
         let is_over = self.index.delete_range(&delete.range, revision, &mut self.budget, |key, until_now, changed| {
             deleted += 1;
+            *log_bytes += key.len() + CHANGE_BYTES;
             *unindexed_bytes += changed.replaced.as_ref().map_or(0, KeyValue::bytes);
             if delete.prev_kv {
                 previous.push(until_now);
@@ -274,7 +299,11 @@ impl<'a> Writing<'a> {
             // A copy: the request's bytes would keep the whole request alive as long as history.
             changes.push(Change::Delete { key: Bytes::copy_from_slice(key), previous: changed.before_revision });
         });
-        if is_over { Ok(self.answer(Outcome::DeleteRange { deleted, previous })) } else { Err(Error::NoMemory) }
+        if !is_over {
+            return Err(Error::NoMemory);
+        }
+        self.check_room()?;
+        Ok(self.answer(Outcome::DeleteRange { deleted, previous }))
     }
 
     /// Executes the chosen branch. It has been checked; an error here is one that only the earlier operations of the

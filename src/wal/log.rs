@@ -23,6 +23,8 @@ use crate::wal::{LogFailure, Progress};
 
 /// The longest body of a frame. What is longer than this is cut over several frames; what is shorter shares one.
 pub const BODY_BYTES_MAX: usize = 1 << 20;
+/// One part of so many is for what frames take beside their bodies, and for ends of segments that are too short for a group.
+const FRAMES_IN_ROOM: usize = 8;
 /// What an idle log keeps of its buffer.
 const IDLE_BUFFER_BYTES_MAX: usize = 64 << 10;
 
@@ -168,6 +170,17 @@ impl<D: Device> Log<D> {
     pub fn is_short_of_space(&self) -> bool {
         let is_half_full = |current: &Current<_>| current.offset * 2 >= current.header.bytes();
         self.supply.is_short_of_space() && self.current.as_ref().is_none_or(is_half_full)
+    }
+
+    /// How long a group may be that comes behind those that wait, so that all of it finds a place even when the checkpoint frees
+    /// nothing meanwhile. Of a group in pieces it can take nothing before the last one is durable.
+    pub fn room_bytes(&self) -> usize {
+        let segment_bytes = self.supply.segment_bytes() - record::BLOCK_BYTES;
+        let left = self.current.as_ref().map_or(0, |current| current.header.bytes() - current.offset) as usize;
+        let waiting: usize = self.pending.iter().map(|group| record::frame_bytes(group.entries_bytes)).sum();
+        let sealed = self.pieces.as_ref().map_or(0, |pieces| pieces.sealed_bytes);
+        let frames = self.supply.further_segments().saturating_mul(segment_bytes).saturating_add(left);
+        frames.saturating_sub(waiting.saturating_sub(sealed)) / FRAMES_IN_ROOM * (FRAMES_IN_ROOM - 1)
     }
 
     /// Passes on which changes nobody can reach any more, behind the groups that are durable so far.

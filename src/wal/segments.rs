@@ -129,6 +129,8 @@ pub struct Resume {
 #[derive(Debug, Default)]
 struct Shared {
     is_short_of_space: AtomicBool,
+    /// How many segments can be made while the checkpoint takes nothing of those that are held.
+    room_segments: AtomicU64,
     thread: OnceLock<Thread>,
 }
 
@@ -179,6 +181,12 @@ impl<S> Supply<S> {
 
     pub(crate) fn is_short_of_space(&self) -> bool {
         self.shared.is_short_of_space.load(Ordering::Relaxed)
+    }
+
+    /// Those that lie ready, and those that can be made whatever else happens.
+    pub(crate) fn further_segments(&self) -> usize {
+        let room = self.shared.room_segments.load(Ordering::Relaxed);
+        self.ready.slots().saturating_add(usize::try_from(room).unwrap_or(usize::MAX))
     }
 
     pub(crate) fn segment_bytes(&self) -> usize {
@@ -321,6 +329,7 @@ pub fn open<D: SegmentDisk>(
         has_turned_read_only: false,
         has_told_of_descriptors: false,
     };
+    keeper.look_at_room()?;
     Ok((keeper, supply))
 }
 
@@ -369,6 +378,7 @@ impl<D: SegmentDisk> Keeper<D> {
             self.closed.push_back(closed);
         }
         self.newest.note(self.next_sequence.wrapping_sub(1))?;
+        self.look_at_room()?;
         let given_up = given_up(&self.closed, Position(self.checkpointed.load(Ordering::Acquire)));
         if given_up > 0 {
             self.spares_wanted = self.closed.len().max(SPARES_MIN);
@@ -390,7 +400,9 @@ impl<D: SegmentDisk> Keeper<D> {
                 if !self.has_headroom(new_bytes)? {
                     return Ok(Step::ShortOfSpace);
                 }
-                self.prepare()?
+                let header = self.prepare()?;
+                self.look_at_room()?;
+                header
             }
         };
         self.looks = 0;
@@ -429,6 +441,21 @@ impl<D: SegmentDisk> Keeper<D> {
         u64::from(self.blocks) * BLOCK_BYTES as u64
     }
 
+    /// How many segments [`Keeper::has_headroom`] would let through one behind the other, if none were given up: each takes its
+    /// own room and that of its rows, and so do the rows of those that there are, the one that lies ready included.
+    fn look_at_room(&self) -> io::Result<()> {
+        let (segment_bytes, named) = (self.segment_bytes(), self.named());
+        let room = if self.is_beside_data {
+            let rows_bytes = CHECKPOINT_SHARE * named * segment_bytes;
+            self.disk.free_bytes()?.saturating_sub(rows_bytes) / ((1 + CHECKPOINT_SHARE) * segment_bytes)
+        } else {
+            let in_data = self.newest.disk().free_bytes()? / (CHECKPOINT_SHARE * segment_bytes);
+            (self.disk.free_bytes()? / segment_bytes).min(in_data.saturating_sub(named))
+        };
+        self.shared.room_segments.store(room, Ordering::Relaxed);
+        Ok(())
+    }
+
     /// Whether a file of so many bytes leaves the checkpoint the room to take what the log holds.
     fn has_headroom(&self, new_bytes: u64) -> io::Result<bool> {
         let held_bytes = CHECKPOINT_SHARE * self.held() * self.segment_bytes();
@@ -443,7 +470,12 @@ impl<D: SegmentDisk> Keeper<D> {
     /// frame, so that those named are not all of them.
     fn held(&self) -> u64 {
         let not_taken = self.prepared.len() as u64 + u64::from(self.ready.slots() == 0);
-        self.next_sequence.wrapping_sub(1).wrapping_sub(self.given_up) - not_taken
+        self.named() - not_taken
+    }
+
+    /// Segments that are not given up, with frames or without.
+    fn named(&self) -> u64 {
+        self.next_sequence.wrapping_sub(1).wrapping_sub(self.given_up)
     }
 
     /// Removes one spare when the disk has no room for it or the log rests.

@@ -152,6 +152,26 @@ fn what_the_log_holds_needs_room_where_the_checkpoint_is() {
 }
 
 #[test]
+fn as_many_segments_as_are_promised_can_be_made_while_the_checkpoint_takes_nothing() {
+    let segment_bytes = u64::from(BLOCKS) * BLOCK_BYTES as u64;
+    for free in 0..60 {
+        let mut bench = bench();
+        let capacity_bytes = Some(bench.disk.used_bytes() + free * segment_bytes);
+        bench.disk.set_faults(Faults { capacity_bytes, ..Faults::default() });
+        bench.keeper.step().unwrap();
+        let (promised, mut made) = (bench.supply.further_segments(), 0);
+        assert!(promised as u64 >= free / 4, "{promised} of {free}");
+        loop {
+            while bench.keeper.step().unwrap() == Step::Prepared {}
+            let Some(ready) = bench.supply.next() else { break };
+            made += 1;
+            bench.supply.close(Closed { sequence: ready.header.sequence, last: Position(1) });
+        }
+        assert!(made >= promised, "{made} of {promised} that were promised, {free} were free");
+    }
+}
+
+#[test]
 fn a_small_disk_has_small_segments() {
     let blocks = |free_mib: u64| segment_blocks(free_mib << 20);
     assert_eq!([blocks(10), blocks(96), blocks(512), blocks(1 << 20)], [256, 768, 4_096, 4_096]);
