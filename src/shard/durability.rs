@@ -20,9 +20,7 @@ pub trait Durability {
     fn is_short_of_space(&self) -> bool;
 
     /// How long a further group may be to find its place whatever else becomes of the disk's room.
-    fn room_bytes(&self) -> usize {
-        usize::MAX
-    }
+    fn room_bytes(&self) -> usize;
 
     /// What is free on which disk, in words.
     fn disks(&self) -> String;
@@ -60,6 +58,10 @@ impl Durability for InMemory {
 
     fn is_short_of_space(&self) -> bool {
         false
+    }
+
+    fn room_bytes(&self) -> usize {
+        usize::MAX
     }
 
     fn disks(&self) -> String {

@@ -12,6 +12,7 @@ use crate::shard::writer::{Origin, Writer};
 use crate::store::command::{Op, Read, Txn, Write};
 use crate::types::{Alarm, AlarmKind, Batch, Change, Entry, Time, Uptime};
 use crate::wal::LogFailure;
+use crate::wal::log::BODY_BYTES_MAX;
 
 pub struct Embedded {
     writer: Writer,
@@ -268,9 +269,9 @@ fn put_bytes(batch: &Batch) -> u64 {
     puts.sum::<usize>() as u64
 }
 
-/// A turn takes no further command when its group has so much for the log: a longer group is durable all at once and later, and
-/// the checkpoint can take nothing of it before.
-const GROUP_BYTES: usize = 1 << 20;
+/// A turn takes no further command when its group has so much for the log: a group that is longer than a frame is durable later,
+/// and the checkpoint can take nothing of it before. Groups that wait share frames.
+const GROUP_BYTES: usize = BODY_BYTES_MAX / 2;
 /// Keys that a write looks at in the time of a plain command.
 const VISITS_PER_COMMAND: usize = 100;
 
@@ -331,6 +332,10 @@ mod tests {
         }
 
         fn removed(&mut self, _changes: Vec<ChangeId>) {}
+
+        fn room_bytes(&self) -> usize {
+            usize::MAX
+        }
 
         fn disks(&self) -> String {
             "5 bytes are free in /data".to_owned()
@@ -409,7 +414,7 @@ mod tests {
         let mut embedded = Embedded::new(writer, Box::new(Played(disk)), appender, vec![port, other_port]);
         let large = || {
             let Command::Write(Write::Put(put)) = put() else { unreachable!("it makes puts") };
-            Command::Write(Write::Put(Put { value: PutValue::Set(vec![b'v'; 600_000].into()), ..put }))
+            Command::Write(Write::Put(Put { value: PutValue::Set(vec![b'v'; 300_000].into()), ..put }))
         };
         for token in 1..=4 {
             send(&mut one, token, large());

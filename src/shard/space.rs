@@ -57,7 +57,8 @@ impl Space {
         self.scratch_bytes_max = scratch_bytes.saturating_add(room);
     }
 
-    /// What costs nothing, a delete or a compaction, is always admitted: it is the way out.
+    /// What costs nothing, a delete or a compaction, is always admitted here: it is the way out. A delete of which the log could
+    /// not take all is refused where it is carried out.
     pub fn judge(&self, used_bytes: u64, cost_bytes: u64) -> Verdict {
         if !self.quota.admits(used_bytes, cost_bytes) {
             Verdict::Alarm(Shortage::Quota)

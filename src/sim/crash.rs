@@ -4,6 +4,7 @@
 //! The promises: every group that was reported durable is back; what is back is a beginning of what was appended, in
 //! order, and nothing else; a damaged log is refused, or cut where nobody was ever told of the rest.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,7 +19,7 @@ use crate::wal::disk::Disk;
 use crate::wal::examine::{Finding, examine};
 use crate::wal::log::{self, Log};
 use crate::wal::newest::{self, Newest};
-use crate::wal::record::{BLOCK_BYTES, Look, SegmentHeader, filled_bytes};
+use crate::wal::record::{self, BLOCK_BYTES, Look, SegmentHeader, filled_bytes};
 use crate::wal::replay::{self, Recovered, Replay, ReplayError};
 use crate::wal::segments::{self, Keeper, Step};
 use crate::wal::{LogFailure, Progress};
@@ -493,10 +494,13 @@ fn a_full_disk_leaves_a_segment_of_reserve_and_says_so_and_recovers() {
         let capacity_bytes = Some((7 + world.random.below(4)) * segment_bytes + 5_000);
         world.disk.set_faults(Faults { capacity_bytes, ..Faults::default() });
         let mut position = Position(0);
+        let has_room = Cell::new(false);
         let mut turn = |log: &mut Log<FakeDevice>, keeper: &mut Keeper<FakeDisk>, random: &mut Random| {
             if log.is_idle() {
                 position = position.next();
-                log.append(position, vec![Source { revision: Revision(1) }.batch(random)]);
+                let entries = vec![Source { revision: Revision(1) }.batch(random)];
+                has_room.set(record::entries_len(&entries) <= log.room_bytes());
+                log.append(position, entries);
             }
             let step = keeper.step().unwrap();
             device.advance();
@@ -512,6 +516,7 @@ fn a_full_disk_leaves_a_segment_of_reserve_and_says_so_and_recovers() {
             turn(&mut log, &mut keeper, &mut world.random);
         }
         assert!(log.is_short_of_space() && position_of(&world.disk) >= before, "seed {seed}");
+        assert!(log.is_idle() || !has_room.get(), "seed {seed}: what had room waits");
         // The checkpoint moves on, and what it covers makes room.
         world.checkpointed.store(u64::MAX, Ordering::Relaxed);
         for _ in 0..100 {

@@ -105,6 +105,11 @@ impl Durability for Watched {
         self.0.borrow_mut().logged.removed(changes);
     }
 
+    /// The model knows no segments, and no write of a life is as long as one.
+    fn room_bytes(&self) -> usize {
+        usize::MAX
+    }
+
     fn disks(&self) -> String {
         self.0.borrow().logged.disks()
     }

@@ -197,8 +197,10 @@ impl<D: Disk> Mover<D> {
         let is_waiting = self.retry_at.is_some_and(|at| now < at) && !self.is_stopping;
         if !is_waiting && self.is_due(now) {
             self.commit(now)?;
-            // What came with the request to stop while rows were forgotten.
-            if self.is_stopping && self.retry_at.is_none() && self.gathered.has_groups() {
+            // Rows may have been forgotten meanwhile, and with the request to stop or to defragment more may have come.
+            let is_asked = self.is_stopping || !self.defragment.is_empty();
+            let has_more = self.gathered.has_groups() || (!self.is_stopping && self.gathered.removed() > 0);
+            if is_asked && has_more && self.retry_at.is_none() {
                 self.commit(now)?;
             }
         }
@@ -293,7 +295,7 @@ impl<D: Disk> Mover<D> {
         }
     }
 
-    /// Writes what is gathered by now, piece by piece, and forgets what was removed by now. What comes meanwhile counts for the
+    /// Writes what is gathered by now, piece by piece, and forgets what was removed by now, as far as the log lets it. What comes meanwhile counts for the
     /// pace and waits for the next commit, unless somebody waits for it.
     fn write(&mut self, now: Instant) -> Result<(), CheckpointError> {
         let (mut upto, mut removed, mut asked) = (None, 0, None);
@@ -322,7 +324,7 @@ impl<D: Disk> Mover<D> {
     }
 
     /// Takes out the rows that were removed first, so many of them. What comes meanwhile is waiting: once that is much, the rest
-    /// of the rows waits for the next commit.
+    /// of the rows waits for the next commit, unless there are too many or too little room for them.
     fn forget(&mut self, rows: usize, now: Instant) -> Result<(), CheckpointError> {
         self.gathered.sort_removed(rows, self.checkpoint.pace());
         let (mut done, mut result) = (0, Ok(()));
@@ -331,8 +333,9 @@ impl<D: Disk> Mover<D> {
             result = self.checkpoint.forget(&self.gathered, done, rows).map(|upto| done = upto);
             self.receive(now);
             let is_asked = !self.defragment.is_empty() || !self.has_reserve;
-            let is_far_behind = self.behind() >= (self.far_behind() / FAR_PER_FORGETTING).max(1);
-            if self.is_stopping || (is_far_behind && !is_asked) {
+            let are_too_many = self.gathered.removed() as u64 >= FORGET_MAX || self.commit_bytes < COMMIT_BYTES;
+            let is_far_behind = self.behind() >= COMMITS_BEHIND / FAR_PER_FORGETTING;
+            if self.is_stopping || (is_far_behind && !is_asked && !are_too_many) {
                 break;
             }
         }

@@ -156,7 +156,7 @@ impl DiskFile for File {
         }
     }
 
-    /// Reserving what is there already changes nothing, and ext4, XFS and btrfs wait for the direct writes of the file first
+    /// Reserving the first block, which every file of the log has, changes nothing, and ext4, XFS and btrfs wait for the direct writes of the file first
     /// (`inode_dio_wait`), which neither reading nor syncing does.
     fn await_earlier_writes(&self) -> io::Result<()> {
         match rustix::fs::fallocate(self, FallocateFlags::empty(), 0, BLOCK_BYTES as u64) {

@@ -74,6 +74,8 @@ pub struct Log<D: Device> {
     /// The segment before the current one, until the current one has a durable frame.
     closing: Option<Closed>,
     pending: VecDeque<Group>,
+    /// What the groups that are pending take in frames of their own.
+    pending_bytes: usize,
     pieces: Option<Pieces>,
     in_flight: Option<InFlight>,
     /// The checksum that the next frame chains to.
@@ -117,6 +119,7 @@ impl<D: Device> Log<D> {
             current,
             closing: None,
             pending: VecDeque::new(),
+            pending_bytes: 0,
             pieces: None,
             in_flight: None,
             chain: resumed.chain,
@@ -148,6 +151,7 @@ impl<D: Device> Log<D> {
             return;
         }
         let entries_bytes = record::entries_len(&entries);
+        self.pending_bytes += record::frame_bytes(entries_bytes);
         self.pending.push_back(Group { position, entries, entries_bytes });
         self.submit();
     }
@@ -177,10 +181,9 @@ impl<D: Device> Log<D> {
     pub fn room_bytes(&self) -> usize {
         let segment_bytes = self.supply.segment_bytes() - record::BLOCK_BYTES;
         let left = self.current.as_ref().map_or(0, |current| current.header.bytes() - current.offset) as usize;
-        let waiting: usize = self.pending.iter().map(|group| record::frame_bytes(group.entries_bytes)).sum();
         let sealed = self.pieces.as_ref().map_or(0, |pieces| pieces.sealed_bytes);
         let frames = self.supply.further_segments().saturating_mul(segment_bytes).saturating_add(left);
-        frames.saturating_sub(waiting.saturating_sub(sealed)) / FRAMES_IN_ROOM * (FRAMES_IN_ROOM - 1)
+        frames.saturating_sub(self.pending_bytes.saturating_sub(sealed)) / FRAMES_IN_ROOM * (FRAMES_IN_ROOM - 1)
     }
 
     /// Passes on which changes nobody can reach any more, behind the groups that are durable so far.
@@ -225,7 +228,7 @@ impl<D: Device> Log<D> {
     fn fail(&mut self, failure: LogFailure) {
         let (LogFailure::Refused(error) | LogFailure::Broken(error)) = &failure;
         self.pending.clear();
-        self.pieces = None;
+        (self.pending_bytes, self.pieces) = (0, None);
         self.refused = Some(error.kind());
         self.failure = Some(failure);
     }
@@ -291,6 +294,7 @@ impl<D: Device> Log<D> {
             (bytes, after, count) = (with_group, group.position, count + 1);
         }
         let groups: Vec<Group> = self.pending.drain(..count).collect();
+        self.pending_bytes -= groups.iter().map(|group| record::frame_bytes(group.entries_bytes)).sum::<usize>();
         let mut frame = self.start_frame(bytes);
         let mut last = self.sealed;
         for group in &groups {
@@ -309,7 +313,8 @@ impl<D: Device> Log<D> {
         let ends = to == pieces.encoded.len();
         pieces.sealed_bytes = to;
         let position = self.pending.front().expect("its pieces were made of it").position;
-        let groups = if ends { self.pending.pop_front().into_iter().collect() } else { Vec::new() };
+        let groups: Vec<Group> = if ends { self.pending.pop_front().into_iter().collect() } else { Vec::new() };
+        self.pending_bytes -= groups.iter().map(|group| record::frame_bytes(group.entries_bytes)).sum::<usize>();
         self.send(frame, bytes, (from == 0, ends), position, groups);
         if ends {
             self.sealed = position;

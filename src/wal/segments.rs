@@ -377,8 +377,8 @@ impl<D: SegmentDisk> Keeper<D> {
         while let Ok(closed) = self.newly_closed.pop() {
             self.closed.push_back(closed);
         }
-        self.newest.note(self.next_sequence.wrapping_sub(1))?;
         self.look_at_room()?;
+        self.newest.note(self.next_sequence.wrapping_sub(1))?;
         let given_up = given_up(&self.closed, Position(self.checkpointed.load(Ordering::Acquire)));
         if given_up > 0 {
             self.spares_wanted = self.closed.len().max(SPARES_MIN);
@@ -386,6 +386,7 @@ impl<D: SegmentDisk> Keeper<D> {
             for _ in 0..given_up {
                 self.give_up_first(spares_max)?;
             }
+            self.look_at_room()?;
         }
         if self.ready.slots() == 0 {
             self.shed_spare()?;
@@ -400,9 +401,7 @@ impl<D: SegmentDisk> Keeper<D> {
                 if !self.has_headroom(new_bytes)? {
                     return Ok(Step::ShortOfSpace);
                 }
-                let header = self.prepare()?;
-                self.look_at_room()?;
-                header
+                self.prepare()?
             }
         };
         self.looks = 0;
@@ -410,6 +409,7 @@ impl<D: SegmentDisk> Keeper<D> {
         self.prepared.pop_front();
         let pushed = self.ready.push(Ready { header, segment });
         assert!(pushed.is_ok(), "only this side fills the slot");
+        self.look_at_room()?;
         Ok(Step::Prepared)
     }
 
@@ -442,18 +442,26 @@ impl<D: SegmentDisk> Keeper<D> {
     }
 
     /// How many segments [`Keeper::has_headroom`] would let through one behind the other, if none were given up: each takes its
-    /// own room and that of its rows, and so do the rows of those that there are, the one that lies ready included.
+    /// own room and that of its rows, and so do the rows of those that there are, the one that lies ready included. Filled
+    /// spares have their own room already.
     fn look_at_room(&self) -> io::Result<()> {
         let (segment_bytes, named) = (self.segment_bytes(), self.named());
+        let filled = self.spares.iter().filter(|spare| spare.is_filled).count() as u64;
+        let free_bytes = self.disk.free_bytes()?.saturating_add(filled * segment_bytes);
         let room = if self.is_beside_data {
             let rows_bytes = CHECKPOINT_SHARE * named * segment_bytes;
-            self.disk.free_bytes()?.saturating_sub(rows_bytes) / ((1 + CHECKPOINT_SHARE) * segment_bytes)
+            free_bytes.saturating_sub(rows_bytes) / ((1 + CHECKPOINT_SHARE) * segment_bytes)
         } else {
             let in_data = self.newest.disk().free_bytes()? / (CHECKPOINT_SHARE * segment_bytes);
-            (self.disk.free_bytes()? / segment_bytes).min(in_data.saturating_sub(named))
+            (free_bytes / segment_bytes).min(in_data.saturating_sub(named))
         };
-        self.shared.room_segments.store(room, Ordering::Relaxed);
+        self.shared.room_segments.store(room.saturating_add(self.prepared.len() as u64), Ordering::Relaxed);
         Ok(())
+    }
+
+    /// There is so much room that nobody need look at it while nothing happens.
+    fn has_much_room(&self) -> bool {
+        self.shared.room_segments.load(Ordering::Relaxed) >= ROOM_SEGMENTS
     }
 
     /// Whether a file of so many bytes leaves the checkpoint the room to take what the log holds.
@@ -585,8 +593,14 @@ pub fn spawn<D: SegmentDisk>(
                     wake();
                     std::thread::park_timeout(RETRY);
                 }
-                Ok(Step::Idle) if keeper.closed.is_empty() && keeper.spares.len() <= SPARES_MIN => std::thread::park(),
-                Ok(Step::Idle) => std::thread::park_timeout(RETRY),
+                Ok(Step::Idle) => {
+                    let is_done = keeper.closed.is_empty() && keeper.spares.len() <= SPARES_MIN;
+                    if is_done && keeper.has_much_room() {
+                        std::thread::park()
+                    } else {
+                        std::thread::park_timeout(RETRY)
+                    }
+                }
                 Ok(Step::Over) => return,
                 Err(error) => return broken(&error),
             }

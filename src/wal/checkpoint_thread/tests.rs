@@ -240,22 +240,28 @@ fn rows_are_forgotten_until_the_log_is_far_ahead() {
 }
 
 #[test]
-fn what_comes_with_the_stop_while_rows_are_forgotten_is_written() {
-    let rows = 12_001;
-    let mut bench = bench_with_removed_rows(rows);
+fn what_comes_with_a_defragmentation_while_rows_are_forgotten_is_written_first() {
+    let mut bench = bench_with_removed_rows(2_001);
     bench.put(10);
-    bench.now += COMMIT_AFTER;
-    let progress = bench.progress.clone();
-    let feeder = std::thread::spawn(move || {
-        std::thread::sleep(Duration::from_millis(3));
-        progress.send(group(rows + 2, 10)).unwrap();
-        progress.send(Progress::Stop).unwrap();
-    });
-    while bench.after(Duration::ZERO) != Next::Over {
-        std::thread::yield_now();
-    }
-    feeder.join().unwrap();
-    assert_eq!(bench.checkpointed(), rows + 2);
+    let gone = ChangeId { revision: Revision(2_002), sub: 0 };
+    bench.progress.send(Progress::Removed(vec![gone])).unwrap();
+    let (reply, answer) = channel();
+    bench.progress.send(Progress::Defragment(reply)).unwrap();
+    bench.mover.forget(1_000, bench.now).unwrap();
+    assert_eq!((bench.mover.defragment.len(), bench.mover.gathered.removed()), (1, 1_001));
+    bench.after(Duration::ZERO);
+    assert_eq!((answer.try_recv(), bench.mover.checkpoint.meta().rows), (Ok(Ok(())), 1));
+}
+
+#[test]
+fn what_comes_with_the_stop_while_rows_are_forgotten_is_written() {
+    let mut bench = bench_with_removed_rows(2_001);
+    bench.put(10);
+    bench.progress.send(Progress::Stop).unwrap();
+    bench.mover.forget(2_000, bench.now).unwrap();
+    assert!(bench.mover.is_stopping && bench.mover.gathered.removed() == 1_000, "it leaves the rest");
+    assert_eq!(bench.after(Duration::ZERO), Next::Over);
+    assert_eq!(bench.checkpointed(), 2_002);
 }
 
 #[test]

@@ -172,6 +172,25 @@ fn as_many_segments_as_are_promised_can_be_made_while_the_checkpoint_takes_nothi
 }
 
 #[test]
+fn the_room_is_looked_at_again_once_the_checkpoint_has_made_some() {
+    let segment_bytes = u64::from(BLOCKS) * BLOCK_BYTES as u64;
+    let mut bench = bench();
+    let capacity_bytes = Some(bench.disk.used_bytes() + 40 * segment_bytes);
+    bench.disk.set_faults(Faults { capacity_bytes, ..Faults::default() });
+    bench.keeper.step().unwrap();
+    let before = bench.supply.further_segments();
+    while bench.keeper.step().unwrap() != Step::ShortOfSpace {
+        let Some(ready) = bench.supply.next() else { continue };
+        bench.closed += 1;
+        bench.supply.close(Closed { sequence: ready.header.sequence, last: Position(bench.closed) });
+    }
+    assert_eq!(bench.supply.further_segments(), 0);
+    bench.checkpointed.store(bench.closed, Ordering::Relaxed);
+    while bench.keeper.step().unwrap() != Step::Idle {}
+    assert!(bench.supply.further_segments() + 1 >= before, "{} of {before}", bench.supply.further_segments());
+}
+
+#[test]
 fn a_small_disk_has_small_segments() {
     let blocks = |free_mib: u64| segment_blocks(free_mib << 20);
     assert_eq!([blocks(10), blocks(96), blocks(512), blocks(1 << 20)], [256, 768, 4_096, 4_096]);
