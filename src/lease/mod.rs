@@ -230,7 +230,10 @@ impl Lessor {
 
     /// Puts a row behind the others of the slot of its deadline.
     fn enlist(&mut self, at: u32) {
-        let slot = slot_behind(self.rows[at].deadline);
+        self.enlist_in(slot_behind(self.rows[at].deadline), at);
+    }
+
+    fn enlist_in(&mut self, slot: u32, at: u32) {
         let list = self.slots.entry(slot).or_insert(List { first: at, last: NONE });
         let previous = std::mem::replace(&mut list.last, at);
         let row = &mut self.rows[at];
@@ -337,6 +340,12 @@ impl Lessor {
         self.keys.list(self.rows[at].keys).map(key_bytes).sum()
     }
 
+    /// How many keys a lease has, and how long they are together.
+    pub fn keys_lengths(&self, id: LeaseId) -> (usize, usize) {
+        let keys = self.row_of(id).into_iter().flat_map(|at| self.keys.list(self.rows[at].keys));
+        keys.fold((0, 0), |(count, length), key| (count + 1, length + key.len()))
+    }
+
     /// The keys of a lease, in ascending order.
     pub fn keys_of(&self, id: LeaseId) -> Vec<Key> {
         let Some(at) = self.row_of(id) else { return Vec::new() };
@@ -379,6 +388,14 @@ impl Lessor {
             self.enlist(at);
         }
         None
+    }
+
+    /// One that was named by [`Lessor::next_expired`], and cannot be revoked now, is named again behind that moment.
+    pub fn postpone(&mut self, id: LeaseId, until: Uptime) {
+        if let Some(at) = self.row_of(id) {
+            self.delist(at);
+            self.enlist_in(slot_behind(until), at);
+        }
     }
 
     /// When to look again.

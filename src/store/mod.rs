@@ -63,6 +63,7 @@ use self::range::{Budget, RangeJob, read_one};
 use self::txn::{HasLease, Horizon, ReadTxnJob, Writing};
 
 pub use self::compact::CompactProgress;
+pub use self::txn::CHANGE_BYTES;
 
 /// What a write did: the answer for whoever asked, the entry for the log and everyone else. A refused write and one that
 /// changed nothing have none.

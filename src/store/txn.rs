@@ -169,7 +169,7 @@ const VISITS: usize = 4_000_000;
 const VISITS_PER_KEY: usize = 4;
 
 /// What a change takes in the log beside key and value, at the most.
-const CHANGE_BYTES: usize = 64;
+pub const CHANGE_BYTES: usize = 64;
 
 /// The work on one new revision: everything it changes goes through here.
 pub struct Writing<'a> {

@@ -16,6 +16,7 @@ use crate::backend::{LeaseAnswer, LeaseCommand, LeaseOutcome, Reply};
 use crate::lease::{LISTED_BYTES, Lessor, Refused, list_bytes};
 use crate::metrics::Histogram;
 use crate::metrics::histogram::TTL;
+use crate::store::CHANGE_BYTES;
 use crate::store::command::{DeleteRange, Error, Op, Txn, Write};
 use crate::types::{AlarmKind, Batch, Entry, Key, KeyRange, Lease, LeaseId, Revision, Time, Uptime};
 
@@ -30,6 +31,8 @@ const LISTED_PER_TURN: usize = 1_000;
 /// Leases that are looked at in one turn, and keys that go with the expired of them: some 500 us of work.
 const VISITS_PER_TURN: usize = 500;
 const KEYS_PER_TURN: usize = 500;
+/// When one that could not be revoked for want of room is looked at again.
+const RETRY_MILLISECONDS: u64 = 1_000;
 /// Leases of which is written down in one turn what they have left: some 500 us of work, and 8 KB of the log.
 const REMAINING_PER_TURN: usize = 500;
 
@@ -142,8 +145,11 @@ impl Writer {
                 self.leases.counts.renewed += u64::from(ttl.is_some());
                 if ttl.is_some() {
                     self.take_remaining_back(id, now);
-                } else if self.leases.lessor.is_overdue(id, now) {
-                    self.revoke(id, time)?;
+                } else if self.leases.lessor.is_overdue(id, now)
+                    && let Err(error) = self.revoke(id, time)
+                    && error != Error::NoSpace
+                {
+                    return Err(error);
                 }
                 Ok(LeaseOutcome::KeptAlive { id, ttl })
             }
@@ -232,9 +238,14 @@ impl Writer {
         if self.store.has_alarm(AlarmKind::Corrupt) { Err(Error::Corrupt) } else { Ok(()) }
     }
 
-    /// Takes a lease away, and with it all its keys, in ascending order and at one revision. Tells how many these were.
+    /// Takes a lease away, and with it all its keys, in ascending order and at one revision. Tells how many these were. There
+    /// must be room for them in the log, as for every delete.
     fn revoke(&mut self, id: LeaseId, time: Time) -> Result<usize, Error> {
         self.check_corrupt()?;
+        let (keys, length) = self.leases.lessor.keys_lengths(id);
+        if length + keys * CHANGE_BYTES > self.store.log_bytes_max() {
+            return Err(Error::NoSpace);
+        }
         let Some((lease, keys)) = self.leases.lessor.revoke(id) else {
             return Err(Error::LeaseNotFound { lease: id });
         };
@@ -243,14 +254,9 @@ impl Writer {
             let delete = |key| Op::DeleteRange(DeleteRange { range: KeyRange::One(key), prev_kv: false });
             let success = keys.into_iter().map(delete).collect();
             let write = Write::Txn(Txn { compares: Vec::new(), success, failure: Vec::new() });
-            // A lease that has ended cannot be kept for want of room.
-            let log_bytes_max = self.store.log_bytes_max();
-            self.store.set_log_bytes_max(usize::MAX);
             // The lessor has let go of the keys, so it need not be told.
             let applied = self.store.apply_with(&write, time, &|_| false);
-            let taken = usize::MAX - self.store.log_bytes_max();
-            self.store.set_log_bytes_max(log_bytes_max.saturating_sub(taken));
-            assert!(applied.answer.is_ok(), "nothing refuses deletes but the alarm that was just looked at");
+            assert!(applied.answer.is_ok(), "nothing refuses deletes but what was just looked at");
             self.note_applied(applied.entry);
         }
         let counts = &mut self.leases.counts;
@@ -270,7 +276,15 @@ impl Writer {
         let (mut visits, mut keys) = (VISITS_PER_TURN, KEYS_PER_TURN);
         while keys > 0 {
             let Some(id) = self.leases.lessor.next_expired(self.leases.now, &mut visits) else { break };
-            let Ok(count) = self.revoke(id, time) else { break };
+            let count = match self.revoke(id, time) {
+                Ok(count) => count,
+                Err(Error::NoSpace) => {
+                    // Others have fewer keys.
+                    self.leases.lessor.postpone(id, Uptime(self.leases.now.0 + RETRY_MILLISECONDS));
+                    continue;
+                }
+                Err(_) => break,
+            };
             self.leases.counts.expired += 1;
             keys = keys.saturating_sub(count);
         }
@@ -442,6 +456,36 @@ mod tests {
         writer.set_uptime(Uptime(4_000));
         writer.expire(Time(1));
         assert_eq!(settle(&mut writer).0.len(), 2);
+        assert_eq!((keys(&mut writer), writer.leases().len(), writer.next_expiry()), (0, 0, None));
+    }
+
+    #[test]
+    fn a_lease_of_more_keys_than_the_log_has_room_for_ends_once_it_has_and_holds_no_other_up() {
+        let mut writer = writer();
+        [(7, ["a", "b"]), (8, ["c", "d"])].into_iter().for_each(|(id, keys)| {
+            grant(&mut writer, id, 2);
+            keys.into_iter().for_each(|key| drop(put(&mut writer, key, id).expect("a put")));
+        });
+        put(&mut writer, "e", 7).expect("a put");
+        let room = 2 * (1 + CHANGE_BYTES);
+        writer.set_log_bytes_max(room);
+        assert_eq!(ask(&mut writer, LeaseCommand::Revoke(LeaseId(7))), (Vec::new(), Err(Error::NoSpace)));
+        writer.set_uptime(Uptime(2_500));
+        let (entries, late) = ask(&mut writer, LeaseCommand::KeepAlive(LeaseId(7)));
+        let outcome = LeaseOutcome::KeptAlive { id: LeaseId(7), ttl: None };
+        assert_eq!(
+            (entries, late.map(|late| late.outcome)),
+            (Vec::new(), Ok(outcome)),
+            "its time is over all the same"
+        );
+        assert!(!writer.expire(Time(1)), "nothing more can be done now");
+        assert_eq!(settle(&mut writer).0.len(), 2);
+        assert_eq!((keys(&mut writer), writer.leases().len(), writer.store().log_bytes_max()), (3, 1, 0));
+        assert!(writer.next_expiry() > Some(Uptime(3_500)), "it is not looked at all the time");
+        writer.set_log_bytes_max(room + 1 + CHANGE_BYTES);
+        writer.set_uptime(Uptime(3_750));
+        writer.expire(Time(1));
+        settle(&mut writer);
         assert_eq!((keys(&mut writer), writer.leases().len(), writer.next_expiry()), (0, 0, None));
     }
 
