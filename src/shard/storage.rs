@@ -137,6 +137,7 @@ pub fn open(config: &Config, bell: &Doorbell) -> Result<Opened, StorageError> {
     let salt = Box::new(file_disk::random_salt);
     let newest = Newest::open(files.data.clone())?;
     let (keeper, supply) = segments::open(files.wal.clone(), newest, resume, checkpointed.position.clone(), salt)?;
+    let keeper = keeper.telling(checkpointed.is_awaited.clone());
     let broken =
         |error: &io::Error| end_process(&format_args!("a segment of the log cannot be made or given up: {error}"));
     let segments = segments::spawn(keeper, Box::new(move || has_segment.ring()), Box::new(broken))?;

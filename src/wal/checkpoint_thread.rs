@@ -74,6 +74,8 @@ pub struct Checkpointed {
     pub is_short_of_space: Arc<AtomicBool>,
     /// The process has no memory for further puts.
     pub is_short_of_memory: Arc<AtomicBool>,
+    /// The log has no place to go on before the checkpoint has taken some of what it holds.
+    pub is_awaited: Arc<AtomicBool>,
     /// For whoever wants to know how it stands.
     pub meter: Arc<Meter>,
 }
@@ -147,6 +149,7 @@ impl<D: Disk> Mover<D> {
             position: Arc::default(),
             is_short_of_space: Arc::default(),
             is_short_of_memory: Arc::default(),
+            is_awaited: Arc::default(),
             meter: Arc::new(meter),
         };
         checkpointed.position.store(checkpoint.meta().position.0, Ordering::Release);
@@ -255,7 +258,7 @@ impl<D: Disk> Mover<D> {
         let is_short_of_memory = self.checkpointed.is_short_of_memory.load(Ordering::Relaxed);
         let commit_after = if is_short_of_memory { COMMIT_AFTER_SHORT } else { COMMIT_AFTER };
         let has_waited = self.since.is_some_and(|since| now >= since + commit_after);
-        let is_asked = self.is_stopping || !self.defragment.is_empty() || self.retry_at.is_some();
+        let is_asked = self.is_stopping || !self.defragment.is_empty() || self.retry_at.is_some() || self.is_awaited();
         // Rows may be waiting to be forgotten without any group behind them: a commit by the clock leaves few of them alone.
         let has_removed = self.gathered.removed() > 0 && (!self.defragment.is_empty() || self.retry_at.is_some());
         (self.gathered.has_groups() && (has_waited || is_asked || self.gathered.bytes() >= self.commit_bytes))
@@ -343,11 +346,15 @@ impl<D: Disk> Mover<D> {
         result
     }
 
+    fn is_awaited(&self) -> bool {
+        self.checkpointed.is_awaited.load(Ordering::Relaxed)
+    }
+
     /// What may be written a second; 0 is as fast as the disk. It grows with the distance to the log: a burst that would fill
     /// the disk with log first meets a checkpoint that hurries, and so does whoever waits for a defragmentation.
     fn pace(&self) -> u64 {
         let behind = self.behind();
-        if self.is_stopping || behind >= self.far_behind() {
+        if self.is_stopping || self.is_awaited() || behind >= self.far_behind() {
             return 0;
         }
         let hurry = if self.defragment.is_empty() { behind.max(1) as u64 } else { COMMITS_BEHIND as u64 };

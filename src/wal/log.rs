@@ -176,14 +176,13 @@ impl<D: Device> Log<D> {
         self.supply.is_short_of_space() && self.current.as_ref().is_none_or(is_half_full)
     }
 
-    /// How long a group may be that comes behind those that wait, so that all of it finds a place even when the checkpoint frees
-    /// nothing meanwhile. Of a group in pieces it can take nothing before the last one is durable.
+    /// How long a group may be that comes behind those that wait, so that all of it finds a place. Of a group in pieces the
+    /// checkpoint can take nothing before the last one is durable, while what is in front of it may make room.
     pub fn room_bytes(&self) -> usize {
-        let segment_bytes = self.supply.segment_bytes() - record::BLOCK_BYTES;
         let left = self.current.as_ref().map_or(0, |current| current.header.bytes() - current.offset) as usize;
         let sealed = self.pieces.as_ref().map_or(0, |pieces| pieces.sealed_bytes);
-        let frames = self.supply.further_segments().saturating_mul(segment_bytes).saturating_add(left);
-        frames.saturating_sub(self.pending_bytes.saturating_sub(sealed)) / FRAMES_IN_ROOM * (FRAMES_IN_ROOM - 1)
+        let frames = self.supply.room_bytes(left, self.pending_bytes.saturating_sub(sealed));
+        frames / FRAMES_IN_ROOM * (FRAMES_IN_ROOM - 1)
     }
 
     /// Passes on which changes nobody can reach any more, behind the groups that are durable so far.
@@ -218,6 +217,9 @@ impl<D: Device> Log<D> {
         self.chain = in_flight.crc;
         if let Some(closed) = self.closing.take() {
             self.supply.close(closed);
+        }
+        if let Some(last) = in_flight.groups.last() {
+            self.supply.note_durable(last.position);
         }
         for group in in_flight.groups {
             self.durable = Some(group.position);

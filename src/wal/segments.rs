@@ -9,9 +9,11 @@
 //! a spare again, and that is synced before the next one goes or anything is written to it: those that are left are always
 //! without a gap.
 //!
-//! One segment lies ready beyond the one in use. When the next one cannot be made, the disk is full, and what
-//! is left of the one in use lets deletes and compactions through: the writer is told once half of it is used. It is not made either where the checkpoint would lack
-//! the room to take what the log holds, the segment in use included: then neither could ever give way to the other.
+//! One segment lies ready beyond the one in use. The next one is not made where the checkpoint would lack the room to take
+//! what the log holds, the segment in use included: then neither could ever give way to the other. Where that room would be
+//! there with the checkpoint caught up, the log waits for it, and the checkpoint is told to hurry. Where it would not, or
+//! no file can be made, the disk is full, and what is left of the segment in use lets deletes and compactions through: the
+//! writer is told once half of it is used.
 //!
 //! A commit of the checkpoint frees many segments at once, and until the next commit the log takes as many again. So as many
 //! spares are kept as the log filled between the last two commits: filling a new file with zeros would write everything
@@ -50,6 +52,8 @@ const ROOM_SEGMENTS: u64 = 64;
 const LOOKS_PER_SPARE: u32 = 60;
 /// How often a full disk is tried again, and how often the checkpoint is looked at while segments wait for it.
 const RETRY: Duration = Duration::from_secs(1);
+/// The same while the log waits for a segment, and clients with it.
+const RETRY_AWAITED: Duration = Duration::from_millis(10);
 
 /// The length of the segments of a new log.
 pub fn segment_blocks(free_bytes: u64) -> u32 {
@@ -126,19 +130,42 @@ pub struct Resume {
 }
 
 /// What the two threads share, beside the queues.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
     is_short_of_space: AtomicBool,
-    /// How many segments can be made while the checkpoint takes nothing of those that are held.
-    room_segments: AtomicU64,
+    /// The last group that is durable, and so can go to the checkpoint.
+    durable: AtomicU64,
+    /// What the disk of the log has for further segments, and that of the checkpoint for their rows, once the checkpoint has
+    /// taken what is durable. One disk may be both.
+    log_room: AtomicU64,
+    rows_room: AtomicU64,
+    is_beside_data: bool,
     thread: OnceLock<Thread>,
 }
 
 impl Shared {
+    fn new(durable: Position, is_beside_data: bool) -> Shared {
+        let [log_room, rows_room] = Default::default();
+        let (is_short_of_space, durable, thread) = (AtomicBool::default(), AtomicU64::new(durable.0), OnceLock::new());
+        Shared { is_short_of_space, durable, log_room, rows_room, is_beside_data, thread }
+    }
+
     fn wake(&self) {
         if let Some(thread) = self.thread.get() {
             thread.unpark();
         }
+    }
+
+    /// How many segments there is room for behind so many others, which the checkpoint takes before.
+    fn room_segments(&self, before: u64, segment_bytes: u64) -> u64 {
+        let rows_bytes = CHECKPOINT_SHARE * segment_bytes;
+        let log_room = self.log_room.load(Ordering::Relaxed);
+        let rows_before = before.saturating_mul(rows_bytes);
+        if self.is_beside_data {
+            return log_room.saturating_sub(rows_before) / (segment_bytes + rows_bytes);
+        }
+        let rows_room = self.rows_room.load(Ordering::Relaxed).saturating_sub(rows_before);
+        (log_room / segment_bytes).min(rows_room / rows_bytes)
     }
 }
 
@@ -183,10 +210,20 @@ impl<S> Supply<S> {
         self.shared.is_short_of_space.load(Ordering::Relaxed)
     }
 
-    /// Those that lie ready, and those that can be made whatever else happens.
-    pub(crate) fn further_segments(&self) -> usize {
-        let room = self.shared.room_segments.load(Ordering::Relaxed);
-        self.ready.slots().saturating_add(usize::try_from(room).unwrap_or(usize::MAX))
+    /// So much is durable now.
+    pub(crate) fn note_durable(&self, position: Position) {
+        self.shared.durable.store(position.0, Ordering::Release);
+    }
+
+    /// What there is room for in segments behind so many bytes that wait, of which `left` find their place in the one in use.
+    /// Nothing is freed while it is written; what waits in front of it may be in the checkpoint by then.
+    pub(crate) fn room_bytes(&self, left: usize, waiting: usize) -> usize {
+        let body_bytes = self.segment_bytes - BLOCK_BYTES;
+        let placed = self.ready.slots() * body_bytes + left;
+        let before = waiting.saturating_sub(placed).div_ceil(body_bytes);
+        let further = self.shared.room_segments(before as u64, self.segment_bytes as u64);
+        let further = usize::try_from(further).unwrap_or(usize::MAX);
+        placed.saturating_sub(waiting).saturating_add(further.saturating_mul(body_bytes))
     }
 
     pub(crate) fn segment_bytes(&self) -> usize {
@@ -212,6 +249,8 @@ pub enum Step {
     Prepared,
     /// Nothing is to be done before the log takes a segment or the checkpoint moves.
     Idle,
+    /// The next segment is made once the checkpoint has taken more of what the log holds.
+    Awaiting,
     /// The disk is full, or there is no descriptor; the same again later.
     ShortOfSpace,
     /// The log is gone.
@@ -251,8 +290,8 @@ pub struct Keeper<D: SegmentDisk> {
     checkpointed: Arc<AtomicU64>,
     salt: Box<dyn FnMut() -> u64 + Send>,
     newest: Newest<D>,
-    /// Log and checkpoint share the room of one file system.
-    is_beside_data: bool,
+    /// The checkpoint is told here that it is [`Step::Awaiting`].
+    is_awaiting: Arc<AtomicBool>,
     /// A call failed over a disk that has become read-only: the files are left as they are until the next start.
     has_turned_read_only: bool,
     has_told_of_descriptors: bool,
@@ -285,7 +324,7 @@ pub fn open<D: SegmentDisk>(
     let is_beside_data = disk.file_system()? == newest.disk().file_system()?;
     let (to_log, ready) = rtrb::RingBuffer::new(1);
     let (closed, newly_closed) = rtrb::RingBuffer::new(64);
-    let shared = Arc::new(Shared::default());
+    let shared = Arc::new(Shared::new(resume.last, is_beside_data));
     let current = match resume.current {
         Some((header, offset)) => {
             let segment = disk.open_segment(&segment_name(header.sequence))?;
@@ -325,7 +364,7 @@ pub fn open<D: SegmentDisk>(
         checkpointed,
         salt,
         newest,
-        is_beside_data,
+        is_awaiting: Arc::default(),
         has_turned_read_only: false,
         has_told_of_descriptors: false,
     };
@@ -334,6 +373,11 @@ pub fn open<D: SegmentDisk>(
 }
 
 impl<D: SegmentDisk> Keeper<D> {
+    /// With the place where the checkpoint is told that the log waits for it.
+    pub fn telling(self, is_awaiting: Arc<AtomicBool>) -> Keeper<D> {
+        Keeper { is_awaiting, ..self }
+    }
+
     /// Does what is to be done: gives up one segment, or makes one ready.
     ///
     /// # Errors
@@ -346,6 +390,7 @@ impl<D: SegmentDisk> Keeper<D> {
             return Ok(Step::ShortOfSpace);
         }
         let stepped = self.try_step();
+        self.is_awaiting.store(matches!(stepped, Ok(Step::Awaiting)), Ordering::Relaxed);
         if let Err(error) = &stepped
             && is_out_of_descriptors(error)
         {
@@ -399,7 +444,7 @@ impl<D: SegmentDisk> Keeper<D> {
                 let takes_none = self.spares.last().is_some_and(|spare| spare.is_filled);
                 let new_bytes = if takes_none { 0 } else { self.segment_bytes() };
                 if !self.has_headroom(new_bytes)? {
-                    return Ok(Step::ShortOfSpace);
+                    return Ok(if self.has_headroom_to_come()? { Step::Awaiting } else { Step::ShortOfSpace });
                 }
                 self.prepare()?
             }
@@ -407,9 +452,10 @@ impl<D: SegmentDisk> Keeper<D> {
         self.looks = 0;
         let segment = self.disk.open_segment(&segment_name(header.sequence))?;
         self.prepared.pop_front();
+        // Before the log sees it: else it would count twice.
+        self.look_at_room()?;
         let pushed = self.ready.push(Ready { header, segment });
         assert!(pushed.is_ok(), "only this side fills the slot");
-        self.look_at_room()?;
         Ok(Step::Prepared)
     }
 
@@ -441,33 +487,50 @@ impl<D: SegmentDisk> Keeper<D> {
         u64::from(self.blocks) * BLOCK_BYTES as u64
     }
 
-    /// How many segments [`Keeper::has_headroom`] would let through one behind the other, if none were given up: each takes its
-    /// own room and that of its rows, and so do the rows of those that there are, the one that lies ready included. Filled
-    /// spares have their own room already.
+    /// What there is for further segments once the checkpoint has taken what it can: the segments that it gives back, less
+    /// the room of their rows and of those in the others, the one that lies ready included. Filled spares have their own room already.
     fn look_at_room(&self) -> io::Result<()> {
-        let (segment_bytes, named) = (self.segment_bytes(), self.named());
-        let filled = self.spares.iter().filter(|spare| spare.is_filled).count() as u64;
-        let free_bytes = self.disk.free_bytes()?.saturating_add(filled * segment_bytes);
-        let room = if self.is_beside_data {
-            let rows_bytes = CHECKPOINT_SHARE * named * segment_bytes;
-            free_bytes.saturating_sub(rows_bytes) / ((1 + CHECKPOINT_SHARE) * segment_bytes)
+        let segment_bytes = self.segment_bytes();
+        let filled = self.spares.iter().filter(|spare| spare.is_filled).count();
+        let own = (filled + self.prepared.len()) as u64 + self.to_be_given_up();
+        let log_room = self.disk.free_bytes()?.saturating_add(own * segment_bytes);
+        let rows_bytes = CHECKPOINT_SHARE * self.named() * segment_bytes;
+        if self.shared.is_beside_data {
+            self.shared.log_room.store(log_room.saturating_sub(rows_bytes), Ordering::Relaxed);
         } else {
-            let in_data = self.newest.disk().free_bytes()? / (CHECKPOINT_SHARE * segment_bytes);
-            (free_bytes / segment_bytes).min(in_data.saturating_sub(named))
-        };
-        self.shared.room_segments.store(room.saturating_add(self.prepared.len() as u64), Ordering::Relaxed);
+            let rows_room = self.newest.disk().free_bytes()?.saturating_sub(rows_bytes);
+            self.shared.log_room.store(log_room, Ordering::Relaxed);
+            self.shared.rows_room.store(rows_room, Ordering::Relaxed);
+        }
         Ok(())
+    }
+
+    /// Closed segments that the checkpoint can take whatever comes behind them.
+    fn to_be_given_up(&self) -> u64 {
+        given_up(&self.closed, Position(self.shared.durable.load(Ordering::Acquire))) as u64
+    }
+
+    /// Whether [`Keeper::has_headroom`] will say yes when the checkpoint has caught up.
+    fn has_headroom_to_come(&self) -> io::Result<bool> {
+        let is_to_come =
+            self.to_be_given_up() > 0 && self.shared.log_room.load(Ordering::Relaxed) >= self.segment_bytes();
+        Ok(is_to_come && (self.shared.is_beside_data || self.newest.disk().free_bytes()? >= self.held_rows_bytes()))
+    }
+
+    /// What the rows of the log may take where the checkpoint is.
+    fn held_rows_bytes(&self) -> u64 {
+        CHECKPOINT_SHARE * self.held() * self.segment_bytes()
     }
 
     /// There is so much room that nobody need look at it while nothing happens.
     fn has_much_room(&self) -> bool {
-        self.shared.room_segments.load(Ordering::Relaxed) >= ROOM_SEGMENTS
+        self.shared.room_segments(0, self.segment_bytes()) >= ROOM_SEGMENTS
     }
 
     /// Whether a file of so many bytes leaves the checkpoint the room to take what the log holds.
     fn has_headroom(&self, new_bytes: u64) -> io::Result<bool> {
-        let held_bytes = CHECKPOINT_SHARE * self.held() * self.segment_bytes();
-        Ok(if self.is_beside_data {
+        let held_bytes = self.held_rows_bytes();
+        Ok(if self.shared.is_beside_data {
             self.disk.free_bytes()? >= new_bytes.saturating_add(held_bytes)
         } else {
             self.disk.free_bytes()? >= new_bytes && self.newest.disk().free_bytes()? >= held_bytes
@@ -593,6 +656,7 @@ pub fn spawn<D: SegmentDisk>(
                     wake();
                     std::thread::park_timeout(RETRY);
                 }
+                Ok(Step::Awaiting) => std::thread::park_timeout(RETRY_AWAITED),
                 Ok(Step::Idle) => {
                     let is_done = keeper.closed.is_empty() && keeper.spares.len() <= SPARES_MIN;
                     if is_done && keeper.has_much_room() {

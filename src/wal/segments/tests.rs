@@ -3,6 +3,7 @@ use crate::sim::disk::{FakeDisk, Faults};
 use crate::wal::disk::Disk;
 
 const BLOCKS: u32 = 2;
+const SEGMENT_BYTES: u64 = BLOCKS as u64 * BLOCK_BYTES as u64;
 
 struct Bench {
     disk: FakeDisk,
@@ -41,6 +42,26 @@ impl Bench {
         self.keeper.step().unwrap();
         self.checkpointed.store(self.closed, Ordering::Relaxed);
         while self.keeper.step().unwrap() != Step::Idle {}
+    }
+
+    /// Takes the next segment and closes it, as if one durable group filled it.
+    fn take(&mut self) -> bool {
+        let Some(ready) = self.supply.next() else { return false };
+        self.closed += 1;
+        self.supply.close(Closed { sequence: ready.header.sequence, last: Position(self.closed) });
+        self.supply.note_durable(Position(self.closed));
+        true
+    }
+
+    /// How many further segments a group may fill behind so many others that wait.
+    fn promised(&self, before: u64) -> usize {
+        let body_bytes = (BLOCKS as usize - 1) * BLOCK_BYTES;
+        self.supply.room_bytes(0, before as usize * body_bytes) / body_bytes
+    }
+
+    fn leave_free(&self, segments: u64) {
+        let capacity_bytes = Some(self.disk.used_bytes() + segments * SEGMENT_BYTES);
+        self.disk.set_faults(Faults { capacity_bytes, ..Faults::default() });
     }
 
     fn spares(&self) -> usize {
@@ -146,20 +167,18 @@ fn what_the_log_holds_needs_room_where_the_checkpoint_is() {
     assert_eq!(keeper.step().unwrap(), Step::ShortOfSpace, "the checkpoint has no room for it");
     limit(&data, 2 * segment_bytes);
     limit(&log, segment_bytes - 1);
-    assert_eq!(keeper.step().unwrap(), Step::ShortOfSpace, "the log has none for another");
+    assert_eq!(keeper.step().unwrap(), Step::Awaiting, "the log has none for another before the first is given up");
     limit(&log, segment_bytes);
     assert_eq!(keeper.step().unwrap(), Step::Prepared);
 }
 
 #[test]
 fn as_many_segments_as_are_promised_can_be_made_while_the_checkpoint_takes_nothing() {
-    let segment_bytes = u64::from(BLOCKS) * BLOCK_BYTES as u64;
     for free in 0..60 {
         let mut bench = bench();
-        let capacity_bytes = Some(bench.disk.used_bytes() + free * segment_bytes);
-        bench.disk.set_faults(Faults { capacity_bytes, ..Faults::default() });
+        bench.leave_free(free);
         bench.keeper.step().unwrap();
-        let (promised, mut made) = (bench.supply.further_segments(), 0);
+        let (promised, mut made) = (bench.promised(0), 0);
         assert!(promised as u64 >= free / 4, "{promised} of {free}");
         loop {
             while bench.keeper.step().unwrap() == Step::Prepared {}
@@ -173,21 +192,76 @@ fn as_many_segments_as_are_promised_can_be_made_while_the_checkpoint_takes_nothi
 
 #[test]
 fn the_room_is_looked_at_again_once_the_checkpoint_has_made_some() {
-    let segment_bytes = u64::from(BLOCKS) * BLOCK_BYTES as u64;
     let mut bench = bench();
-    let capacity_bytes = Some(bench.disk.used_bytes() + 40 * segment_bytes);
-    bench.disk.set_faults(Faults { capacity_bytes, ..Faults::default() });
+    bench.leave_free(40);
     bench.keeper.step().unwrap();
-    let before = bench.supply.further_segments();
+    let before = bench.promised(0);
     while bench.keeper.step().unwrap() != Step::ShortOfSpace {
         let Some(ready) = bench.supply.next() else { continue };
         bench.closed += 1;
         bench.supply.close(Closed { sequence: ready.header.sequence, last: Position(bench.closed) });
     }
-    assert_eq!(bench.supply.further_segments(), 0);
+    assert_eq!(bench.promised(0), 0);
     bench.checkpointed.store(bench.closed, Ordering::Relaxed);
     while bench.keeper.step().unwrap() != Step::Idle {}
-    assert!(bench.supply.further_segments() + 1 >= before, "{} of {before}", bench.supply.further_segments());
+    assert!(bench.promised(0) + 1 >= before, "{} of {before}", bench.promised(0));
+}
+
+#[test]
+fn a_log_that_is_ahead_of_its_checkpoint_waits_for_it_and_says_so_and_the_disk_is_not_full() {
+    let mut bench = bench();
+    let is_awaiting = Arc::new(AtomicBool::new(false));
+    bench.keeper = bench.keeper.telling(is_awaiting.clone());
+    bench.leave_free(40);
+    let mut held = 0;
+    while bench.keeper.step().unwrap() != Step::Awaiting {
+        held += u64::from(bench.take());
+    }
+    assert!(held >= 10 && !bench.supply.is_short_of_space() && bench.supply.next().is_none(), "{held}");
+    assert!(is_awaiting.load(Ordering::Relaxed) && bench.promised(0) > 0);
+    assert_eq!(bench.keeper.step().unwrap(), Step::Awaiting, "nothing has come of it yet");
+    // The rows of five take twice their room.
+    bench.checkpointed.store(5, Ordering::Relaxed);
+    bench.leave_free(bench.disk.free_bytes().unwrap() / SEGMENT_BYTES - CHECKPOINT_SHARE * 5);
+    assert_eq!(bench.keeper.step().unwrap(), Step::Prepared);
+    assert!(!is_awaiting.load(Ordering::Relaxed) && bench.supply.next().is_some());
+}
+
+#[test]
+fn what_is_promised_behind_groups_that_the_checkpoint_can_take_is_kept_however_much_room_their_rows_need() {
+    for (free, held, waiting) in (0..60 * 8 * 4).map(|case| (case / 32, case / 4 % 8, case % 4)) {
+        let mut bench = bench();
+        bench.leave_free(free);
+        let mut before = 0;
+        while before < held && matches!(bench.keeper.step().unwrap(), Step::Prepared | Step::Idle) {
+            before += u64::from(bench.take());
+        }
+        while bench.keeper.step().unwrap() == Step::Prepared {}
+        let (promised, mut made, mut ahead) = (bench.promised(waiting), 0, 0);
+        if promised == 0 {
+            continue;
+        }
+        loop {
+            match bench.keeper.step().unwrap() {
+                Step::Awaiting => {
+                    let taken = bench.closed - bench.checkpointed.swap(bench.closed, Ordering::Relaxed);
+                    assert!(taken > 0, "it waits for what does not come");
+                    let free = bench.disk.free_bytes().unwrap() / SEGMENT_BYTES;
+                    bench.leave_free(free.saturating_sub(CHECKPOINT_SHARE * taken));
+                }
+                Step::ShortOfSpace if bench.supply.ready.slots() == 0 => break,
+                _ => {}
+            }
+            if ahead < waiting {
+                ahead += u64::from(bench.take());
+            } else if let Some(ready) = bench.supply.next() {
+                // Of one group, which is not durable before it is over.
+                made += 1;
+                bench.supply.close(Closed { sequence: ready.header.sequence, last: Position(bench.closed + 1) });
+            }
+        }
+        assert!(made >= promised, "{made} of {promised}: {free} free, {held} held and {waiting} waiting");
+    }
 }
 
 #[test]
