@@ -24,11 +24,12 @@ use crate::wal::LogFailure;
 use crate::wal::Progress;
 use crate::wal::checkpoint_rows::Meta;
 use crate::wal::checkpoint_thread::{self, CheckpointHandle, CheckpointThread, Checkpointed, Mover};
+use crate::wal::claim::{self, Claimed};
 use crate::wal::disk::Disk;
 use crate::wal::file_disk;
 use crate::wal::log::{Device, Log};
 use crate::wal::newest::Newest;
-use crate::wal::recovery::{self, Claimed, Files, Rebuild, Recovered, Refused, Stage};
+use crate::wal::recovery::{self, Files, Rebuild, Recovered, Refused, Stage};
 use crate::wal::ring_device::RingDevice;
 use crate::wal::segments::{self, SegmentsHandle, Supply};
 use crate::wal::{identity, replay::TornTail};
@@ -110,7 +111,7 @@ impl Storage {
 /// # Errors
 /// When the directory cannot be served; one line that says what to do.
 pub fn open(config: &Config, bell: &Doorbell) -> Result<Opened, StorageError> {
-    let claimed = recovery::claim(&config.data_dir, config.wal_dir.as_deref(), identity::Identity::random)?;
+    let claimed = claim::claim(&config.data_dir, config.wal_dir.as_deref(), identity::Identity::random)?;
     let start = clock::now();
     let lessor = Lessor::new(file_disk::random_salt());
     let Restored { store, lessor, recovered } = restore(&claimed.files, lessor, &mut log_stage)?;

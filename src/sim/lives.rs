@@ -39,11 +39,12 @@ use crate::store::quota::Quota;
 use crate::types::{Alarm, AlarmKind, ChangeId, Entry, Key, KeyRange, LeaseId, Position, Revision, Time, Uptime};
 use crate::wal::checkpoint;
 use crate::wal::checkpoint_thread::{self, Mover, Next};
+use crate::wal::claim::identify;
 use crate::wal::disk::Disk;
 use crate::wal::identity::{self, Identity};
 use crate::wal::log::{self, Log};
 use crate::wal::newest::Newest;
-use crate::wal::recovery::{Files, Refused, identify};
+use crate::wal::recovery::{Files, Refused};
 use crate::wal::segments::{self, Keeper, SegmentsHandle};
 use crate::wal::{LogFailure, Progress, replay};
 

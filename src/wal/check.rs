@@ -15,13 +15,14 @@ use crate::types::{ChangeId, Entry, Position, Revision, Row};
 
 use super::checkpoint::{self, Checkpoint};
 use super::checkpoint_rows::{Meta, row_sum};
+use super::claim::{LOCK_NAME, WAL_NAME, identity_refused, is_etcds};
 use super::disk::Disk;
 use super::examine::{Examined, Finding, examine};
 use super::file_disk::FileDisk;
 use super::identity::{self, Identity, IdentityError};
 use super::newest;
 use super::overlay::Overlay;
-use super::recovery::{LOCK_NAME, Refused, WAL_NAME, cannot, identity_refused, is_etcds};
+use super::recovery::{Refused, cannot};
 use super::replay::{ReplayError, missing_newest, missing_oldest};
 
 /// More lines about one file tell nothing new.

@@ -13,6 +13,7 @@ pub mod checkpoint_pages;
 mod checkpoint_remains;
 pub mod checkpoint_rows;
 pub mod checkpoint_thread;
+pub mod claim;
 pub mod disk;
 pub mod examine;
 pub mod file_disk;

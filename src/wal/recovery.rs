@@ -9,20 +9,17 @@
 //! DATA/wal/lock          held by the process that uses the log
 //! DATA/reserve           space for a full disk
 //! DATA/newest-*          which segment of the log must be there at the least
+//! DATA/salvage.unfinished  is there while a salvage writes the directory
 //! ```
 //!
 //! All of it happens before any shard starts, and it blocks. What is wrong ends the start in one line that says what to do;
 //! nothing is ever cured by leaving something out. Nothing is written before the directory is known to be ours or empty.
 
 use std::fmt;
-use std::fs::{DirBuilder, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-use rustix::fs::FlockOperation;
 
 use crate::shard::clock;
 use crate::types::{ChangeId, Entry, Position, Row, StoredLease};
@@ -32,21 +29,10 @@ use super::checkpoint_backend::CheckpointError;
 use super::checkpoint_rows::Meta;
 use super::checkpoint_thread::RESERVE_NAME;
 use super::disk::Disk;
-use super::file_disk::FileDisk;
-use super::identity::{self, Identity, IdentityError};
+use super::identity::{self, Identity};
 use super::newest;
 use super::replay::{Replay, TornTail};
-use super::room;
 use super::segments::{self, Resume, segment_blocks};
-
-pub(super) const LOCK_NAME: &str = "lock";
-pub(super) const WAL_NAME: &str = "wal";
-/// The folder in which etcd keeps everything.
-const ETCD_NAME: &str = "member";
-/// What may lie in a directory that is still to become ours: what a new file system has, and what a start that was cut short
-/// leaves, first these and then those.
-const EMPTY_NAMES: [&str; 3] = [LOCK_NAME, identity::NEW_FILE_NAME, "lost+found"];
-const BEGUN_NAMES: [&str; 3] = [WAL_NAME, checkpoint::NEW_FILE_NAME, checkpoint::FILE_NAME];
 
 const TELL_EVERY: Duration = Duration::from_secs(1);
 
@@ -106,32 +92,6 @@ pub enum Stage {
     Log { done: u64, total: u64, seconds_left: u64 },
 }
 
-/// A directory that is ours, and locked for as long as this lives.
-#[derive(Debug)]
-pub struct Claimed {
-    pub files: Files<FileDisk>,
-    _locks: (File, Option<File>),
-}
-
-impl Claimed {
-    /// Before the threads of a log that was never begun take what it needs: see [`room`].
-    ///
-    /// # Errors
-    /// When there is no room for it.
-    pub fn has_room_for(&self, resume: &Resume) -> Result<(), Refused> {
-        if resume.next_sequence > 1 {
-            return Ok(());
-        }
-        room::for_first_files(&self.files.path, &self.files.wal_path)
-    }
-
-    /// Says how much is free where, whenever it is asked.
-    pub fn free_space(&self) -> Box<dyn Fn() -> String + Send> {
-        let (data, wal) = (self.files.path.clone(), self.files.wal_path.clone());
-        Box::new(move || room::in_words(&data, &wal))
-    }
-}
-
 /// The two directories of one store, and whose they are.
 #[derive(Debug)]
 pub struct Files<D> {
@@ -139,8 +99,8 @@ pub struct Files<D> {
     pub wal: Arc<D>,
     pub identity: Identity,
     /// Where they lie, for messages.
-    path: PathBuf,
-    wal_path: PathBuf,
+    pub(super) path: PathBuf,
+    pub(super) wal_path: PathBuf,
     /// The length of the segments of a log that has none yet.
     segment_blocks: u32,
     #[cfg(test)]
@@ -183,82 +143,6 @@ pub struct Recovered<D: Disk> {
     pub torn: Option<TornTail>,
 }
 
-/// Makes the directory ours, or finds that it is. `new_identity` is asked when it is empty.
-///
-/// # Errors
-/// When it is another program's, another process's, damaged, or of another version.
-pub fn claim(data: &Path, wal: Option<&Path>, new_identity: impl FnOnce() -> Identity) -> Result<Claimed, Refused> {
-    make_directory(data)?;
-    let disk = FileDisk::open(data).map_err(|error| cannot("open", data, &error))?;
-    let names = disk.names().map_err(|error| cannot("read", data, &error))?;
-    let shown = data.display();
-    let has = |name: &str| names.iter().any(|other| other == name);
-    if is_etcds(&names) {
-        return Err(Refused(format!(
-            "{shown} is a data directory of etcd itself: name another with --data-dir; etcdctl and a client copy the keys"
-        )));
-    }
-    if !has(identity::FILE_NAME)
-        && let Some(foreign) = names.iter().find(|name| {
-            let is_begun = has(identity::NEW_FILE_NAME) && BEGUN_NAMES.contains(&&***name);
-            !EMPTY_NAMES.contains(&&***name) && !is_begun
-        })
-    {
-        let advice = if [checkpoint::FILE_NAME, WAL_NAME].contains(&&**foreign) {
-            format!(
-                "the file {} is missing in {shown}: put it back, or keep the rest with tarsier salvage",
-                identity::FILE_NAME
-            )
-        } else {
-            format!("{shown} holds {foreign}, which is not tarsier's: name an empty directory with --data-dir")
-        };
-        return Err(Refused(advice));
-    }
-    let wal_path = wal.map_or_else(|| data.join(WAL_NAME), Path::to_owned);
-    if !has(identity::FILE_NAME) {
-        room::for_first_files(data, &wal_path)?;
-    }
-    let data_lock = lock(data, "--data-dir")?;
-    let identity = identify(&disk, data, new_identity)?;
-    make_directory(&wal_path)?;
-    // A copy of the data directory with the same log beside it, or a log by another path, would be two servers with one log.
-    let is_beside = !is_same_directory(data, &wal_path)?;
-    let log_lock = is_beside.then(|| lock(&wal_path, "--wal-dir")).transpose()?;
-    let wal = FileDisk::open(&wal_path).map_err(|error| cannot("open", &wal_path, &error))?;
-    let files = Files::new((Arc::new(disk), Arc::new(wal)), identity, data, &wal_path);
-    Ok(Claimed { files, _locks: (data_lock, log_lock) })
-}
-
-/// By what they are: paths of one directory may differ, and a second lock of one's own file is refused.
-fn is_same_directory(one: &Path, other: &Path) -> Result<bool, Refused> {
-    let inode = |path: &Path| -> Result<(u64, u64), Refused> {
-        let found = path.metadata().map_err(|error| cannot("read", path, &error))?;
-        Ok((found.dev(), found.ino()))
-    };
-    Ok(inode(one)? == inode(other)?)
-}
-
-pub(super) fn is_etcds(names: &[String]) -> bool {
-    let has = |name: &str| names.iter().any(|other| other == name);
-    has(ETCD_NAME) && !has(identity::FILE_NAME)
-}
-
-/// Reads whose directory it is, or makes it ours.
-///
-/// # Errors
-/// When the file that says so is damaged or of another version, or the disk fails.
-pub(crate) fn identify<D: Disk>(
-    disk: &D,
-    path: &Path,
-    new_identity: impl FnOnce() -> Identity,
-) -> Result<Identity, Refused> {
-    let names = disk.names().map_err(|error| cannot("read", path, &error))?;
-    if names.iter().any(|name| name == identity::FILE_NAME) {
-        return Identity::read(disk).map_err(|error| identity_refused(path, &error));
-    }
-    Identity::begin(disk, new_identity).map_err(|error| cannot("write to", path, &error))
-}
-
 pub(super) fn cannot(what: &str, path: &Path, error: &io::Error) -> Refused {
     use io::ErrorKind::{NotADirectory, NotFound, PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
     let advice = match error.kind() {
@@ -270,50 +154,6 @@ pub(super) fn cannot(what: &str, path: &Path, error: &io::Error) -> Refused {
         _ => "cure the disk, or name another path",
     };
     Refused(format!("cannot {what} {}: {error}; {advice}", path.display()))
-}
-
-pub(super) fn identity_refused(data: &Path, error: &IdentityError) -> Refused {
-    let path = data.join(identity::FILE_NAME);
-    match error {
-        IdentityError::Io(error) => cannot("read", &path, error),
-        IdentityError::Damaged => Refused(format!(
-            "{} is damaged: put it back from a copy, or keep the rest with tarsier salvage",
-            path.display()
-        )),
-        IdentityError::Version(version) => Refused(format!(
-            "{} has format {version} and this tarsier reads {}: start the version that wrote it",
-            path.display(),
-            identity::FORMAT_VERSION
-        )),
-    }
-}
-
-/// A directory of one's own is for its owner alone, as etcd makes it. Its name is durable before anything is in it.
-fn make_directory(path: &Path) -> Result<(), Refused> {
-    if path.is_dir() {
-        return Ok(());
-    }
-    if path.exists() {
-        return Err(Refused(format!("{} is a file: name a directory", path.display())));
-    }
-    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|error| cannot("make", path, &error))?;
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(parent).and_then(|parent| parent.sync_all()).map_err(|error| cannot("sync", parent, &error))
-}
-
-/// `flag` is the one that names another directory.
-fn lock(directory: &Path, flag: &str) -> Result<File, Refused> {
-    let path = directory.join(LOCK_NAME);
-    let file = File::options().read(true).write(true).create(true).truncate(false).open(&path);
-    let file = file.map_err(|error| cannot("write to", &path, &error))?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(Refused(format!(
-            "another process uses {}: stop it, or name another directory with {flag}",
-            directory.display()
-        ))),
-        Err(error) => Err(cannot("lock", &path, &error.into())),
-    }
 }
 
 /// Reads everything and builds the store through `rebuild`.
@@ -475,12 +315,15 @@ impl Teller {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
     use crate::sim::Folder;
     use crate::sim::disk::{FakeDisk, Faults};
+    use crate::wal::claim::{Claimed, ETCD_NAME, WAL_NAME, claim, identify};
     use crate::wal::disk::DiskFile;
+    use crate::wal::file_disk::FileDisk;
     use crate::wal::record::SegmentHeader;
 
     const IDENTITY: Identity = Identity { cluster_id: 5, member_id: 6 };

@@ -21,12 +21,13 @@ use super::checkpoint::{self, Checkpoint};
 use super::checkpoint_backend::CheckpointError;
 use super::checkpoint_remains::{self, Remains};
 use super::checkpoint_rows::Meta;
+use super::claim::claim_unfinished;
 use super::disk::Disk;
 use super::examine::{Examined, Finding, examine};
 use super::identity::{self, Identity};
 use super::newest;
 use super::overlay::Overlay;
-use super::recovery::{Refused, cannot, claim};
+use super::recovery::{Refused, cannot};
 
 /// Writes a new directory from what is whole in an old one. True: nothing was left out. `new_identity` is for a directory
 /// of which nobody knows any more who it was.
@@ -57,9 +58,9 @@ pub fn salvage(
     let telling = |error: io::Error| Refused(format!("cannot say what is left out: {error}"));
     let saved = gather(&data, &*wal, &mut report).map_err(telling)??;
     let identity = saved.identity.unwrap_or_else(new_identity);
-    let claimed = claim(new, None, || identity)?;
-    saved.write(claimed.files.data.clone(), identity)?;
-    Identity::settle(&*claimed.files.data).map_err(|error| cannot("write to", new, &error))?;
+    let unfinished = claim_unfinished(new, || identity)?;
+    saved.write(unfinished.0.files.data.clone(), identity)?;
+    unfinished.end().map_err(|error| cannot("write to", new, &error))?;
     let history = saved.meta.compacted.map_or("all history".to_owned(), |at| format!("history from revision {at} on"));
     let said = report.say(&format!(
         "{}: {} changes up to revision {}, {history}",

@@ -9,9 +9,9 @@ use crate::store::restore::Restore;
 use crate::types::{Key, KeyRange, KeyValue, Lease, LeaseId, Position, StoredLease, Time};
 use crate::wal::checkpoint::Gathered;
 use crate::wal::checkpoint_backend::CheckpointError;
+use crate::wal::claim::claim;
 use crate::wal::disk::DiskFile;
 use crate::wal::record::{self, SegmentHeader};
-use crate::wal::recovery::claim;
 use crate::wal::salvage::salvage;
 use crate::wal::segments::segment_name;
 
