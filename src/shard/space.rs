@@ -107,7 +107,7 @@ mod tests {
     use crate::shard::writer::{Origin, Pace, Writer};
     use crate::store::Store;
     use crate::store::command::{DeleteRange, Error, Put, PutLease, PutValue, Read, Write};
-    use crate::types::{KeyRange, LeaseId, Position, Time};
+    use crate::types::{KeyRange, LeaseId, Position, Revision, Time};
 
     #[test]
     fn the_quota_and_the_disk_raise_the_alarm_and_memory_does_not() {
@@ -167,6 +167,31 @@ mod tests {
         assert!(writer.scratch_bytes() > 0, "its first row is held");
         while writer.step() {}
         assert_eq!((tokens(&mut writer), writer.scratch_bytes()), (vec![7], 0));
+    }
+
+    #[test]
+    fn a_put_for_which_the_log_has_no_room_raises_the_alarm_unless_others_are_under_way_and_a_delete_never_does() {
+        let mut writer = Writer::new(Store::new(), Pace::default(), Position(1));
+        let range = KeyRange::From("a".into());
+        let delete = Command::Write(Write::DeleteRange(DeleteRange { range, prev_kv: false }));
+        let alarms = |writer: &Writer| writer.store().alarms().count();
+        writer.command(origin(1), put("a"), Time(1));
+        writer.set_log_bytes_max(10);
+        writer.command(origin(2), put("b"), Time(1));
+        assert_eq!(alarms(&writer), 0, "the first is not durable yet");
+        let (position, _) = writer.seal().expect("the first put");
+        writer.durable(position);
+        writer.command(origin(3), delete, Time(1));
+        assert_eq!(alarms(&writer), 0);
+        writer.command(origin(4), put("b"), Time(1));
+        assert_eq!((alarms(&writer), writer.store().revision()), (1, Revision(2)));
+        let (position, entries) = writer.seal().expect("the alarm");
+        assert_eq!(entries.len(), 1);
+        writer.durable(position);
+        assert!(writer.take_raised_for("here").is_some_and(|reason| reason.starts_with("the disk is full: here")));
+        let replies = std::iter::from_fn(|| writer.next_reply());
+        let refused = replies.filter(|(_, reply)| matches!(reply, Reply::Answer(Err(Error::NoSpace))));
+        assert_eq!(refused.count(), 3);
     }
 
     fn put(key: &'static str) -> Command {

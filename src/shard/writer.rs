@@ -23,7 +23,7 @@ use crate::backend::{AlarmFilter, BackendStatus, Command, HistoryError, Reply};
 use crate::lease::Lessor;
 use crate::shard::hashes::Hashes;
 use crate::shard::mesh::Token;
-use crate::shard::space::{Space, Verdict};
+use crate::shard::space::{Shortage, Space, Verdict};
 use crate::store::command::{Answer, Error, Read, Write};
 use crate::store::quota::{self, Quota};
 use crate::store::{Applied, CompactProgress, ReadJob, Store};
@@ -290,7 +290,8 @@ impl Writer {
     /// Applies a write, or raises the alarm for space in its place. etcd asks for the space before anything else, so the
     /// refusal does not depend on which alarms are active already.
     fn apply(&mut self, write: &Write, time: Time) -> Applied {
-        if let Some(entry) = self.refuse_for_space(quota::cost_bytes(write), time) {
+        let cost_bytes = quota::cost_bytes(write);
+        if let Some(entry) = self.refuse_for_space(cost_bytes, time) {
             return Applied { answer: Err(Error::NoSpace), entry };
         }
         if let Write::Alarm { alarm, active: true } = write
@@ -300,7 +301,13 @@ impl Writer {
             return Applied { answer: Err(Error::TooManyAlarms), entry: None };
         }
         let lessor = self.leases.lessor();
-        self.store.apply_with(write, time, &|lease| lessor.contains(lease))
+        let applied = self.store.apply_with(write, time, &|lease| lessor.contains(lease));
+        // Behind others it may only have come too soon: these may turn out to need less of the disk than they could.
+        let is_for_room = matches!(applied.answer, Err(Error::NoSpace)) && !self.store.has_alarm(AlarmKind::NoSpace);
+        if is_for_room && cost_bytes > 0 && !self.has_unreleased() {
+            return Applied { entry: self.raise(Shortage::Disk, time), ..applied };
+        }
+        applied
     }
 
     /// `None`: there is space for what costs so much. Else the alarm that was raised, if one was.
@@ -310,12 +317,17 @@ impl Writer {
             Verdict::NoMemory => return Some(None),
             Verdict::Alarm(shortage) => shortage,
         };
+        Some(self.raise(shortage, time))
+    }
+
+    /// Raises the alarm for space. None when it stands already.
+    fn raise(&mut self, shortage: Shortage, time: Time) -> Option<Entry> {
         let alarm = Alarm { member: self.space.member, kind: AlarmKind::NoSpace };
         let raised = self.store.apply_with(&Write::Alarm { alarm, active: true }, time, &|_| false).entry;
         if raised.is_some() {
             self.space.note_raised(shortage);
         }
-        Some(raised)
+        raised
     }
 
     /// What is asked about alarms and state is answered at once, at what may be told.
