@@ -493,11 +493,9 @@ impl Hub {
     }
 
     fn background_step(&mut self, budget: usize) -> usize {
-        if let Some(stream) = self.ticks.front().copied() {
-            return self.tick(stream, budget);
-        }
-        // Removals and late watchers share: each gets its turn before the other's second one.
-        let used = self.removal_step(budget.div_ceil(2));
+        // Ticks, removals and late watchers share: each gets its turn before another's second one.
+        let mut used = self.ticks.front().copied().map_or(0, |stream| self.tick(stream, budget.div_ceil(2)));
+        used += self.removal_step(budget.saturating_sub(used).div_ceil(2).max(1));
         used + self.catch_up_step(budget.saturating_sub(used).max(1))
     }
 
@@ -577,7 +575,10 @@ impl Hub {
         if !self.streams.try_get(stream.0).is_some_and(|stream| !stream.is_closed() && stream.progress() > 0) {
             return false;
         }
-        self.ticks.push_back(stream.0);
+        // One that comes before the last one is over tells nobody anything more.
+        if self.streams.begin_tick(stream.0) {
+            self.ticks.push_back(stream.0);
+        }
         true
     }
 

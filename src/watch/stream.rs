@@ -89,6 +89,8 @@ pub struct Stream {
     pending: u32,
     life: Life,
     ready: bool,
+    /// A progress tick of it waits or is under way.
+    ticking: bool,
     /// An event did not fit. Until little is left in the outbox, all events count as not fitting.
     full: bool,
     paused: Paused,
@@ -293,6 +295,17 @@ impl Streams {
             if *count == 0 {
                 counts.remove(&connection);
             }
+        }
+    }
+
+    /// False: a tick of the stream is not over.
+    pub fn begin_tick(&mut self, stream: u32) -> bool {
+        !std::mem::replace(&mut self.arena[stream].ticking, true)
+    }
+
+    pub fn end_tick(&mut self, stream: u32) {
+        if let Some(entry) = self.arena.get_mut(stream) {
+            entry.ticking = false;
         }
     }
 
