@@ -206,10 +206,16 @@ impl CatchUp {
         self.wait_for_next_pass(next);
     }
 
-    /// The same for all of a group.
+    /// The same for all of a group, which may be a million: they move as a whole.
     pub(super) fn set_all_waiting(&mut self, group: u32) {
-        let count = self.groups[&group].members.len();
-        (0..count).rev().for_each(|at| self.set_waiting(group, at));
+        let entry = self.groups.get_mut(&group).expect("its watchers are here");
+        let Some(lowest) = entry.members.iter().map(|behind| behind.next).min() else { return };
+        self.taking_part -= entry.members.len();
+        if entry.waiting.len() < entry.members.len() {
+            std::mem::swap(&mut entry.waiting, &mut entry.members);
+        }
+        entry.waiting.append(&mut entry.members);
+        self.wait_for_next_pass(lowest);
     }
 
     /// Takes one parked watcher of a stream that is gone.

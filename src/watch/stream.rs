@@ -26,6 +26,10 @@ const APART: u32 = 1 << 30;
 const DEAD: u32 = u32::MAX;
 const FREE: u32 = u32::MAX - 1;
 
+/// The stream is to be named to the shard; and a progress tick of it waits or is under way.
+const READY: u8 = 1;
+const TICKING: u8 = 2;
+
 /// What spare outboxes may take that are kept for the next streams: with them a put to three thousand streams, or to a few
 /// that have much to send, allocates nothing. A hub tells no more streams before those it has told are sent.
 const SPARE_BYTES_MAX: usize = 1 << 20;
@@ -88,9 +92,8 @@ pub struct Stream {
     /// The weight of the requests that wait.
     pending: u32,
     life: Life,
-    ready: bool,
-    /// A progress tick of it waits or is under way.
-    ticking: bool,
+    /// The lists in which it stands: [`READY`] and [`TICKING`].
+    listed: u8,
     /// An event did not fit. Until little is left in the outbox, all events count as not fitting.
     full: bool,
     paused: Paused,
@@ -300,12 +303,15 @@ impl Streams {
 
     /// False: a tick of the stream is not over.
     pub fn begin_tick(&mut self, stream: u32) -> bool {
-        !std::mem::replace(&mut self.arena[stream].ticking, true)
+        let entry = &mut self.arena[stream];
+        let is_over = entry.listed & TICKING == 0;
+        entry.listed |= TICKING;
+        is_over
     }
 
     pub fn end_tick(&mut self, stream: u32) {
         if let Some(entry) = self.arena.get_mut(stream) {
-            entry.ticking = false;
+            entry.listed &= !TICKING;
         }
     }
 
@@ -545,8 +551,8 @@ impl Streams {
 
     fn announce(&mut self, stream: u32) {
         let entry = &mut self.arena[stream];
-        if !entry.ready {
-            entry.ready = true;
+        if entry.listed & READY == 0 {
+            entry.listed |= READY;
             self.ready.push_back(stream);
         }
     }
@@ -556,9 +562,9 @@ impl Streams {
         while let Some(stream) = self.ready.pop_front() {
             // The row may have been freed, and taken by another stream, since it was announced.
             if let Some(entry) = self.arena.get_mut(stream)
-                && entry.ready
+                && entry.listed & READY != 0
             {
-                entry.ready = false;
+                entry.listed &= !READY;
                 if let Some(outbox) = &mut entry.outbox {
                     outbox.is_unseen = false;
                 }
