@@ -253,7 +253,7 @@ impl<D: Disk> Checkpoint<D> {
     /// When the disk fails or the file is damaged. The rows are looked at by [`Checkpoint::load`].
     pub fn open(disk: Arc<D>) -> Result<Checkpoint<D>, CheckpointError> {
         let file = disk.open(FILE_NAME).map_err(CheckpointError::io)?;
-        let leaves = checkpoint_pages::check(&file).map_err(CheckpointError::io)?;
+        let leaves = checkpoint_pages::check(&file)?;
         let is_known = leaves.is_some();
         Checkpoint::open_as(disk, leaves, !is_known)
     }

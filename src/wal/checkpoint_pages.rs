@@ -18,9 +18,10 @@
 //!               keys; keys
 //! ```
 //!
-//! The check is one-sided. A file that it finds whole is one that redb's own check would find whole. Whatever it does not
-//! find so (a checksum, a flag, a table of a kind it does not know, a file that was not closed with quick repair) is no
-//! verdict: then redb's own check has the word, in its words, and takes its time.
+//! A file that it finds whole is one that redb's own check would find whole, and one with a page that does not fit its checksum
+//! is damaged by both: a commit in two phases leaves no such page, whenever the power goes. Whatever else it meets (a flag, a
+//! table of a kind it does not know, a file that was not closed with quick repair) is no verdict: then redb's own check has
+//! the word, in its words, and takes its time. Over pages that contradict each other it panics.
 
 use std::io;
 use std::ops::Range;
@@ -113,6 +114,8 @@ impl Widths {
 #[derive(Debug)]
 enum Stop {
     Unknown,
+    /// The page at this place is not what was written.
+    Damaged(u64),
     Io(io::Error),
 }
 
@@ -129,15 +132,16 @@ fn known<T>(value: Option<T>) -> Result<T, Stop> {
     value.ok_or(Stop::Unknown)
 }
 
-/// Reads every page that counts. The leaves of the table of rows, in order, if all are whole.
+/// Reads every page that counts. The leaves of the table of rows, in order, if all are whole; none without a verdict.
 ///
 /// # Errors
-/// What the disk says.
-pub fn check<F: DiskFile>(file: &F) -> io::Result<Option<Vec<Page>>> {
+/// What the disk says, and when a page is damaged.
+pub fn check<F: DiskFile>(file: &F) -> Result<Option<Vec<Page>>, CheckpointError> {
     match check_all(file) {
         Ok(leaves) => Ok(Some(leaves)),
         Err(Stop::Unknown) => Ok(None),
-        Err(Stop::Io(error)) => Err(error),
+        Err(Stop::Damaged(at)) => Err(CheckpointError::Damaged(format!("the page at {at} does not fit its checksum"))),
+        Err(Stop::Io(error)) => Err(CheckpointError::io(error)),
     }
 }
 
@@ -394,7 +398,7 @@ impl<'a, F: DiskFile> Walk<'a, F> {
                 let page = node.page.range();
                 let page = &buffer[(page.start - range.start) as usize..(page.end - range.start) as usize];
                 if !is_whole(page, node.checksum, widths) {
-                    return Err(Stop::Unknown);
+                    return Err(Stop::Damaged(node.page.offset()));
                 }
                 if page[0] == BRANCH {
                     let children = known(children(page))?;
@@ -416,7 +420,7 @@ impl<'a, F: DiskFile> Walk<'a, F> {
         }
         self.read(node.page.range(), &mut page)?;
         if !is_whole(&page, node.checksum, widths) {
-            return Err(Stop::Unknown);
+            return Err(Stop::Damaged(node.page.offset()));
         }
         if page[0] == BRANCH { known(children(&page)).map(Some) } else { Ok(None) }
     }

@@ -481,7 +481,10 @@ fn a_flipped_bit_is_judged_as_redb_judges_it() {
             disk
         };
         let ours = judge(copy(), Checkpoint::open);
-        assert_eq!(ours, judge(copy(), |disk| Checkpoint::open_as(disk, None, true)), "bit {bit} of byte {at}");
+        let theirs = judge(copy(), |disk| Checkpoint::open_as(disk, None, true));
+        assert!(ours == theirs || (ours.is_err() && theirs.is_err()), "bit {bit} of byte {at}: {ours:?}, {theirs:?}");
+        // What has a checksum is not left to redb, which panics over pages that contradict each other.
+        assert!(ours != Err("it panics".to_owned()), "bit {bit} of byte {at}");
         *if ours.is_ok() { &mut whole } else { &mut found } += 1;
     }
     assert!(whole > 100 && found > 100, "{whole} whole, {found} found");
