@@ -18,6 +18,16 @@ pub fn prefix(message_bytes: usize) -> Option<[u8; PREFIX_BYTES]> {
     Some([0, length[0], length[1], length[2], length[3]])
 }
 
+/// The messages that lie whole at the start of a chunk in which a message begins. A look ahead: nothing is judged.
+pub fn whole_messages(mut chunk: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        let (&[_, length @ ..], rest) = chunk.split_first_chunk::<PREFIX_BYTES>()?;
+        let (message, rest) = rest.split_at_checked(u32::from_be_bytes(length) as usize)?;
+        chunk = rest;
+        Some(message)
+    })
+}
+
 /// Why a message cannot be taken. Each ends its call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FrameError {
@@ -106,6 +116,11 @@ impl Deframer {
         Ok(Some(partial.body.into()))
     }
 
+    /// The next chunk begins with a message.
+    pub fn is_between_messages(&self) -> bool {
+        self.partial.is_none()
+    }
+
     /// The body of a message has begun, or is due, and is not whole yet. A cut prefix does not count: grpc-go takes an
     /// end there for the end of the messages.
     pub fn is_amid_message(&self) -> bool {
@@ -136,6 +151,23 @@ fn judge(prefix: [u8; PREFIX_BYTES], length_max: u32) -> Result<u32, FrameError>
 mod tests {
     use super::*;
     use crate::random::Random;
+
+    #[test]
+    fn a_look_ahead_sees_what_will_be_handed_on_whole() {
+        let (messages, bytes) =
+            ([&b"one"[..], b"", b"three"], [framed(b"one"), framed(b""), framed(b"three")].concat());
+        for end in 0..=bytes.len() {
+            let seen: Vec<&[u8]> = whole_messages(&bytes[..end]).collect();
+            let mut chunk = Bytes::copy_from_slice(&bytes[..end]);
+            let mut deframer = Deframer::default();
+            let whole: Vec<Bytes> = std::iter::from_fn(|| deframer.next(&mut chunk, 100).unwrap()).collect();
+            assert_eq!(
+                (seen, &messages[..whole.len()]),
+                (whole.iter().map(|one| &one[..]).collect(), &messages[..whole.len()])
+            );
+        }
+        assert_eq!(whole_messages(&[0, 0xff, 0xff, 0xff, 0xff, 1]).count(), 0);
+    }
 
     /// Lengths and positions.
     struct Lengths(Random);

@@ -146,6 +146,13 @@ pub trait Handler {
     /// One whole request message, without its five-byte prefix.
     fn message(&self, call: CallId, handle: u32, message: Bytes) -> Intake;
 
+    /// Whole messages may lie at the start of this, and are about to be handed over one by one: a chance to look up together
+    /// what they will need. Nobody has judged them, and a pause or the end of the call may come before any of them. Gives
+    /// after how many it wants to be asked again.
+    fn foresee(&self, _handle: u32, _chunk: &[u8]) -> usize {
+        usize::MAX
+    }
+
     /// Whether a call that was paused can take requests again; asked when [`Ready`] names it. The name alone does not say
     /// so: a call that is named for its output would take one more request each time, and a request that causes output
     /// would then let the next one in, whether the peer reads or not.

@@ -57,6 +57,8 @@ pub struct Row {
 struct Held {
     /// What the pause has cut off a chunk.
     chunk: Bytes,
+    /// How many of its messages the handler has looked ahead at.
+    foreseen: usize,
     /// What has come since. The stream's window stays closed for it, which bounds it.
     behind: Vec<u8>,
 }
@@ -204,9 +206,15 @@ impl Row {
     /// Takes request messages until there are none. `Ok(true)` when it stopped for the sake of others.
     fn read(&mut self, around: &Surroundings<'_>, context: &mut Context<'_>) -> Result<bool, Look> {
         let mut messages_left = MESSAGES_PER_LOOK;
-        let mut chunk = self.held.as_mut().map(|held| std::mem::take(&mut held.chunk)).unwrap_or_default();
+        let held = self.held.as_mut().map(|held| (std::mem::take(&mut held.chunk), std::mem::take(&mut held.foreseen)));
+        let (mut chunk, mut foreseen) = held.unwrap_or_default();
         loop {
-            while let Some(message) = self.next_message(&mut chunk, around)? {
+            loop {
+                if foreseen == 0 {
+                    foreseen = self.foresee(&chunk, around);
+                }
+                let Some(message) = self.next_message(&mut chunk, around)? else { break };
+                foreseen = foreseen.saturating_sub(1);
                 let intake = self.take(message, around);
                 messages_left -= 1;
                 if self.reading == Reading::Ended {
@@ -219,7 +227,8 @@ impl Row {
                     && (messages_left == 0 || (around.now)() >= around.until);
                 if intake == Intake::Pause || is_over {
                     if !chunk.is_empty() {
-                        self.held.get_or_insert_default().chunk = chunk;
+                        let held = self.held.get_or_insert_default();
+                        (held.chunk, held.foreseen) = (chunk, foreseen);
                     }
                     if intake == Intake::Pause {
                         self.hold(context)?;
@@ -229,6 +238,7 @@ impl Row {
             }
             if let Some(held) = self.held.take().filter(|held| !held.behind.is_empty()) {
                 chunk = held.behind.into();
+                foreseen = 0;
                 self.open_window(chunk.len());
                 continue;
             }
@@ -237,6 +247,7 @@ impl Row {
                 Poll::Ready(Some(Ok(data))) => {
                     self.open_window(data.len());
                     chunk = data;
+                    foreseen = 0;
                 }
                 Poll::Ready(Some(Err(_))) => return Err(Look::Broken(Broken::ByPeer)),
                 Poll::Ready(None) => return self.end_of_requests(around).map(|()| false),
@@ -271,6 +282,15 @@ impl Row {
             self.open_window(data.len());
         }
         Ok(())
+    }
+
+    /// Lets the handler look ahead; gives for how many messages that is.
+    fn foresee(&self, chunk: &[u8], around: &Surroundings<'_>) -> usize {
+        match self.kind {
+            CallKind::RequestStream if !self.deframer.is_between_messages() => 0,
+            CallKind::RequestStream => around.handler.foresee(self.handle, chunk),
+            CallKind::OneRequest | CallKind::LongAnswer => usize::MAX,
+        }
     }
 
     fn next_message(&mut self, chunk: &mut Bytes, around: &Surroundings<'_>) -> Result<Option<Bytes>, Look> {

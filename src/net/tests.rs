@@ -40,6 +40,8 @@ struct Call {
     id: CallId,
     path: String,
     queue: VecDeque<Bytes>,
+    /// The next messages, as far as a look ahead has shown them.
+    foreseen: VecDeque<Vec<u8>>,
     is_half_closed: bool,
     is_paused: bool,
 }
@@ -72,6 +74,7 @@ impl Handler for Echo {
             id: call,
             path: head.path.to_owned(),
             queue: VecDeque::new(),
+            foreseen: VecDeque::new(),
             is_half_closed: false,
             is_paused: head.path == "/test/Hold",
         };
@@ -81,6 +84,9 @@ impl Handler for Echo {
     fn message(&self, call: CallId, handle: u32, message: Bytes) -> Intake {
         let mut calls = self.calls.borrow_mut();
         let row = &mut calls[handle as usize];
+        if let Some(foreseen) = row.foreseen.pop_front() {
+            assert_eq!(message, foreseen);
+        }
         row.queue.push_back(framed(&message));
         match row.path.as_str() {
             "/test/Refuse" => return Intake::Pause,
@@ -105,6 +111,12 @@ impl Handler for Echo {
             ready.ready(call);
         });
         Intake::Pause
+    }
+
+    fn foresee(&self, handle: u32, chunk: &[u8]) -> usize {
+        let row = &mut self.calls.borrow_mut()[handle as usize];
+        row.foreseen = frame::whole_messages(chunk).take(3).map(<[u8]>::to_vec).collect();
+        row.foreseen.len()
     }
 
     fn can_take_requests(&self, _call: CallId, handle: u32) -> bool {

@@ -3,8 +3,9 @@
 use bytes::Bytes;
 
 use crate::grpc::status::Status;
-use crate::service::watch_request::{WatchCreate, WatchRequest, decode_watch_request};
+use crate::service::watch_request::{WatchCreate, WatchRequest, decode_watch_request, range_at_a_glance};
 use crate::types::KeyRange;
+use crate::watch::foresight::Foreseen;
 use crate::watch::hub::{Create, Request};
 
 /// The request that a message of a watch stream makes; `None` for one that etcd passes over (an empty union).
@@ -14,6 +15,12 @@ pub fn request(message: &Bytes) -> Result<Option<Request>, Status> {
         WatchRequest::Cancel { watch_id } => Request::Cancel { watch_id },
         WatchRequest::Progress => Request::Progress,
     }))
+}
+
+/// The range that a create is about to name, from its message.
+pub fn foreseen(message: &[u8]) -> Option<Foreseen<'_>> {
+    let (key, range_end) = range_at_a_glance(message)?;
+    Some(Foreseen { key: if key.is_empty() { b"\0" } else { key }, range_end })
 }
 
 fn core_create(create: WatchCreate) -> Create {

@@ -79,6 +79,18 @@ fn decode(message: &Bytes) -> Result<Option<WatchRequest>, Malformed> {
     Ok(request)
 }
 
+/// The key and range end that a create names, as far as one look tells. For looking ahead: what is malformed may pass, and what
+/// is written in an odd order may not.
+pub fn range_at_a_glance(message: &[u8]) -> Option<(&[u8], &[u8])> {
+    let Ok(Some((1, Value::Bytes(create)))) = Fields::new(message).next() else { return None };
+    let (mut key, mut range_end): (&[u8], &[u8]) = (&[], &[]);
+    let mut fields = Fields::new(create);
+    while let Ok(Some((number @ (1 | 2), Value::Bytes(bytes)))) = fields.next() {
+        *(if number == 1 { &mut key } else { &mut range_end }) = bytes;
+    }
+    Some((key, range_end))
+}
+
 fn merge_create(create: &mut WatchCreate, message: &Bytes, mut fields: Fields<'_>) -> Result<(), Malformed> {
     while let Some((number, value)) = fields.next()? {
         match number {
@@ -181,6 +193,22 @@ mod tests {
     fn requests_are_read_as_prost_reads_them() {
         for seed in 0..20_000 {
             check(random_request(&mut Random::new(seed)).encode_to_vec(), seed);
+        }
+    }
+
+    #[test]
+    fn a_glance_sees_the_range_of_a_create_and_bears_damage() {
+        for seed in 0..20_000 {
+            let random = &mut Random::new(seed);
+            let mut message = random_request(random).encode_to_vec();
+            let decoded = decode_watch_request(&Bytes::from(message.clone())).unwrap();
+            let expected = match &decoded {
+                Some(WatchRequest::Create(create)) => Some((&create.key[..], &create.range_end[..])),
+                _ => None,
+            };
+            assert_eq!(range_at_a_glance(&message), expected, "seed {seed}");
+            random.damage(&mut message);
+            range_at_a_glance(&message);
         }
     }
 

@@ -5,11 +5,13 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 use http::request::Parts as PageRequest;
 
+use crate::grpc::frame::whole_messages;
 use crate::grpc::status::Status;
 use crate::net::{CallHead, CallId, CallKind, Door, Handler, Intake, Opened, Output, Page};
 use crate::service::errors::Refusal;
 use crate::service::lease::LeaseMethod;
-use crate::service::{Method, Route, Services, method_number};
+use crate::service::{Method, Route, Services, method_number, watch};
+use crate::watch::foresight::{FORESIGHT, Foreseen};
 use crate::watch::hub::StreamId;
 
 use super::{CALLS_WITHOUT_MEMORY, CONNECTION_BYTES, Shard, WATCH_HANDLE, clock};
@@ -70,6 +72,24 @@ impl Handler for Shard {
             return if core.services.can_take_requests(handle) { Intake::Continue } else { Intake::Pause };
         }
         self.watch_request(core, call, StreamId(handle & !WATCH_HANDLE), &message)
+    }
+
+    fn foresee(&self, handle: u32, chunk: &[u8]) -> usize {
+        let core = &*self.core.borrow();
+        if handle & WATCH_HANDLE == 0 || !core.hub.gains_by_foresight() {
+            return usize::MAX;
+        }
+        let mut ranges = [Foreseen::default(); FORESIGHT];
+        let (mut messages, mut count) = (0, 0);
+        for message in whole_messages(chunk).take(FORESIGHT) {
+            messages += 1;
+            if let Some(range) = watch::foreseen(message) {
+                ranges[count] = range;
+                count += 1;
+            }
+        }
+        core.hub.foresee(&ranges[..count]);
+        messages
     }
 
     fn can_take_requests(&self, _call: CallId, handle: u32) -> bool {

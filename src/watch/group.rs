@@ -8,9 +8,11 @@
 //! on it. Nothing here is removed while a fan-out looks at it; the hub sees to that.
 
 use std::hash::{BuildHasher, Hasher};
+use std::hint::black_box;
 
 use hashbrown::{DefaultHashBuilder, HashTable};
 
+use super::foresight::{FORESIGHT, FORESIGHT_MIN, Foreseen};
 use super::interval::{Bounds, Interval, Span};
 pub use super::members::Member;
 use super::members::Members;
@@ -96,6 +98,11 @@ impl Group {
         4 + u32::from_le_bytes(self.bytes[..4].try_into().expect("a span starts with four bytes of length")) as usize
     }
 
+    /// The bytes are about to be read. They are longer than a line of the cache now and then.
+    fn foresee_bytes(&self) {
+        black_box((self.bytes.first().copied(), self.bytes.last().copied()));
+    }
+
     pub fn options(&self) -> Options {
         self.options
     }
@@ -113,6 +120,10 @@ impl Bounds for Arena<Group> {
     fn span(&self, group: u32) -> Span<'_> {
         let group = &self[group];
         Span { start: group.start(), end: group.end() }
+    }
+
+    fn foresee(&self, group: u32) {
+        black_box(self[group].bytes.as_ptr());
     }
 }
 
@@ -199,6 +210,43 @@ impl Groups {
         is_hit.then_some(group.options)
     }
 
+    /// Looks at what [`Groups::intern`] and [`Groups::add`] will look at for each of these ranges: see [`super::foresight`].
+    pub fn foresee(&self, ranges: &[Foreseen<'_>]) {
+        if ranges.len() < FORESIGHT_MIN {
+            return;
+        }
+        for ranges in ranges.chunks(FORESIGHT) {
+            self.foresee_some(ranges);
+        }
+    }
+
+    fn foresee_some(&self, ranges: &[Foreseen<'_>]) {
+        let mut hashes = [0; FORESIGHT];
+        for (hash, range) in hashes.iter_mut().zip(ranges) {
+            let (kind, start, end) = kind_of(range);
+            *hash = self.hash(kind, start, end);
+        }
+        let mut groups = [None; FORESIGHT];
+        for ((group, hash), _) in groups.iter_mut().zip(hashes).zip(ranges) {
+            // One with the same few bits of the hash is the one nearly always.
+            *group = self.table(hash).find(hash, |_| true).copied();
+        }
+        groups.iter().flatten().for_each(|group| self.arena.foresee(*group));
+        let mut new = [None; FORESIGHT];
+        for ((new, group), range) in new.iter_mut().zip(groups).zip(ranges) {
+            match (group, kind_of(range)) {
+                (None, (Kind::One, ..)) => {}
+                (None, (_, start, end)) => *new = Some(Span { start, end }),
+                (Some(group), _) => {
+                    let group = &self.arena[group];
+                    group.foresee_bytes();
+                    group.members.foresee();
+                }
+            }
+        }
+        self.spans.foresee(&self.arena, &new);
+    }
+
     /// The group of a range with these options; made when there is none. `None`: there are as many as a list can name.
     pub fn intern(&mut self, range: &KeyRange, options: Options) -> Option<u32> {
         let (kind, start, end) = parts(range);
@@ -234,10 +282,11 @@ impl Groups {
         let Groups { arena, tables, hasher, .. } = self;
         let table = &mut tables[table_of(hash)];
         let before = table.allocation_size();
-        table.insert_unique(hash, group, |other| {
-            let other = &arena[*other];
-            hash_of(hasher, other.kind, other.start(), other.end())
-        });
+        if table.len() == table.capacity() {
+            // It doubles, unless most of what fills it is gone.
+            *table = resized(arena, hasher, table, table.len() + table.len() / 4 * 3 + 1);
+        }
+        table.insert_unique(hash, group, |_| unreachable!("it has room"));
         self.table_bytes += table.allocation_size() - before;
         if self.arena[group].kind != Kind::One {
             self.spans.insert(&self.arena, group);
@@ -339,10 +388,7 @@ impl Groups {
         entry.unwrap_or_else(|_| panic!("the first group of a range is in the table")).remove();
         // A table shrinks when three quarters of it are empty, so that a mass exit gives its memory back.
         if table.len() * 4 < table.capacity() {
-            table.shrink_to(table.len() * 2, |other| {
-                let other = &arena[*other];
-                hash_of(hasher, other.kind, other.start(), other.end())
-            });
+            *table = resized(arena, hasher, table, table.len() * 2);
         }
         self.table_bytes = self.table_bytes + table.allocation_size() - before;
     }
@@ -366,6 +412,33 @@ impl Groups {
     }
 }
 
+/// The table with room for so many groups. It needs the bytes of all, which lie anywhere: see [`super::foresight`]. To wait for
+/// one after the other was a third of what creates on keys of their own took.
+fn resized(
+    arena: &Arena<Group>,
+    hasher: &DefaultHashBuilder,
+    table: &HashTable<u32>,
+    capacity: usize,
+) -> HashTable<u32> {
+    let mut resized = HashTable::with_capacity(capacity);
+    let mut groups = table.iter().copied();
+    loop {
+        let mut some = [NONE; FORESIGHT];
+        let count = some.iter_mut().zip(&mut groups).map(|(place, group)| *place = group).count();
+        let some = &some[..count];
+        some.iter().for_each(|group| arena.foresee(*group));
+        some.iter().for_each(|group| arena[*group].foresee_bytes());
+        for group in some {
+            let entry = &arena[*group];
+            let hash = hash_of(hasher, entry.kind, entry.start(), entry.end());
+            resized.insert_unique(hash, *group, |_| unreachable!("it was made large enough"));
+        }
+        if count < FORESIGHT {
+            return resized;
+        }
+    }
+}
+
 fn hash_of(hasher: &DefaultHashBuilder, kind: Kind, start: &[u8], end: Option<&[u8]>) -> u64 {
     let mut hasher = hasher.build_hasher();
     hasher.write_u8(kind as u8);
@@ -385,6 +458,15 @@ fn parts(range: &KeyRange) -> (Kind, &[u8], Option<&[u8]>) {
         KeyRange::One(key) => (Kind::One, key, None),
         KeyRange::From(start) => (Kind::From, start, None),
         KeyRange::Span { start, end } => (Kind::Span, start, Some(end)),
+    }
+}
+
+fn kind_of<'a>(range: &Foreseen<'a>) -> (Kind, &'a [u8], Option<&'a [u8]>) {
+    let Foreseen { key, range_end } = *range;
+    match range_end {
+        [] => (Kind::One, key, None),
+        [0] => (Kind::From, key, None),
+        end => (Kind::Span, key, Some(end)),
     }
 }
 
@@ -412,6 +494,28 @@ mod tests {
     }
 
     #[test]
+    fn tables_that_grow_and_shrink_lose_nobody() {
+        let mut groups = Groups::new();
+        let range = |number: u32| KeyRange::One(Bytes::from(format!("{number}")));
+        let intern = |groups: &mut Groups, number| groups.intern(&range(number), Options::default()).unwrap();
+        // A hundred a table: more than are looked at together.
+        let indexes: Vec<u32> = (0..25_600).map(|number| intern(&mut groups, number)).collect();
+        let full = groups.table_bytes;
+        assert!(full <= 12 * indexes.len(), "{full} bytes");
+        for (number, index) in (0..).zip(&indexes) {
+            assert_eq!(intern(&mut groups, number), *index);
+            // Eight of nine go.
+            if number % 9 > 0 {
+                groups.release(*index);
+            }
+        }
+        assert!(groups.table_bytes < full / 2, "{} of {full} bytes", groups.table_bytes);
+        let left = || (0..).zip(&indexes).filter(|(number, _)| number % 9 == 0);
+        assert_eq!(groups.len(), left().count());
+        left().for_each(|(number, index)| assert_eq!(intern(&mut groups, number), *index));
+    }
+
+    #[test]
     fn groups_are_interned_found_and_freed() {
         for seed in 0..50 {
             let random = &mut Random::new(seed);
@@ -426,6 +530,11 @@ mod tests {
                     _ => KeyRange::Span { start, end },
                 };
                 let options = Options::default().with(Options::PREV_KV, random.below(3) == 0);
+                // Ranges that are there, and others: to look at them takes nothing but a way to each.
+                let keys: Vec<Vec<u8>> = (0..40).map(|_| vec![b'a' + random.below(6) as u8]).collect();
+                let ends: [&[u8]; 4] = [b"", b"\0", b"b", b"d"];
+                let foreseen = keys.iter().map(|key| Foreseen { key, range_end: ends[random.below(4) as usize] });
+                groups.foresee(&foreseen.take(row as usize % 41).collect::<Vec<_>>());
                 let group = groups.intern(&range, options).unwrap();
                 for (other_range, other_options, other, _) in &live {
                     assert_eq!((*other_range == range) && (*other_options == options), *other == group);

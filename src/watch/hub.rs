@@ -18,6 +18,7 @@ use hashbrown::HashMap;
 
 use super::behind::CatchUp;
 use super::fan_out::FanOut;
+use super::foresight::{Foreseen, GROUPS_MIN};
 use super::group::{Groups, Options};
 use super::message::Header;
 pub use super::message::HeaderIds;
@@ -311,6 +312,16 @@ impl Hub {
     pub fn close_stream(&mut self, stream: StreamId) {
         self.streams.close(stream.0);
         self.closing.push_back(stream.0);
+    }
+
+    /// Whether looking ahead is of use.
+    pub fn gains_by_foresight(&self) -> bool {
+        self.groups.len() >= GROUPS_MIN
+    }
+
+    /// Creates of these ranges are about to be requested. They need not be, and nothing changes.
+    pub fn foresee(&self, ranges: &[Foreseen<'_>]) {
+        self.groups.foresee(ranges);
     }
 
     /// A request, with the committed revision of the moment it came.

@@ -5,6 +5,7 @@
 //! its depth is bounded whatever clients insert; priorities drawn from a counter could be played against.
 
 use std::cmp::Ordering;
+use std::hint::black_box;
 
 use crate::types::arena::Arena;
 
@@ -15,6 +16,9 @@ const DEPTH_MAX: usize = 48;
 /// Whoever keeps the bytes of the ranges.
 pub trait Bounds {
     fn span(&self, group: u32) -> Span<'_>;
+
+    /// The span is about to be asked for.
+    fn foresee(&self, _group: u32) {}
 }
 
 #[derive(Clone, Copy)]
@@ -50,7 +54,20 @@ struct Node {
     group: u32,
     /// The group whose end lies farthest in this subtree.
     farthest: u32,
-    height: u8,
+    /// Of both sides, so that whether they differ too much is known without a look at either.
+    left_height: u8,
+    right_height: u8,
+}
+
+impl Node {
+    fn height(&self) -> u8 {
+        1 + self.left_height.max(self.right_height)
+    }
+
+    /// By how much the left side is higher.
+    fn lean(&self) -> i32 {
+        i32::from(self.left_height) - i32::from(self.right_height)
+    }
 }
 
 /// Spans, each with one group. Two spans that are equal are one entry; [`Interval::replace`] changes its group.
@@ -74,47 +91,75 @@ impl Interval {
         let mut path = [(NONE, Ordering::Equal); DEPTH_MAX];
         let (mut depth, mut at) = (0, self.root);
         while at != NONE {
-            let order = self.admit(bounds, at, group, span);
+            let node = &self.nodes[at];
+            let order = span.compare(bounds.span(node.group));
+            assert_ne!(order, Ordering::Equal, "equal spans are interned before they get here");
             path[depth] = (at, order);
             depth += 1;
-            at = if order == Ordering::Less { self.nodes[at].left } else { self.nodes[at].right };
+            // A branch, and no conditional move: where it guesses right, the processor has the next node on its way before it
+            // knows this one.
+            at = if order == Ordering::Less {
+                black_box(());
+                node.left
+            } else {
+                node.right
+            };
         }
-        let mut below = self.nodes.insert(Node { left: NONE, right: NONE, group, farthest: group, height: 1 });
+        self.admit(bounds, &path[..depth], group, span);
+        let new = Node { left: NONE, right: NONE, group, farthest: group, left_height: 0, right_height: 0 };
+        let (mut below, mut below_height) = (self.nodes.insert(new), 1);
         while depth > 0 {
             depth -= 1;
             let (at, order) = path[depth];
             let node = &mut self.nodes[at];
-            let height = node.height;
-            *(if order == Ordering::Less { &mut node.left } else { &mut node.right }) = below;
-            below = self.rotated(bounds, at).unwrap_or(at);
-            if below == at {
-                self.set_height(at);
-                if self.nodes[at].height == height {
-                    // Above, nothing changes any more.
-                    return;
-                }
+            let height = node.height();
+            if order == Ordering::Less {
+                (node.left, node.left_height) = (below, below_height);
+            } else {
+                (node.right, node.right_height) = (below, below_height);
+            }
+            (below, below_height) = self.balanced(bounds, at);
+            if below == at && below_height == height {
+                // Above, nothing changes any more.
+                return;
             }
         }
         self.root = below;
     }
 
-    /// A span is to come below this node: on which side, and what ends farthest there from now on. On the way down, since
-    /// one look at the span in place does for both mostly: behind what it is before, or ends before, nothing is farther.
-    fn admit(&mut self, bounds: &impl Bounds, at: u32, group: u32, span: Span<'_>) -> Ordering {
-        let node = &mut self.nodes[at];
-        let own = bounds.span(node.group);
-        let order = span.compare(own);
-        assert_ne!(order, Ordering::Equal, "equal spans are interned before they get here");
-        let is_farther = |other| span.compare_ends(other) == Ordering::Greater;
-        if is_farther(own) && (node.group == node.farthest || is_farther(bounds.span(node.farthest))) {
+    /// A span comes below these nodes, which may make it what ends farthest there. From below: where it does not end farthest,
+    /// it does not do so above, so that two looks do on average.
+    fn admit(&mut self, bounds: &impl Bounds, path: &[(u32, Ordering)], group: u32, span: Span<'_>) {
+        for (at, _) in path.iter().rev() {
+            let node = &mut self.nodes[*at];
+            if span.compare_ends(bounds.span(node.farthest)) != Ordering::Greater {
+                return;
+            }
             node.farthest = group;
         }
-        order
+    }
+
+    /// Looks at what [`Interval::insert`] of these spans will look at on its way down, at all of them level by level: see
+    /// [`super::foresight`].
+    pub fn foresee<const N: usize>(&self, bounds: &impl Bounds, spans: &[Option<Span<'_>>; N]) {
+        let mut at = spans.map(|span| if span.is_some() { self.root } else { NONE });
+        // The depth bounds it.
+        while at.iter().any(|at| *at != NONE) {
+            let groups = at.map(|at| if at == NONE { NONE } else { self.nodes[at].group });
+            for group in groups.into_iter().filter(|group| *group != NONE) {
+                bounds.foresee(group);
+            }
+            for (at, span) in at.iter_mut().zip(spans) {
+                let (Some(span), Some(node)) = (span, self.nodes.get(*at)) else { continue };
+                let children = [node.left, node.right];
+                *at = children[usize::from(span.compare(bounds.span(node.group)) == Ordering::Greater)];
+            }
+        }
     }
 
     /// Takes out the span of this group, whose bytes must still be there.
     pub fn remove(&mut self, bounds: &impl Bounds, group: u32) {
-        self.root = self.remove_below(bounds, self.root, group);
+        (self.root, _) = self.remove_below(bounds, self.root, group);
     }
 
     /// Puts `new` in the place of `old`; both have the same span, and the bytes of both are still there.
@@ -180,100 +225,106 @@ impl Interval {
         self.stab_below(bounds, node.right, key, None, found)
     }
 
-    fn remove_below(&mut self, bounds: &impl Bounds, at: u32, group: u32) -> u32 {
+    /// Gives what is left of the subtree, and its height.
+    fn remove_below(&mut self, bounds: &impl Bounds, at: u32, group: u32) -> (u32, u8) {
         assert_ne!(at, NONE, "the span of a group in place is in the tree");
         match bounds.span(group).compare(bounds.span(self.nodes[at].group)) {
             Ordering::Less => {
-                let left = self.remove_below(bounds, self.nodes[at].left, group);
-                self.nodes[at].left = left;
+                let (left, height) = self.remove_below(bounds, self.nodes[at].left, group);
+                let node = &mut self.nodes[at];
+                (node.left, node.left_height) = (left, height);
             }
             Ordering::Greater => {
-                let right = self.remove_below(bounds, self.nodes[at].right, group);
-                self.nodes[at].right = right;
+                let (right, height) = self.remove_below(bounds, self.nodes[at].right, group);
+                let node = &mut self.nodes[at];
+                (node.right, node.right_height) = (right, height);
             }
             Ordering::Equal => {
-                let Node { left, right, .. } = self.nodes.remove(at);
+                let Node { left, right, left_height, .. } = self.nodes.remove(at);
                 if right == NONE {
-                    return left;
+                    return (left, left_height);
                 }
-                let (first, rest) = self.take_first(bounds, right);
-                self.nodes[first].left = left;
-                self.nodes[first].right = rest;
+                let (first, (rest, rest_height)) = self.take_first(bounds, right);
+                let node = &mut self.nodes[first];
+                (node.left, node.left_height) = (left, left_height);
+                (node.right, node.right_height) = (rest, rest_height);
                 self.refresh(bounds, first);
-                return self.rotated(bounds, first).unwrap_or(first);
+                return self.balanced(bounds, first);
             }
         }
         self.balance_without(bounds, at, group)
     }
 
-    /// Takes the smallest node out of a subtree; gives it and what is left.
-    fn take_first(&mut self, bounds: &impl Bounds, at: u32) -> (u32, u32) {
-        let left = self.nodes[at].left;
+    /// Takes the smallest node out of a subtree; gives it and what is left, with its height.
+    fn take_first(&mut self, bounds: &impl Bounds, at: u32) -> (u32, (u32, u8)) {
+        let Node { left, right, right_height, .. } = self.nodes[at];
         if left == NONE {
-            return (at, self.nodes[at].right);
+            return (at, (right, right_height));
         }
-        let (first, rest) = self.take_first(bounds, left);
-        self.nodes[at].left = rest;
+        let (first, (rest, height)) = self.take_first(bounds, left);
+        let node = &mut self.nodes[at];
+        (node.left, node.left_height) = (rest, height);
         let group = self.nodes[first].group;
         (first, self.balance_without(bounds, at, group))
     }
 
-    fn height(&self, at: u32) -> i32 {
-        if at == NONE { 0 } else { i32::from(self.nodes[at].height) }
-    }
-
-    fn lean(&self, at: u32) -> i32 {
-        self.height(self.nodes[at].left) - self.height(self.nodes[at].right)
-    }
-
     /// Below this node one group is gone. Of any other it may still be that it ends farthest.
-    fn balance_without(&mut self, bounds: &impl Bounds, at: u32, gone: u32) -> u32 {
+    fn balance_without(&mut self, bounds: &impl Bounds, at: u32, gone: u32) -> (u32, u8) {
         if self.nodes[at].farthest == gone {
             self.refresh(bounds, at);
-        } else {
-            self.set_height(at);
         }
-        self.rotated(bounds, at).unwrap_or(at)
+        self.balanced(bounds, at)
     }
 
-    /// The node that comes to the place of one whose sides differ too much.
-    fn rotated(&mut self, bounds: &impl Bounds, at: u32) -> Option<u32> {
+    /// The node that comes to the place of this one, and the height from there on: another one when its sides differ too much.
+    fn balanced(&mut self, bounds: &impl Bounds, at: u32) -> (u32, u8) {
         let Node { left, right, .. } = self.nodes[at];
-        let lean = self.lean(at);
-        if lean > 1 {
-            if self.lean(left) < 0 {
+        let lean = self.nodes[at].lean();
+        let at = if lean > 1 {
+            if self.nodes[left].lean() < 0 {
                 self.nodes[at].left = self.rotate_left(bounds, left);
             }
-            return Some(self.rotate_right(bounds, at));
-        }
-        if lean < -1 {
-            if self.lean(right) > 0 {
+            self.rotate_right(bounds, at)
+        } else if lean < -1 {
+            if self.nodes[right].lean() > 0 {
                 self.nodes[at].right = self.rotate_right(bounds, right);
             }
-            return Some(self.rotate_left(bounds, at));
-        }
-        None
+            self.rotate_left(bounds, at)
+        } else {
+            at
+        };
+        (at, self.nodes[at].height())
     }
 
     fn rotate_left(&mut self, bounds: &impl Bounds, at: u32) -> u32 {
         let up = self.nodes[at].right;
-        self.nodes[at].right = self.nodes[up].left;
-        self.nodes[up].left = at;
-        self.refresh(bounds, at);
-        self.refresh(bounds, up);
+        let Node { left: between, left_height, .. } = self.nodes[up];
+        let node = &mut self.nodes[at];
+        (node.right, node.right_height) = (between, left_height);
+        let height = node.height();
+        (self.nodes[up].left, self.nodes[up].left_height) = (at, height);
+        self.rotated(bounds, at, up);
         up
     }
 
     fn rotate_right(&mut self, bounds: &impl Bounds, at: u32) -> u32 {
         let up = self.nodes[at].left;
-        self.nodes[at].left = self.nodes[up].right;
-        self.nodes[up].right = at;
-        self.refresh(bounds, at);
-        self.refresh(bounds, up);
+        let Node { right: between, right_height, .. } = self.nodes[up];
+        let node = &mut self.nodes[at];
+        (node.left, node.left_height) = (between, right_height);
+        let height = node.height();
+        (self.nodes[up].right, self.nodes[up].right_height) = (at, height);
+        self.rotated(bounds, at, up);
         up
     }
 
-    /// Recomputes what a node knows of its subtree.
+    /// `up` has come above `at`: below it is now what was below that, and ends as far.
+    fn rotated(&mut self, bounds: &impl Bounds, at: u32, up: u32) {
+        self.nodes[up].farthest = self.nodes[at].farthest;
+        self.refresh(bounds, at);
+    }
+
+    /// Finds out anew what ends farthest in a subtree.
     fn refresh(&mut self, bounds: &impl Bounds, at: u32) {
         let Node { left, right, group, .. } = self.nodes[at];
         let mut farthest = group;
@@ -286,12 +337,6 @@ impl Interval {
             }
         }
         self.nodes[at].farthest = farthest;
-        self.set_height(at);
-    }
-
-    fn set_height(&mut self, at: u32) {
-        let Node { left, right, .. } = self.nodes[at];
-        self.nodes[at].height = (1 + self.height(left).max(self.height(right))) as u8;
     }
 }
 
@@ -320,7 +365,7 @@ mod tests {
         let ((left, mut groups), (right, others)) =
             (check_below(tree, node.left, spans), check_below(tree, node.right, spans));
         assert!((left - right).abs() <= 1, "balanced");
-        assert_eq!(i32::from(node.height), 1 + left.max(right));
+        assert_eq!((i32::from(node.left_height), i32::from(node.right_height)), (left, right));
         groups.extend(others);
         groups.push(node.group);
         let is_farther = |other: &u32| spans.span(*other).compare_ends(spans.span(node.farthest)) == Ordering::Greater;

@@ -7,6 +7,7 @@
 //! | `hub` | the revision of the shard, its order of work, its inputs and outputs |
 //! | `request` | creates, cancels, progress, and their answers |
 //! | `group` | equal ranges with equal options: keys and members, kept once |
+//! | `foresight` | creates that are about to come, and why they are looked at |
 //! | `members` | the members of one group, in blocks of one size |
 //! | `interval` | spans, found by a key |
 //! | `fan_out` | one batch on its way to the synced |
@@ -37,6 +38,7 @@
 mod behind;
 mod catch_up;
 mod fan_out;
+pub mod foresight;
 mod gathered;
 mod group;
 pub mod hub;
