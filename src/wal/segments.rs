@@ -453,10 +453,10 @@ impl<D: SegmentDisk> Keeper<D> {
         let segment = self.disk.open_segment(&segment_name(header.sequence))?;
         self.prepared.pop_front();
         // Before the log sees it: else it would count twice.
-        self.look_at_room()?;
+        let looked = self.look_at_room();
         let pushed = self.ready.push(Ready { header, segment });
         assert!(pushed.is_ok(), "only this side fills the slot");
-        Ok(Step::Prepared)
+        looked.map(|()| Step::Prepared)
     }
 
     /// The oldest goes first, and its name is synced away before the next: those that are left never have a gap.
@@ -488,13 +488,15 @@ impl<D: SegmentDisk> Keeper<D> {
     }
 
     /// What there is for further segments once the checkpoint has taken what it can: the segments that it gives back, less
-    /// the room of their rows and of those in the others, the one that lies ready included. Filled spares have their own room already.
+    /// the room of their rows and of those in the others, the one that lies ready included. Filled spares and prepared
+    /// segments have their own room already.
     fn look_at_room(&self) -> io::Result<()> {
         let segment_bytes = self.segment_bytes();
         let filled = self.spares.iter().filter(|spare| spare.is_filled).count();
-        let own = (filled + self.prepared.len()) as u64 + self.to_be_given_up();
+        let prepared = self.prepared.len() as u64;
+        let own = filled as u64 + prepared + self.to_be_given_up();
         let log_room = self.disk.free_bytes()?.saturating_add(own * segment_bytes);
-        let rows_bytes = CHECKPOINT_SHARE * self.named() * segment_bytes;
+        let rows_bytes = CHECKPOINT_SHARE * (self.named() - prepared) * segment_bytes;
         if self.shared.is_beside_data {
             self.shared.log_room.store(log_room.saturating_sub(rows_bytes), Ordering::Relaxed);
         } else {
