@@ -340,10 +340,11 @@ impl Lessor {
         self.keys.list(self.rows[at].keys).map(key_bytes).sum()
     }
 
-    /// How many keys a lease has, and how long they are together.
-    pub fn keys_lengths(&self, id: LeaseId) -> (usize, usize) {
-        let keys = self.row_of(id).into_iter().flat_map(|at| self.keys.list(self.rows[at].keys));
-        keys.fold((0, 0), |(count, length), key| (count + 1, length + key.len()))
+    /// Whether the keys of a lease, each with so much more, come to no more than so many bytes. It looks at no more keys than
+    /// tell.
+    pub fn has_keys_within(&self, id: LeaseId, each: usize, bytes_max: usize) -> bool {
+        let mut keys = self.row_of(id).into_iter().flat_map(|at| self.keys.list(self.rows[at].keys));
+        keys.try_fold(bytes_max, |left, key| left.checked_sub(key.len() + each)).is_some()
     }
 
     /// The keys of a lease, in ascending order.

@@ -22,6 +22,14 @@ pub trait Durability {
     /// How long a further group may be to find its place whatever else becomes of the disk's room.
     fn room_bytes(&self) -> usize;
 
+    /// There will be more room by itself, by what is under way.
+    fn is_room_coming(&self) -> bool {
+        false
+    }
+
+    /// Whether writes are held up until it has come.
+    fn set_held_up(&mut self, _is_held_up: bool) {}
+
     /// What is free on which disk, in words.
     fn disks(&self) -> String;
 

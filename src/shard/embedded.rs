@@ -3,7 +3,9 @@
 //! It lives on shard 0. What it does is deterministic, given the order in which requests stand in the queues and the
 //! moments at which the log reports: so the simulator drives it as the loop does.
 
-use crate::backend::{Command, Reply};
+use std::collections::VecDeque;
+
+use crate::backend::{Command, LeaseCommand, Reply};
 use crate::shard::durability::Durability;
 use crate::shard::history::Appender;
 use crate::shard::mesh::{Port, Request, Response};
@@ -24,6 +26,8 @@ pub struct Embedded {
     told: Vec<bool>,
     /// Whose commands are taken first in the next turn.
     first_shard: usize,
+    /// Writes that wait for room in the log, which is coming. Reads go on meanwhile.
+    held_up: VecDeque<(Origin, Command)>,
     /// Commands of the last turn.
     commands_taken: usize,
     failure: Option<LogFailure>,
@@ -53,6 +57,7 @@ impl Embedded {
             ports,
             told,
             first_shard: 0,
+            held_up: VecDeque::new(),
             commands_taken: 0,
             failure: None,
             defragmenting,
@@ -78,7 +83,13 @@ impl Embedded {
         self.writer.set_short_of_space(self.durability.is_short_of_space());
         let room = self.durability.room_bytes();
         self.writer.set_log_bytes_max(room);
+        let is_coming = self.durability.is_room_coming();
+        self.writer.set_room_coming(is_coming);
+        let holds_up = is_coming && room < ROOM_SCARCE_BYTES;
         let (share, shards) = (commands_max.div_ceil(self.ports.len()), self.ports.len());
+        if !holds_up {
+            self.take_held_up(room, share, time);
+        }
         let first = std::mem::take(&mut self.first_shard);
         'shards: for shard in (first..shards).chain(0..first) {
             let mut left = share;
@@ -91,14 +102,33 @@ impl Embedded {
                 let Some(Request { token, command }) = self.receive(shard) else { break };
                 left = left.saturating_sub(weight(&command));
                 self.commands_taken += 1;
-                self.command(Origin { shard: shard as u16, token }, command, time);
+                let origin = Origin { shard: shard as u16, token };
+                if (holds_up || !self.held_up.is_empty()) && takes_room(&command) {
+                    self.held_up.push_back((origin, command));
+                    continue;
+                }
+                self.command(origin, command, time);
                 // What no request says of itself: a delete may have gone through a million tombstones.
                 left = left.saturating_sub(self.writer.take_visits() / VISITS_PER_COMMAND);
             }
         }
         let more_expired = self.expire(time);
         let more = self.settle();
-        more || more_expired || self.ports.iter().any(Port::has_request)
+        let is_held_up = !self.held_up.is_empty();
+        self.durability.set_held_up(holds_up && is_held_up);
+        let more_held_up = is_held_up && !holds_up;
+        more || more_expired || more_held_up || self.ports.iter().any(Port::has_request)
+    }
+
+    /// Writes that came while room was scarce go first once it is not, or is not coming any more.
+    fn take_held_up(&mut self, room: usize, share: usize, time: Time) {
+        for _ in 0..share {
+            if room - self.writer.log_bytes_max() >= GROUP_BYTES {
+                break;
+            }
+            let Some((origin, command)) = self.held_up.pop_front() else { break };
+            self.command(origin, command, time);
+        }
     }
 
     /// A piece of the revocation of what has expired. True when there is more.
@@ -272,6 +302,9 @@ fn put_bytes(batch: &Batch) -> u64 {
 /// A turn takes no further command when its group has so much for the log: a group that is longer than a frame is durable later,
 /// and the checkpoint can take nothing of it before. Groups that wait share frames.
 const GROUP_BYTES: usize = BODY_BYTES_MAX / 2;
+/// While there is less room in the log and more is coming, writes are held up: it may be too little for the next one, and clients
+/// take a refusal for final. A request has 1.5 MiB by default, and comes behind a group.
+const ROOM_SCARCE_BYTES: usize = 4 << 20;
 /// Keys that a write looks at in the time of a plain command.
 const VISITS_PER_COMMAND: usize = 100;
 
@@ -282,6 +315,16 @@ fn operations(txn: &Txn) -> usize {
         ops.iter().map(|op| 1 + nested(op)).sum()
     };
     txn.compares.len() + of_branch(&txn.success).max(of_branch(&txn.failure))
+}
+
+/// Whether a command may take much of the log. An alarm that is taken back and a compaction take little, and are asked for
+/// when there is little.
+fn takes_room(command: &Command) -> bool {
+    match command {
+        Command::Write(write) => !matches!(write, Write::Alarm { .. } | Write::Compact(_)),
+        Command::Lease(command) => matches!(command, LeaseCommand::Revoke(_)),
+        _ => false,
+    }
 }
 
 /// How many plain commands the work of this one is worth.
@@ -315,6 +358,9 @@ mod tests {
     #[derive(Default)]
     struct Disk {
         appended: Option<Position>,
+        /// What the log has room for, and whether more is coming.
+        room: Option<(usize, bool)>,
+        is_held_up: bool,
         is_short: bool,
         defragmentations: usize,
         end: Option<Result<(), String>>,
@@ -334,7 +380,15 @@ mod tests {
         fn removed(&mut self, _changes: Vec<ChangeId>) {}
 
         fn room_bytes(&self) -> usize {
-            usize::MAX
+            self.0.borrow().room.map_or(usize::MAX, |(bytes, _)| bytes)
+        }
+
+        fn is_room_coming(&self) -> bool {
+            self.0.borrow().room.is_some_and(|(_, is_coming)| is_coming)
+        }
+
+        fn set_held_up(&mut self, is_held_up: bool) {
+            self.0.borrow_mut().is_held_up = is_held_up;
         }
 
         fn disks(&self) -> String {
@@ -373,6 +427,34 @@ mod tests {
 
     fn send(link: &mut Link, token: u32, command: Command) {
         link.send(Request { token, command });
+    }
+
+    #[test]
+    fn writes_wait_for_room_that_is_coming_in_their_order_and_reads_pass_them() {
+        let (mut embedded, mut link, disk) = stage();
+        let told = |link: &mut Link| std::iter::from_fn(|| link.receive()).map(|one| one.token).collect::<Vec<_>>();
+        let room = |room| disk.borrow_mut().room = room;
+        room(Some((ROOM_SCARCE_BYTES - 1, true)));
+        send(&mut link, 1, put());
+        send(&mut link, 2, Command::Lease(LeaseCommand::Revoke(LeaseId(7))));
+        send(&mut link, 3, Command::Status);
+        assert!(!embedded.turn(Time(1), 10), "nothing can be done before there is room");
+        assert!(disk.borrow().is_held_up);
+        assert_eq!(told(&mut link), [3]);
+        room(Some((ROOM_SCARCE_BYTES, true)));
+        send(&mut link, 4, put());
+        while embedded.turn(Time(1), 10) {}
+        embedded.turn(Time(1), 10);
+        assert_eq!((told(&mut link), disk.borrow().is_held_up), (vec![1, 2, 4], false));
+        assert_eq!(embedded.writer().store().revision(), Revision(3));
+        // And where none is coming after all, they hear so.
+        room(Some((10, true)));
+        send(&mut link, 5, put());
+        assert!(!embedded.turn(Time(1), 10) && told(&mut link).is_empty());
+        room(Some((10, false)));
+        while embedded.turn(Time(1), 10) {}
+        embedded.turn(Time(1), 10);
+        assert_eq!((told(&mut link), embedded.writer().store().alarms().count()), (vec![5], 1));
     }
 
     #[test]

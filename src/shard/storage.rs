@@ -138,7 +138,8 @@ pub fn open(config: &Config, bell: &Doorbell) -> Result<Opened, StorageError> {
     let salt = Box::new(file_disk::random_salt);
     let newest = Newest::open(files.data.clone())?;
     let (keeper, supply) = segments::open(files.wal.clone(), newest, resume, checkpointed.position.clone(), salt)?;
-    let keeper = keeper.telling(checkpointed.is_awaited.clone());
+    let awaited = checkpoint.handle();
+    let keeper = keeper.telling(checkpointed.is_awaited.clone(), Box::new(move || awaited.wake()));
     let broken =
         |error: &io::Error| end_process(&format_args!("a segment of the log cannot be made or given up: {error}"));
     let segments = segments::spawn(keeper, Box::new(move || has_segment.ring()), Box::new(broken))?;
@@ -371,6 +372,14 @@ impl<D: Device> Durability for Logged<D> {
 
     fn room_bytes(&self) -> usize {
         self.log.room_bytes()
+    }
+
+    fn is_room_coming(&self) -> bool {
+        self.log.is_room_coming() && !self.checkpointed.is_short_of_space.load(Ordering::Acquire)
+    }
+
+    fn set_held_up(&mut self, is_held_up: bool) {
+        self.log.set_held_up(is_held_up);
     }
 
     fn disks(&self) -> String {

@@ -112,6 +112,8 @@ pub struct Writer {
     /// The alarms that may be told.
     alarms: BTreeSet<Alarm>,
     space: Space,
+    /// What is under way will make more room in the log.
+    is_room_coming: bool,
     /// The disk has refused the log.
     refusing: bool,
     reads: VecDeque<RunningRead>,
@@ -150,6 +152,7 @@ impl Writer {
             alarms: store.alarms().collect(),
             space: Space::new(Quota::default(), 0),
             scratch_bytes: 0,
+            is_room_coming: false,
             refusing: false,
             reads: VecDeque::new(),
             hashes: Hashes::default(),
@@ -302,9 +305,9 @@ impl Writer {
         }
         let lessor = self.leases.lessor();
         let applied = self.store.apply_with(write, time, &|lease| lessor.contains(lease));
-        // Behind others it may only have come too soon: these may turn out to need less of the disk than they could.
+        // Where room is coming it has only come too soon.
         let is_for_room = matches!(applied.answer, Err(Error::NoSpace)) && !self.store.has_alarm(AlarmKind::NoSpace);
-        if is_for_room && cost_bytes > 0 && !self.has_unreleased() {
+        if is_for_room && cost_bytes > 0 && !self.is_room_coming {
             return Applied { entry: self.raise(Shortage::Disk, time), ..applied };
         }
         applied
@@ -561,6 +564,10 @@ impl Writer {
     /// What the open group may take in the log. See [`Store::set_log_bytes_max`].
     pub fn set_log_bytes_max(&mut self, bytes: usize) {
         self.store.set_log_bytes_max(bytes);
+    }
+
+    pub fn set_room_coming(&mut self, is_coming: bool) {
+        self.is_room_coming = is_coming;
     }
 
     pub fn log_bytes_max(&self) -> usize {

@@ -246,7 +246,7 @@ impl World {
             salt,
         );
         let (keeper, supply) = opened.expect("what was just read can be opened");
-        let keeper = keeper.telling(checkpointed.is_awaited.clone());
+        let keeper = keeper.telling(checkpointed.is_awaited.clone(), Box::new(|| {}));
         let device = FakeDevice::default();
         let mut log = Log::new(device.clone(), supply, progress.clone());
         log.planted = self.planted.log;

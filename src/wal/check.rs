@@ -15,7 +15,7 @@ use crate::types::{ChangeId, Entry, Position, Revision, Row};
 
 use super::checkpoint::{self, Checkpoint};
 use super::checkpoint_rows::{Meta, row_sum};
-use super::claim::{LOCK_NAME, WAL_NAME, identity_refused, is_etcds};
+use super::claim::{LOCK_NAME, WAL_NAME, identity_refused, is_etcds, refuse_unfinished};
 use super::disk::Disk;
 use super::examine::{Examined, Finding, examine};
 use super::file_disk::FileDisk;
@@ -56,6 +56,7 @@ pub(super) fn open(data: &Path, wal: Option<&Path>) -> Result<Opened, Refused> {
             data.display()
         )));
     }
+    refuse_unfinished(data, &names)?;
     let wal = wal.map_or_else(|| data.join(WAL_NAME), Path::to_owned);
     if !wal.exists() {
         return Err(Refused(format!(

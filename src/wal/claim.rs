@@ -25,7 +25,9 @@ pub(super) const WAL_NAME: &str = "wal";
 pub(super) const ETCD_NAME: &str = "member";
 /// What may lie in a directory that is still to become ours: what a new file system has, and what a start that was cut short
 /// leaves, first these and then those, and the directory of the log.
-const EMPTY_NAMES: [&str; 3] = [LOCK_NAME, identity::NEW_FILE_NAME, "lost+found"];
+const EMPTY_NAMES: [&str; 3] = [LOCK_NAME, identity::NEW_FILE_NAME, LOST_NAME];
+/// What fsck finds; ext4 makes it with the file system.
+const LOST_NAME: &str = "lost+found";
 const BEGUN_NAMES: [&str; 3] = [WAL_NAME, checkpoint::NEW_FILE_NAME, checkpoint::FILE_NAME];
 
 /// A directory that is ours, and locked for as long as this lives.
@@ -62,13 +64,25 @@ pub fn claim(data: &Path, wal: Option<&Path>, new_identity: impl FnOnce() -> Ide
     make_directory(data)?;
     let disk = open(data)?;
     let names = disk.names().map_err(|error| cannot("read", data, &error))?;
-    if names.iter().any(|name| name == UNFINISHED_NAME) {
-        return Err(Refused(format!(
-            "{0} is what a tarsier salvage has left that did not end: remove {0}, and salvage again",
-            data.display()
-        )));
-    }
+    refuse_unfinished(data, &names)?;
     claim_named(data, wal, disk, &names, new_identity)
+}
+
+/// # Errors
+/// When a salvage that did not end has left these names.
+pub(super) fn refuse_unfinished(data: &Path, names: &[String]) -> Result<(), Refused> {
+    if names.iter().all(|name| name != UNFINISHED_NAME) {
+        return Ok(());
+    }
+    Err(Refused(format!(
+        "{0} is what a tarsier salvage has left that did not end: remove {0}, and salvage again",
+        data.display()
+    )))
+}
+
+/// Whether nothing lies in a directory but what a new file system has.
+pub(super) fn is_empty(names: &[String]) -> bool {
+    names.iter().all(|name| name == LOST_NAME)
 }
 
 /// Makes a directory ours that is empty or still to be made, and that no start may serve before [`Unfinished::end`].
@@ -79,6 +93,9 @@ pub(super) fn claim_unfinished(new: &Path, new_identity: impl FnOnce() -> Identi
     make_directory(new)?;
     let disk = open(new)?;
     let names = disk.names().map_err(|error| cannot("read", new, &error))?;
+    if !is_empty(&names) {
+        return Err(Refused(format!("{} is not empty: name a directory that does not exist yet", new.display())));
+    }
     let marked = disk.create(UNFINISHED_NAME).and_then(|_| disk.sync_names());
     marked.map_err(|error| cannot("write to", new, &error))?;
     claim_named(new, None, disk, &names, new_identity).map(Unfinished)
@@ -268,15 +285,17 @@ mod tests {
     #[test]
     fn what_a_salvage_has_not_ended_is_not_served() {
         let new = Folder::new("claim-unfinished");
+        std::fs::create_dir_all(new.0.join(LOST_NAME)).unwrap();
         let unfinished = claim_unfinished(&new.0, || IDENTITY).unwrap();
         let files: Vec<String> = unfinished.0.files.data.names().unwrap();
         drop(unfinished);
         assert!(refusal(&new.0, None).ends_with("and salvage again"), "{}", refusal(&new.0, None));
-        for left in files.iter().filter(|name| !["wal", UNFINISHED_NAME].contains(&&***name)) {
+        for left in files.iter().filter(|name| !["wal", LOST_NAME, UNFINISHED_NAME].contains(&&***name)) {
             std::fs::remove_file(new.0.join(left)).unwrap();
             assert!(refusal(&new.0, None).ends_with("and salvage again"), "without {left}");
         }
-        std::fs::remove_file(new.0.join(UNFINISHED_NAME)).unwrap();
+        assert!(claim_unfinished(&new.0, || IDENTITY).is_err(), "it holds something");
+        std::fs::remove_dir_all(&new.0).unwrap();
         claim_unfinished(&new.0, || IDENTITY).unwrap().end().unwrap();
         drop(claim(&new.0, None, || panic!("it has ids")).unwrap());
     }

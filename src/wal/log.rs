@@ -185,6 +185,17 @@ impl<D: Device> Log<D> {
         frames / FRAMES_IN_ROOM * (FRAMES_IN_ROOM - 1)
     }
 
+    /// There will be more room by itself: once what is under way is durable, or the checkpoint has taken what is.
+    pub fn is_room_coming(&self) -> bool {
+        let is_under_way = !self.is_idle() || self.supply.is_to_be_given_more();
+        is_under_way && self.refused.is_none() && !self.supply.is_short_of_space()
+    }
+
+    /// Whether writes wait for that.
+    pub fn set_held_up(&mut self, is_held_up: bool) {
+        self.supply.set_held_up(is_held_up);
+    }
+
     /// Passes on which changes nobody can reach any more, behind the groups that are durable so far.
     pub fn removed(&mut self, rows: Vec<ChangeId>) {
         self.tell(Progress::Removed(rows));

@@ -109,8 +109,9 @@ pub struct Files<D> {
 
 impl<D: Disk> Files<D> {
     pub fn new((data, wal): (Arc<D>, Arc<D>), identity: Identity, path: &Path, wal_path: &Path) -> Files<D> {
-        // A disk that does not say what it has free is taken for a large one.
-        let segment_blocks = segment_blocks(wal.free_bytes().unwrap_or(u64::MAX));
+        // The rows need room as well. A disk that does not say what it has free is taken for a large one.
+        let free_bytes = [&data, &wal].map(|disk| disk.free_bytes().unwrap_or(u64::MAX));
+        let segment_blocks = segment_blocks(free_bytes[0].min(free_bytes[1]));
         Files {
             data,
             wal,

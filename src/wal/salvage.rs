@@ -21,9 +21,10 @@ use super::checkpoint::{self, Checkpoint};
 use super::checkpoint_backend::CheckpointError;
 use super::checkpoint_remains::{self, Remains};
 use super::checkpoint_rows::Meta;
-use super::claim::claim_unfinished;
+use super::claim::{claim_unfinished, is_empty};
 use super::disk::Disk;
 use super::examine::{Examined, Finding, examine};
+use super::file_disk::FileDisk;
 use super::identity::{self, Identity};
 use super::newest;
 use super::overlay::Overlay;
@@ -41,7 +42,8 @@ pub fn salvage(
     new_identity: impl FnOnce() -> Identity,
     out: &mut dyn Write,
 ) -> Result<bool, Refused> {
-    if std::fs::read_dir(new).is_ok_and(|mut entries| entries.next().is_some()) {
+    // Before the long work; whoever makes it looks again.
+    if FileDisk::open(new).and_then(|disk| disk.names()).is_ok_and(|names| !is_empty(&names)) {
         return Err(Refused(format!("{} is not empty: name a directory that does not exist yet", new.display())));
     }
     let read_from = data;

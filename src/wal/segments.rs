@@ -21,9 +21,8 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
-use std::thread::Thread;
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -52,7 +51,7 @@ const ROOM_SEGMENTS: u64 = 64;
 const LOOKS_PER_SPARE: u32 = 60;
 /// How often a full disk is tried again, and how often the checkpoint is looked at while segments wait for it.
 const RETRY: Duration = Duration::from_secs(1);
-/// The same while the log waits for a segment, and clients with it.
+/// The same while the log waits for a segment, or writes for room.
 const RETRY_AWAITED: Duration = Duration::from_millis(10);
 
 /// The length of the segments of a new log.
@@ -98,6 +97,12 @@ pub fn await_earlier_writes<D: Disk>(wal: &D) -> io::Result<()> {
     Ok(())
 }
 
+mod supply;
+
+use supply::{Resumed, Shared};
+
+pub use supply::Supply;
+
 /// A segment that holds no frame yet, open.
 #[derive(Debug)]
 pub struct Ready<S> {
@@ -127,119 +132,6 @@ pub struct Resume {
     pub chain: u32,
     /// The last whole group.
     pub last: Position,
-}
-
-/// What the two threads share, beside the queues.
-#[derive(Debug)]
-struct Shared {
-    is_short_of_space: AtomicBool,
-    /// The last group that is durable, and so can go to the checkpoint.
-    durable: AtomicU64,
-    /// What the disk of the log has for further segments, and that of the checkpoint for their rows, once the checkpoint has
-    /// taken what is durable. One disk may be both.
-    log_room: AtomicU64,
-    rows_room: AtomicU64,
-    is_beside_data: bool,
-    thread: OnceLock<Thread>,
-}
-
-impl Shared {
-    fn new(durable: Position, is_beside_data: bool) -> Shared {
-        let [log_room, rows_room] = Default::default();
-        let (is_short_of_space, durable, thread) = (AtomicBool::default(), AtomicU64::new(durable.0), OnceLock::new());
-        Shared { is_short_of_space, durable, log_room, rows_room, is_beside_data, thread }
-    }
-
-    fn wake(&self) {
-        if let Some(thread) = self.thread.get() {
-            thread.unpark();
-        }
-    }
-
-    /// How many segments there is room for behind so many others, which the checkpoint takes before.
-    fn room_segments(&self, before: u64, segment_bytes: u64) -> u64 {
-        let rows_bytes = CHECKPOINT_SHARE * segment_bytes;
-        let log_room = self.log_room.load(Ordering::Relaxed);
-        let rows_before = before.saturating_mul(rows_bytes);
-        if self.is_beside_data {
-            return log_room.saturating_sub(rows_before) / (segment_bytes + rows_bytes);
-        }
-        let rows_room = self.rows_room.load(Ordering::Relaxed).saturating_sub(rows_before);
-        (log_room / segment_bytes).min(rows_room / rows_bytes)
-    }
-}
-
-/// The end of the queues that the log holds.
-pub struct Supply<S> {
-    ready: rtrb::Consumer<Ready<S>>,
-    closed: rtrb::Producer<Closed>,
-    /// Closed segments that found the queue full.
-    waiting: VecDeque<Closed>,
-    shared: Arc<Shared>,
-    segment_bytes: usize,
-    resumed: Option<Resumed<S>>,
-}
-
-/// Where the log goes on, its segment open.
-pub(crate) struct Resumed<S> {
-    pub current: Option<(Ready<S>, u64)>,
-    pub chain: u32,
-    pub last: Position,
-}
-
-impl<S> Supply<S> {
-    /// The next segment, or nothing yet.
-    pub(crate) fn next(&mut self) -> Option<Ready<S>> {
-        let next = self.ready.pop().ok()?;
-        self.shared.wake();
-        Some(next)
-    }
-
-    pub(crate) fn close(&mut self, closed: Closed) {
-        self.waiting.push_back(closed);
-        while let Some(&closed) = self.waiting.front() {
-            if self.closed.push(closed).is_err() {
-                break;
-            }
-            self.waiting.pop_front();
-        }
-        self.shared.wake();
-    }
-
-    pub(crate) fn is_short_of_space(&self) -> bool {
-        self.shared.is_short_of_space.load(Ordering::Relaxed)
-    }
-
-    /// So much is durable now.
-    pub(crate) fn note_durable(&self, position: Position) {
-        self.shared.durable.store(position.0, Ordering::Release);
-    }
-
-    /// What there is room for in segments behind so many bytes that wait, of which `left` find their place in the one in use.
-    /// Nothing is freed while it is written; what waits in front of it may be in the checkpoint by then.
-    pub(crate) fn room_bytes(&self, left: usize, waiting: usize) -> usize {
-        let body_bytes = self.segment_bytes - BLOCK_BYTES;
-        let placed = self.ready.slots() * body_bytes + left;
-        let before = waiting.saturating_sub(placed).div_ceil(body_bytes);
-        let further = self.shared.room_segments(before as u64, self.segment_bytes as u64);
-        let further = usize::try_from(further).unwrap_or(usize::MAX);
-        placed.saturating_sub(waiting).saturating_add(further.saturating_mul(body_bytes))
-    }
-
-    pub(crate) fn segment_bytes(&self) -> usize {
-        self.segment_bytes
-    }
-
-    pub(crate) fn take_resumed(&mut self) -> Resumed<S> {
-        self.resumed.take().expect("one supply serves one log")
-    }
-}
-
-impl<S> Drop for Supply<S> {
-    fn drop(&mut self) {
-        // The thread looks whether anybody is there to take segments.
-        self.shared.wake();
-    }
 }
 
 /// What a step did.
@@ -290,8 +182,9 @@ pub struct Keeper<D: SegmentDisk> {
     checkpointed: Arc<AtomicU64>,
     salt: Box<dyn FnMut() -> u64 + Send>,
     newest: Newest<D>,
-    /// The checkpoint is told here that it is [`Step::Awaiting`].
+    /// The checkpoint is told here that it is awaited, and woken.
     is_awaiting: Arc<AtomicBool>,
+    wake_checkpoint: Box<dyn Fn() + Send>,
     /// A call failed over a disk that has become read-only: the files are left as they are until the next start.
     has_turned_read_only: bool,
     has_told_of_descriptors: bool,
@@ -365,6 +258,7 @@ pub fn open<D: SegmentDisk>(
         salt,
         newest,
         is_awaiting: Arc::default(),
+        wake_checkpoint: Box::new(|| {}),
         has_turned_read_only: false,
         has_told_of_descriptors: false,
     };
@@ -373,9 +267,9 @@ pub fn open<D: SegmentDisk>(
 }
 
 impl<D: SegmentDisk> Keeper<D> {
-    /// With the place where the checkpoint is told that the log waits for it.
-    pub fn telling(self, is_awaiting: Arc<AtomicBool>) -> Keeper<D> {
-        Keeper { is_awaiting, ..self }
+    /// With the place where the checkpoint is told that the log or writes wait for it, and what wakes it.
+    pub fn telling(self, is_awaiting: Arc<AtomicBool>, wake_checkpoint: Box<dyn Fn() + Send>) -> Keeper<D> {
+        Keeper { is_awaiting, wake_checkpoint, ..self }
     }
 
     /// Does what is to be done: gives up one segment, or makes one ready.
@@ -390,7 +284,10 @@ impl<D: SegmentDisk> Keeper<D> {
             return Ok(Step::ShortOfSpace);
         }
         let stepped = self.try_step();
-        self.is_awaiting.store(matches!(stepped, Ok(Step::Awaiting)), Ordering::Relaxed);
+        let is_awaiting = matches!(stepped, Ok(Step::Awaiting)) || self.is_held_up();
+        if self.is_awaiting.swap(is_awaiting, Ordering::Relaxed) != is_awaiting && is_awaiting {
+            (self.wake_checkpoint)();
+        }
         if let Err(error) = &stepped
             && is_out_of_descriptors(error)
         {
@@ -404,7 +301,12 @@ impl<D: SegmentDisk> Keeper<D> {
             Ok(step) => *step == Step::ShortOfSpace,
             Err(error) => is_refusal(error) || self.look_whether_read_only(),
         };
-        self.shared.is_short_of_space.store(is_short, Ordering::Relaxed);
+        if self.shared.is_short_of_space.swap(is_short, Ordering::Relaxed) != is_short {
+            match is_short {
+                true => tracing::warn!("the disk has no room for a further segment of the log"),
+                false => tracing::info!("the disk has room for the log again"),
+            }
+        }
         if is_short { Ok(Step::ShortOfSpace) } else { stepped }
     }
 
@@ -494,7 +396,9 @@ impl<D: SegmentDisk> Keeper<D> {
         let segment_bytes = self.segment_bytes();
         let filled = self.spares.iter().filter(|spare| spare.is_filled).count();
         let prepared = self.prepared.len() as u64;
-        let own = filled as u64 + prepared + self.to_be_given_up();
+        let to_be_given_up = self.to_be_given_up();
+        self.shared.to_be_given_up.store(to_be_given_up, Ordering::Relaxed);
+        let own = filled as u64 + prepared + to_be_given_up;
         let log_room = self.disk.free_bytes()?.saturating_add(own * segment_bytes);
         let rows_bytes = CHECKPOINT_SHARE * (self.named() - prepared) * segment_bytes;
         if self.shared.is_beside_data {
@@ -524,9 +428,8 @@ impl<D: SegmentDisk> Keeper<D> {
         CHECKPOINT_SHARE * self.held() * self.segment_bytes()
     }
 
-    /// There is so much room that nobody need look at it while nothing happens.
-    fn has_much_room(&self) -> bool {
-        self.shared.room_segments(0, self.segment_bytes()) >= ROOM_SEGMENTS
+    fn is_held_up(&self) -> bool {
+        self.shared.is_held_up.load(Ordering::Relaxed)
     }
 
     /// Whether a file of so many bytes leaves the checkpoint the room to take what the log holds.
@@ -653,20 +556,18 @@ pub fn spawn<D: SegmentDisk>(
         loop {
             match keeper.step() {
                 Ok(Step::Prepared) => wake(),
+                Ok(Step::Idle | Step::Awaiting) if keeper.is_held_up() => {
+                    wake();
+                    std::thread::park_timeout(RETRY_AWAITED);
+                }
                 // A flag that rises is news for the writer.
                 Ok(Step::ShortOfSpace) => {
                     wake();
                     std::thread::park_timeout(RETRY);
                 }
                 Ok(Step::Awaiting) => std::thread::park_timeout(RETRY_AWAITED),
-                Ok(Step::Idle) => {
-                    let is_done = keeper.closed.is_empty() && keeper.spares.len() <= SPARES_MIN;
-                    if is_done && keeper.has_much_room() {
-                        std::thread::park()
-                    } else {
-                        std::thread::park_timeout(RETRY)
-                    }
-                }
+                // Others may take the room meanwhile.
+                Ok(Step::Idle) => std::thread::park_timeout(RETRY),
                 Ok(Step::Over) => return,
                 Err(error) => return broken(&error),
             }

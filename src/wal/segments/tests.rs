@@ -211,7 +211,7 @@ fn the_room_is_looked_at_again_once_the_checkpoint_has_made_some() {
 fn a_log_that_is_ahead_of_its_checkpoint_waits_for_it_and_says_so_and_the_disk_is_not_full() {
     let mut bench = bench();
     let is_awaiting = Arc::new(AtomicBool::new(false));
-    bench.keeper = bench.keeper.telling(is_awaiting.clone());
+    bench.keeper = bench.keeper.telling(is_awaiting.clone(), Box::new(|| {}));
     bench.leave_free(40);
     let mut held = 0;
     while bench.keeper.step().unwrap() != Step::Awaiting {
