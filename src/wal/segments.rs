@@ -10,9 +10,9 @@
 //! without a gap.
 //!
 //! One segment lies ready beyond the one in use. The next one is not made where the checkpoint would lack the room to take
-//! what the log holds, the segment in use included: then neither could ever give way to the other. Where that room would be
-//! there with the checkpoint caught up, the log waits for it, and the checkpoint is told to hurry. Where it would not, or
-//! no file can be made, the disk is full, and what is left of the segment in use lets deletes and compactions through: the
+//! what the log holds, the segment in use included: then neither could ever give way to the other. While
+//! the checkpoint has something to take, the log waits for it, and the checkpoint is told to hurry. Where it has not, or no
+//! file can be made, the disk is full, and what is left of the segment in use lets deletes and compactions through: the
 //! writer is told once half of it is used.
 //!
 //! A commit of the checkpoint frees many segments at once, and until the next commit the log takes as many again. So as many
@@ -346,7 +346,8 @@ impl<D: SegmentDisk> Keeper<D> {
                 let takes_none = self.spares.last().is_some_and(|spare| spare.is_filled);
                 let new_bytes = if takes_none { 0 } else { self.segment_bytes() };
                 if !self.has_headroom(new_bytes)? {
-                    return Ok(if self.has_headroom_to_come()? { Step::Awaiting } else { Step::ShortOfSpace });
+                    // What the checkpoint can still take turns out to need less room than it may; if not, that says so.
+                    return Ok(if self.to_be_given_up() > 0 { Step::Awaiting } else { Step::ShortOfSpace });
                 }
                 self.prepare()?
             }
@@ -412,15 +413,8 @@ impl<D: SegmentDisk> Keeper<D> {
     }
 
     /// Closed segments that the checkpoint can take whatever comes behind them.
-    fn to_be_given_up(&self) -> u64 {
+    pub(crate) fn to_be_given_up(&self) -> u64 {
         given_up(&self.closed, Position(self.shared.durable.load(Ordering::Acquire))) as u64
-    }
-
-    /// Whether [`Keeper::has_headroom`] will say yes when the checkpoint has caught up.
-    fn has_headroom_to_come(&self) -> io::Result<bool> {
-        let is_to_come =
-            self.to_be_given_up() > 0 && self.shared.log_room.load(Ordering::Relaxed) >= self.segment_bytes();
-        Ok(is_to_come && (self.shared.is_beside_data || self.newest.disk().free_bytes()? >= self.held_rows_bytes()))
     }
 
     /// What the rows of the log may take where the checkpoint is.
