@@ -47,6 +47,8 @@ const CHECKPOINT_SHARE: u64 = 2;
 const SPARES_MIN: usize = 2;
 /// More are kept only while the file system has room for so many segments: 1 GiB.
 const ROOM_SEGMENTS: u64 = 64;
+/// With room for so many the disk is not taken for full any more in the log of the server.
+const PLENTY_SEGMENTS: u64 = 4;
 /// Looks, one each [`RETRY`], at a log that takes no segment until one of the spares beyond [`SPARES_MIN`] goes: a minute.
 const LOOKS_PER_SPARE: u32 = 60;
 /// How often a full disk is tried again, and how often the checkpoint is looked at while segments wait for it.
@@ -188,6 +190,7 @@ pub struct Keeper<D: SegmentDisk> {
     /// A call failed over a disk that has become read-only: the files are left as they are until the next start.
     has_turned_read_only: bool,
     has_told_of_descriptors: bool,
+    has_told_of_space: bool,
 }
 
 struct Spare {
@@ -261,6 +264,7 @@ pub fn open<D: SegmentDisk>(
         wake_checkpoint: Box::new(|| {}),
         has_turned_read_only: false,
         has_told_of_descriptors: false,
+        has_told_of_space: false,
     };
     keeper.look_at_room()?;
     Ok((keeper, supply))
@@ -301,11 +305,13 @@ impl<D: SegmentDisk> Keeper<D> {
             Ok(step) => *step == Step::ShortOfSpace,
             Err(error) => is_refusal(error) || self.look_whether_read_only(),
         };
-        if self.shared.is_short_of_space.swap(is_short, Ordering::Relaxed) != is_short {
-            match is_short {
-                true => tracing::warn!("the disk has no room for a further segment of the log"),
-                false => tracing::info!("the disk has room for the log again"),
-            }
+        self.shared.is_short_of_space.store(is_short, Ordering::Relaxed);
+        if is_short && !self.has_told_of_space {
+            self.has_told_of_space = true;
+            tracing::warn!("the disk has no room for a further segment of the log");
+        } else if self.has_told_of_space && self.shared.room_segments(0, self.segment_bytes()) >= PLENTY_SEGMENTS {
+            self.has_told_of_space = false;
+            tracing::info!("the disk has room for the log again");
         }
         if is_short { Ok(Step::ShortOfSpace) } else { stepped }
     }
