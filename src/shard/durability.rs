@@ -23,12 +23,10 @@ pub trait Durability {
     fn room_bytes(&self) -> usize;
 
     /// There will be more room by itself, by what is under way.
-    fn is_room_coming(&self) -> bool {
-        false
-    }
+    fn is_room_coming(&self) -> bool;
 
     /// Whether writes are held up until it has come.
-    fn set_held_up(&mut self, _is_held_up: bool) {}
+    fn set_held_up(&mut self, is_held_up: bool);
 
     /// What is free on which disk, in words.
     fn disks(&self) -> String;
@@ -71,6 +69,12 @@ impl Durability for InMemory {
     fn room_bytes(&self) -> usize {
         usize::MAX
     }
+
+    fn is_room_coming(&self) -> bool {
+        false
+    }
+
+    fn set_held_up(&mut self, _is_held_up: bool) {}
 
     fn disks(&self) -> String {
         "there is no disk".to_owned()

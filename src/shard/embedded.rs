@@ -3,10 +3,9 @@
 //! It lives on shard 0. What it does is deterministic, given the order in which requests stand in the queues and the
 //! moments at which the log reports: so the simulator drives it as the loop does.
 
-use std::collections::VecDeque;
-
-use crate::backend::{Command, LeaseCommand, Reply};
+use crate::backend::{Command, Reply};
 use crate::shard::durability::Durability;
+use crate::shard::held_up::{self, HeldUp};
 use crate::shard::history::Appender;
 use crate::shard::mesh::{Port, Request, Response};
 use crate::shard::space::RUNBOOK;
@@ -26,8 +25,7 @@ pub struct Embedded {
     told: Vec<bool>,
     /// Whose commands are taken first in the next turn.
     first_shard: usize,
-    /// Writes that wait for room in the log, which is coming. Reads go on meanwhile.
-    held_up: VecDeque<(Origin, Command)>,
+    held_up: HeldUp,
     /// Commands of the last turn.
     commands_taken: usize,
     failure: Option<LogFailure>,
@@ -47,7 +45,7 @@ struct Defragmenting {
 
 impl Embedded {
     pub fn new(writer: Writer, durability: Box<dyn Durability>, appender: Appender, ports: Vec<Port>) -> Embedded {
-        let told = vec![false; ports.len()];
+        let (told, held_up) = (vec![false; ports.len()], HeldUp::new(ports.len()));
         let defragmenting = Defragmenting::default();
         let uptime = Uptime::default;
         Embedded {
@@ -57,7 +55,7 @@ impl Embedded {
             ports,
             told,
             first_shard: 0,
-            held_up: VecDeque::new(),
+            held_up,
             commands_taken: 0,
             failure: None,
             defragmenting,
@@ -81,15 +79,16 @@ impl Embedded {
         self.commands_taken = 0;
         self.release();
         self.writer.set_short_of_space(self.durability.is_short_of_space());
+        // In this order: what ceases to be coming has come.
+        let is_coming = self.durability.is_room_coming();
         let room = self.durability.room_bytes();
         self.writer.set_log_bytes_max(room);
-        let is_coming = self.durability.is_room_coming();
         self.writer.set_room_coming(is_coming);
-        let holds_up = is_coming && room < ROOM_SCARCE_BYTES;
+        // Where the alarm stands they are refused in any case.
+        let has_alarm = self.writer.store().has_alarm(AlarmKind::NoSpace);
+        let holds_up = is_coming && room < held_up::SCARCE_BYTES && !has_alarm;
         let (share, shards) = (commands_max.div_ceil(self.ports.len()), self.ports.len());
-        if !holds_up {
-            self.take_held_up(room, share, time);
-        }
+        self.take_held_up(room, share, holds_up, time);
         let first = std::mem::take(&mut self.first_shard);
         'shards: for shard in (first..shards).chain(0..first) {
             let mut left = share;
@@ -103,13 +102,16 @@ impl Embedded {
                 left = left.saturating_sub(weight(&command));
                 self.commands_taken += 1;
                 let origin = Origin { shard: shard as u16, token };
-                if (holds_up || !self.held_up.is_empty()) && takes_room(&command) {
-                    self.held_up.push_back((origin, command));
-                    continue;
+                let command = if holds_up || !self.held_up.is_empty() {
+                    self.held_up.take(origin, command, self.writer.log_bytes_max(), (self.uptime)())
+                } else {
+                    Some(command)
+                };
+                if let Some(command) = command {
+                    self.command(origin, command, time);
+                    // What no request says of itself: a delete may have gone through a million tombstones.
+                    left = left.saturating_sub(self.writer.take_visits() / VISITS_PER_COMMAND);
                 }
-                self.command(origin, command, time);
-                // What no request says of itself: a delete may have gone through a million tombstones.
-                left = left.saturating_sub(self.writer.take_visits() / VISITS_PER_COMMAND);
             }
         }
         let more_expired = self.expire(time);
@@ -120,15 +122,25 @@ impl Embedded {
         more || more_expired || more_held_up || self.ports.iter().any(Port::has_request)
     }
 
-    /// Writes that came while room was scarce go first once it is not, or is not coming any more.
-    fn take_held_up(&mut self, room: usize, share: usize, time: Time) {
-        for _ in 0..share {
-            if room - self.writer.log_bytes_max() >= GROUP_BYTES {
-                break;
-            }
-            let Some((origin, command)) = self.held_up.pop_front() else { break };
-            self.command(origin, command, time);
+    /// Writes that came while room was scarce go first once it is not, or is not coming any more; and those that have waited
+    /// for too long in any case.
+    fn take_held_up(&mut self, room: usize, share: usize, holds_up: bool, time: Time) {
+        if self.held_up.is_empty() {
+            return;
         }
+        let now = holds_up.then(self.uptime);
+        let mut left = share;
+        while left > 0 && room - self.writer.log_bytes_max() < GROUP_BYTES {
+            let Some((origin, command)) = self.held_up.next(now) else { break };
+            left = left.saturating_sub(weight(&command));
+            self.command(origin, command, time);
+            left = left.saturating_sub(self.writer.take_visits() / VISITS_PER_COMMAND);
+        }
+    }
+
+    /// What reads, lists and writes that are held up keep beside the store.
+    pub fn scratch_bytes(&self) -> usize {
+        self.writer.scratch_bytes() + self.held_up.bytes()
     }
 
     /// A piece of the revocation of what has expired. True when there is more.
@@ -264,6 +276,7 @@ impl Embedded {
 
     /// Puts the mark of an orderly end into the log.
     pub fn stop(&mut self) {
+        self.held_up.clear();
         if !self.writer.is_refusing() {
             self.writer.note(Entry::Stop);
             self.settle();
@@ -302,9 +315,6 @@ fn put_bytes(batch: &Batch) -> u64 {
 /// A turn takes no further command when its group has so much for the log: a group that is longer than a frame is durable later,
 /// and the checkpoint can take nothing of it before. Groups that wait share frames.
 const GROUP_BYTES: usize = BODY_BYTES_MAX / 2;
-/// While there is less room in the log and more is coming, writes are held up: it may be too little for the next one, and clients
-/// take a refusal for final. A request has 1.5 MiB by default, and comes behind a group.
-const ROOM_SCARCE_BYTES: usize = 4 << 20;
 /// Keys that a write looks at in the time of a plain command.
 const VISITS_PER_COMMAND: usize = 100;
 
@@ -315,16 +325,6 @@ fn operations(txn: &Txn) -> usize {
         ops.iter().map(|op| 1 + nested(op)).sum()
     };
     txn.compares.len() + of_branch(&txn.success).max(of_branch(&txn.failure))
-}
-
-/// Whether a command may take much of the log. An alarm that is taken back and a compaction take little, and are asked for
-/// when there is little.
-fn takes_room(command: &Command) -> bool {
-    match command {
-        Command::Write(write) => !matches!(write, Write::Alarm { .. } | Write::Compact(_)),
-        Command::Lease(command) => matches!(command, LeaseCommand::Revoke(_)),
-        _ => false,
-    }
 }
 
 /// How many plain commands the work of this one is worth.
@@ -348,6 +348,7 @@ mod tests {
     use std::rc::Rc;
 
     use super::*;
+    use crate::backend::LeaseCommand;
     use crate::shard::mesh::{self, Link};
     use crate::shard::writer::Pace;
     use crate::store::Store;
@@ -425,6 +426,11 @@ mod tests {
         Command::Write(Write::Put(Put { key: "a".into(), value, lease, prev_kv: false }))
     }
 
+    fn large() -> Command {
+        let (value, lease) = (PutValue::Set(vec![0; 1 << 20].into()), PutLease::Set(LeaseId::NONE));
+        Command::Write(Write::Put(Put { key: "b".into(), value, lease, prev_kv: false }))
+    }
+
     fn send(link: &mut Link, token: u32, command: Command) {
         link.send(Request { token, command });
     }
@@ -434,23 +440,25 @@ mod tests {
         let (mut embedded, mut link, disk) = stage();
         let told = |link: &mut Link| std::iter::from_fn(|| link.receive()).map(|one| one.token).collect::<Vec<_>>();
         let room = |room| disk.borrow_mut().room = room;
-        room(Some((ROOM_SCARCE_BYTES - 1, true)));
-        send(&mut link, 1, put());
+        room(Some((held_up::SCARCE_BYTES - 1, true)));
+        send(&mut link, 1, large());
         send(&mut link, 2, Command::Lease(LeaseCommand::Revoke(LeaseId(7))));
         send(&mut link, 3, Command::Status);
+        send(&mut link, 9, put());
         assert!(!embedded.turn(Time(1), 10), "nothing can be done before there is room");
         assert!(disk.borrow().is_held_up);
-        assert_eq!(told(&mut link), [3]);
-        room(Some((ROOM_SCARCE_BYTES, true)));
+        embedded.turn(Time(1), 10);
+        assert_eq!(told(&mut link), [3, 9], "many as small would find room");
+        room(Some((held_up::SCARCE_BYTES, true)));
         send(&mut link, 4, put());
         while embedded.turn(Time(1), 10) {}
         embedded.turn(Time(1), 10);
         assert_eq!((told(&mut link), disk.borrow().is_held_up), (vec![1, 2, 4], false));
-        assert_eq!(embedded.writer().store().revision(), Revision(3));
+        assert_eq!(embedded.writer().store().revision(), Revision(4));
         // And where none is coming after all, they hear so.
         room(Some((10, true)));
         send(&mut link, 5, put());
-        assert!(!embedded.turn(Time(1), 10) && told(&mut link).is_empty());
+        assert!(!embedded.turn(Time(1), 10) && told(&mut link).is_empty() && embedded.scratch_bytes() > 0);
         room(Some((10, false)));
         while embedded.turn(Time(1), 10) {}
         embedded.turn(Time(1), 10);

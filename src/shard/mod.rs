@@ -20,6 +20,7 @@ pub mod durability;
 pub mod embedded;
 mod handler;
 pub mod hashes;
+mod held_up;
 pub mod history;
 pub mod intake;
 pub mod memory;
@@ -664,7 +665,7 @@ impl Shard {
             account.lease_bytes = embedded.writer().leases().bytes();
             // The recent history of the hubs consists of the same batches; what a compaction forgets leaves all of them.
             account.history_bytes = bytes.history;
-            account.scratch_bytes += embedded.writer().scratch_bytes();
+            account.scratch_bytes += embedded.scratch_bytes();
         }
         account
     }

@@ -37,6 +37,12 @@ impl Durability for LateLog {
         usize::MAX
     }
 
+    fn is_room_coming(&self) -> bool {
+        false
+    }
+
+    fn set_held_up(&mut self, _is_held_up: bool) {}
+
     fn disks(&self) -> String {
         "5 bytes are free in /data".to_owned()
     }

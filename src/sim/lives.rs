@@ -111,6 +111,14 @@ impl Durability for Watched {
         usize::MAX
     }
 
+    fn is_room_coming(&self) -> bool {
+        self.0.borrow().logged.is_room_coming()
+    }
+
+    fn set_held_up(&mut self, is_held_up: bool) {
+        self.0.borrow_mut().logged.set_held_up(is_held_up);
+    }
+
     fn disks(&self) -> String {
         self.0.borrow().logged.disks()
     }

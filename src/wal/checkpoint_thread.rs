@@ -55,6 +55,8 @@ const COMMITS_BEHIND_SHORT: usize = 2;
 const FAR_PER_FORGETTING: usize = 4;
 
 const POLL: Duration = Duration::from_millis(100);
+/// The log or writes wait.
+const POLL_AWAITED: Duration = Duration::from_millis(10);
 /// Nothing is under way: two wakes a second.
 const IDLE_POLL: Duration = Duration::from_millis(500);
 const RETRY: Duration = Duration::from_secs(1);
@@ -74,7 +76,7 @@ pub struct Checkpointed {
     pub is_short_of_space: Arc<AtomicBool>,
     /// The process has no memory for further puts.
     pub is_short_of_memory: Arc<AtomicBool>,
-    /// The log has no place to go on before the checkpoint has taken some of what it holds.
+    /// The log has no place to go on, or writes none, before the checkpoint has taken some of what is in the log.
     pub is_awaited: Arc<AtomicBool>,
     /// For whoever wants to know how it stands.
     pub meter: Arc<Meter>,
@@ -220,6 +222,7 @@ impl<D: Disk> Mover<D> {
         }
         Ok(Next::After(match (self.retry_at, self.since) {
             (Some(_), _) => RETRY,
+            (None, Some(_)) if self.is_awaited() => POLL_AWAITED,
             (None, Some(_)) => self.scrub(now).min(POLL),
             (None, None) => self.scrub(now),
         }))

@@ -185,10 +185,11 @@ impl<D: Device> Log<D> {
         frames / FRAMES_IN_ROOM * (FRAMES_IN_ROOM - 1)
     }
 
-    /// There will be more room by itself: once what is under way is durable, or the checkpoint has taken what is.
+    /// There will be more room by itself, or there may be: something is under way, or the checkpoint has segments to take, or
+    /// nobody has looked since the last group was durable.
     pub fn is_room_coming(&self) -> bool {
-        let is_under_way = !self.is_idle() || self.supply.is_to_be_given_more();
-        is_under_way && self.refused.is_none() && !self.supply.is_short_of_space()
+        let may_go_on = !self.pending.is_empty() && !self.supply.is_short_of_space();
+        self.refused.is_none() && (self.in_flight.is_some() || may_go_on || self.supply.is_to_be_given_more())
     }
 
     /// Whether writes wait for that.

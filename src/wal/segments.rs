@@ -287,8 +287,18 @@ impl<D: SegmentDisk> Keeper<D> {
         if self.has_turned_read_only {
             return Ok(Step::ShortOfSpace);
         }
+        let durable = self.shared.durable.load(Ordering::Acquire);
+        let step = self.look_and_step();
+        // Behind all numbers: until then they count for nothing.
+        self.shared.looked.store(durable, Ordering::Release);
+        step
+    }
+
+    fn look_and_step(&mut self) -> io::Result<Step> {
         let stepped = self.try_step();
-        let is_awaiting = matches!(stepped, Ok(Step::Awaiting)) || self.is_held_up();
+        // What is not durable yet makes room without it.
+        let is_held_up = self.is_held_up() && self.to_be_given_up() > 0;
+        let is_awaiting = matches!(stepped, Ok(Step::Awaiting)) || is_held_up;
         if self.is_awaiting.swap(is_awaiting, Ordering::Relaxed) != is_awaiting && is_awaiting {
             (self.wake_checkpoint)();
         }
@@ -309,7 +319,10 @@ impl<D: SegmentDisk> Keeper<D> {
         if is_short && !self.has_told_of_space {
             self.has_told_of_space = true;
             tracing::warn!("the disk has no room for a further segment of the log");
-        } else if self.has_told_of_space && self.shared.room_segments(0, self.segment_bytes()) >= PLENTY_SEGMENTS {
+        } else if !is_short
+            && self.has_told_of_space
+            && self.shared.room_segments(0, self.segment_bytes()) >= PLENTY_SEGMENTS
+        {
             self.has_told_of_space = false;
             tracing::info!("the disk has room for the log again");
         }
@@ -404,7 +417,6 @@ impl<D: SegmentDisk> Keeper<D> {
         let filled = self.spares.iter().filter(|spare| spare.is_filled).count();
         let prepared = self.prepared.len() as u64;
         let to_be_given_up = self.to_be_given_up();
-        self.shared.to_be_given_up.store(to_be_given_up, Ordering::Relaxed);
         let own = filled as u64 + prepared + to_be_given_up;
         let log_room = self.disk.free_bytes()?.saturating_add(own * segment_bytes);
         let rows_bytes = CHECKPOINT_SHARE * (self.named() - prepared) * segment_bytes;
@@ -415,6 +427,7 @@ impl<D: SegmentDisk> Keeper<D> {
             self.shared.log_room.store(log_room, Ordering::Relaxed);
             self.shared.rows_room.store(rows_room, Ordering::Relaxed);
         }
+        self.shared.to_be_given_up.store(to_be_given_up, Ordering::Release);
         Ok(())
     }
 

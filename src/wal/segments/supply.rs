@@ -17,8 +17,9 @@ pub(super) struct Shared {
     pub(super) is_held_up: AtomicBool,
     /// Segments that the checkpoint can take whatever comes behind them.
     pub(super) to_be_given_up: AtomicU64,
-    /// The last group that is durable, and so can go to the checkpoint.
+    /// The last group that is durable, and so can go to the checkpoint; and what it was when the thread last looked.
     pub(super) durable: AtomicU64,
+    pub(super) looked: AtomicU64,
     /// What the disk of the log has for further segments, and that of the checkpoint for their rows, once the checkpoint has
     /// taken what is durable. One disk may be both.
     pub(super) log_room: AtomicU64,
@@ -31,8 +32,19 @@ impl Shared {
     pub(super) fn new(durable: Position, is_beside_data: bool) -> Shared {
         let [log_room, rows_room, to_be_given_up] = Default::default();
         let [is_short_of_space, is_held_up] = Default::default();
-        let (durable, thread) = (AtomicU64::new(durable.0), OnceLock::new());
-        Shared { is_short_of_space, is_held_up, to_be_given_up, durable, log_room, rows_room, is_beside_data, thread }
+        let [durable, looked] = [durable.0; 2].map(AtomicU64::new);
+        let thread = OnceLock::new();
+        Shared {
+            is_short_of_space,
+            is_held_up,
+            to_be_given_up,
+            durable,
+            looked,
+            log_room,
+            rows_room,
+            is_beside_data,
+            thread,
+        }
     }
 
     pub(super) fn wake(&self) {
@@ -98,15 +110,17 @@ impl<S> Supply<S> {
     /// So much is durable now.
     pub(crate) fn note_durable(&self, position: Position) {
         self.shared.durable.store(position.0, Ordering::Release);
-        if self.is_short_of_space() {
+        if self.is_short_of_space() || self.shared.is_held_up.load(Ordering::Relaxed) {
             // The checkpoint can take more than it could when the thread last looked.
             self.shared.wake();
         }
     }
 
-    /// The checkpoint has segments to take, and these will be room.
+    /// The checkpoint has segments to take, and these will be room; or the thread has not looked yet at what is durable.
     pub(crate) fn is_to_be_given_more(&self) -> bool {
-        self.shared.to_be_given_up.load(Ordering::Relaxed) > 0
+        let looked = self.shared.looked.load(Ordering::Acquire);
+        let has_some = self.shared.to_be_given_up.load(Ordering::Acquire) > 0 && !self.is_short_of_space();
+        has_some || looked < self.shared.durable.load(Ordering::Relaxed)
     }
 
     /// Whether writes wait for that: then everybody hurries.
