@@ -85,8 +85,8 @@ impl Embedded {
         self.writer.set_log_bytes_max(room);
         self.writer.set_room_coming(is_coming);
         // Where the alarm stands they are refused in any case.
-        let has_alarm = self.writer.store().has_alarm(AlarmKind::NoSpace);
-        let holds_up = is_coming && room < held_up::SCARCE_BYTES && !has_alarm;
+        let has_alarm = || self.writer.store().has_alarm(AlarmKind::NoSpace);
+        let holds_up = is_coming && room < held_up::SCARCE_BYTES && !has_alarm();
         let (share, shards) = (commands_max.div_ceil(self.ports.len()), self.ports.len());
         self.take_held_up(room, share, holds_up, time);
         let first = std::mem::take(&mut self.first_shard);

@@ -478,7 +478,7 @@ impl<D: Disk> Mover<D> {
     }
 }
 
-/// Wakes the thread before it would look by itself: behind a request to stop or to defragment.
+/// Wakes the thread before it would look by itself: behind a request to stop or to defragment, and when the log waits for it.
 #[derive(Clone, Debug)]
 pub struct CheckpointHandle(Thread);
 

@@ -23,11 +23,11 @@ pub(super) const LOCK_NAME: &str = "lock";
 pub(super) const WAL_NAME: &str = "wal";
 /// The folder in which etcd keeps everything.
 pub(super) const ETCD_NAME: &str = "member";
-/// What may lie in a directory that is still to become ours: what a new file system has, and what a start that was cut short
-/// leaves, first these and then those, and the directory of the log.
-const EMPTY_NAMES: [&str; 3] = [LOCK_NAME, identity::NEW_FILE_NAME, LOST_NAME];
 /// What fsck finds; ext4 makes it with the file system.
 const LOST_NAME: &str = "lost+found";
+/// What may lie in a directory that is still to become ours, beside the directory of the log: what a new file system has, and
+/// what a start that was cut short leaves, first these and then those.
+const EMPTY_NAMES: [&str; 3] = [LOCK_NAME, identity::NEW_FILE_NAME, LOST_NAME];
 const BEGUN_NAMES: [&str; 3] = [WAL_NAME, checkpoint::NEW_FILE_NAME, checkpoint::FILE_NAME];
 
 /// A directory that is ours, and locked for as long as this lives.
@@ -98,7 +98,9 @@ pub(super) fn claim_unfinished(new: &Path, new_identity: impl FnOnce() -> Identi
     }
     let marked = disk.create(UNFINISHED_NAME).and_then(|_| disk.sync_names());
     marked.map_err(|error| cannot("write to", new, &error))?;
-    claim_named(new, None, disk, &names, new_identity).map(Unfinished)
+    let claimed = claim_named(new, None, disk, &names, new_identity);
+    // Where nothing was begun, for want of room say, nothing is left.
+    claimed.map(Unfinished).inspect_err(|_| drop(std::fs::remove_file(new.join(UNFINISHED_NAME))))
 }
 
 /// A directory that a start refuses.

@@ -49,7 +49,7 @@ const SPARES_MIN: usize = 2;
 const ROOM_SEGMENTS: u64 = 64;
 /// With room for so many the disk is not taken for full any more in the log of the server.
 const PLENTY_SEGMENTS: u64 = 4;
-/// Looks, one each [`RETRY`], at a log that takes no segment until one of the spares beyond [`SPARES_MIN`] goes: a minute.
+/// Looks, one each [`RETRY`] while nobody waits, at a log that takes no segment until one of the spares beyond [`SPARES_MIN`] goes: a minute.
 const LOOKS_PER_SPARE: u32 = 60;
 /// How often a full disk is tried again, and how often the checkpoint is looked at while segments wait for it.
 const RETRY: Duration = Duration::from_secs(1);
@@ -284,11 +284,8 @@ impl<D: SegmentDisk> Keeper<D> {
         if self.ready.is_abandoned() {
             return Ok(Step::Over);
         }
-        if self.has_turned_read_only {
-            return Ok(Step::ShortOfSpace);
-        }
         let durable = self.shared.durable.load(Ordering::Acquire);
-        let step = self.look_and_step();
+        let step = if self.has_turned_read_only { Ok(Step::ShortOfSpace) } else { self.look_and_step() };
         // Behind all numbers: until then they count for nothing.
         self.shared.looked.store(durable, Ordering::Release);
         step
